@@ -1,0 +1,39 @@
+"""`hbf`: all commands under one name."""
+
+from typing import Annotated
+
+import typer
+
+import hbf_fuse
+from hbf_fuse.cli import model
+from hbf_fuse.cli.common import guarded, new_app
+from hbf_fuse.cli.mount import mount
+from hbf_fuse.cli.status import status
+from hbf_fuse.cli.umount import umount
+
+app = new_app(
+    help="Emulate High Bandwidth Flash: serve a GGUF at a tier's bandwidth and latency, and measure.",
+    no_args_is_help=True,
+)
+app.command()(mount)
+app.command()(umount)
+app.command()(status)
+app.add_typer(model.app, name="model")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"hbf-fuse {hbf_fuse.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """The entry point."""
+    guarded(app)

@@ -1,0 +1,66 @@
+"""What every command shares: how errors end, where remarks go, how JSON is printed."""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from hbf_fuse.errors import HbfError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def tell(message: str) -> None:
+    """A remark for the person, a line on stderr."""
+    print(f"hbf: {message}", file=sys.stderr, flush=True)
+
+
+def print_json(document: Any) -> None:
+    """A document for scripts, on stdout."""
+    print(json.dumps(document, indent=2))
+
+
+def new_app(**options: Any) -> typer.Typer:
+    """A typer application with our conventions."""
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode="rich",
+        **options,
+    )
+
+
+def guarded(action: Callable[[], Any]) -> None:
+    """Call, and turn errors that a person can mend into one line and exit code 1; Ctrl-C into 130.
+
+    Wrong usage ends with 2: typer does that itself.
+    """
+    try:
+        action()
+    except (HbfError, ValueError) as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(message: str) -> None:
+    """One line on stderr and exit code 1."""
+    tell(" ".join(message.split()))
+    sys.exit(1)
+
+
+def single(command: Callable[..., None]) -> Callable[[], None]:
+    """An entry point that is one command, such as hbf-mount."""
+
+    def main() -> None:
+        app = new_app()
+        app.command()(command)
+        guarded(app)
+
+    return main

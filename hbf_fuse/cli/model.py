@@ -1,0 +1,97 @@
+"""`hbf model make` and `hbf model info`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from hbf_fuse.cli.common import Json, new_app, print_json
+from hbf_fuse.units import format_size
+
+app = new_app(help="Make synthetic models, look into real ones.", no_args_is_help=True)
+
+
+@app.command()
+def make(
+    preset: Annotated[str, typer.Argument(help="A preset's name, or `list`.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write [default: PRESET.gguf].")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
+) -> None:
+    """Write a synthetic GGUF that llama.cpp loads and runs at the speed of a real one.
+
+    Example: [bold]hbf model make tiny -o model.gguf[/bold]
+    """
+    from hbf_fuse.gguf import presets, synth
+
+    if preset == "list":
+        for name in presets.names():
+            print(f"{name:22} {presets.load(name).about}")
+        return
+    geometry = presets.load(preset)
+    path = output or Path(f"{preset}.gguf")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(path.name, total=None)
+        size = synth.write(geometry, path, seed, lambda done, total: progress.update(task, completed=done, total=total))
+    print(f"{path}: {format_size(size)}, preset {preset}, seed {seed}")
+
+
+@app.command()
+def info(
+    file: Annotated[Path, typer.Argument(help="A GGUF.")],
+    as_json: Json = False,
+    tensors: Annotated[bool, typer.Option(help="List every tensor.")] = True,
+) -> None:
+    """Show a GGUF's metadata, tensors, sizes and KV cache bytes per token.
+
+    Example: [bold]hbf model info model.gguf --no-tensors[/bold]
+    """
+    document = _describe(file)
+    if as_json:
+        print_json(document)
+        return
+    console = Console()
+    for key in ("architecture", "layers", "context", "size", "tensor_count", "tensor_bytes", "kv_bytes_per_token_f16"):
+        value = document[key]
+        shown = f"{format_size(value)} ({value} bytes)" if key in ("size", "tensor_bytes") else value
+        print(f"{key:24}{shown}")
+    for kind, nbytes in document["bytes_by_type"].items():
+        print(f"{'  ' + kind:24}{format_size(nbytes)}")
+    if tensors:
+        table = Table("tensor", "type", "shape", "bytes", "offset")
+        for tensor in document["tensors"]:
+            shape = " x ".join(map(str, tensor["shape"]))
+            table.add_row(tensor["name"], tensor["type"], shape, str(tensor["nbytes"]), str(tensor["offset"]))
+        console.print(table)
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    from hbf_fuse import gguf
+    from hbf_fuse.gguf import kv
+
+    model = gguf.read(file)
+    try:
+        kv_bytes: int | str = kv.bytes_per_token(model)
+    except gguf.GgufError as error:
+        kv_bytes = f"unknown: {error}"
+    by_type: dict[str, int] = {}
+    for tensor in model.tensors:
+        by_type[tensor.type] = by_type.get(tensor.type, 0) + tensor.nbytes
+    return {
+        "file": str(file),
+        "architecture": model.architecture,
+        "layers": model.field("block_count"),
+        "context": model.field("context_length"),
+        "size": model.size,
+        "tensor_count": len(model.tensors),
+        "tensor_bytes": model.tensor_bytes,
+        "kv_bytes_per_token_f16": kv_bytes,
+        "bytes_by_type": by_type,
+        "tensors": [
+            {"name": t.name, "type": t.type, "shape": t.shape, "nbytes": t.nbytes, "offset": t.offset}
+            for t in model.tensors
+        ],
+    }

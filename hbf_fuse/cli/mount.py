@@ -1,0 +1,70 @@
+"""`hbf-mount` and `hbf mount`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hbf_fuse.cli.common import single, tell
+from hbf_fuse.engine import ENGINES
+from hbf_fuse.errors import HbfError
+from hbf_fuse.tier import TierSpec
+
+Mbps = Annotated[float | None, typer.Option("--mbps", help="Bandwidth in decimal MB/s. Left out: unlimited.")]
+Lat = Annotated[float, typer.Option("--lat", help="Latency in ms of each read; reads in flight overlap.")]
+EngineName = Annotated[str, typer.Option("--engine", help=f"How to speak to the kernel: {' or '.join(ENGINES)}.")]
+Readahead = Annotated[int, typer.Option("--readahead", help="Readahead of the mount in KiB (raising it needs root).", min=4, max=1 << 20)]
+Preload = Annotated[bool, typer.Option(help="Read the source into memory first, so that its disk cannot limit the tier.")]
+
+
+def mount(
+    paths: Annotated[list[Path], typer.Argument(metavar="[SOURCE] MOUNTPOINT", help="A GGUF or a directory of them, and an empty directory.")],
+    mbps: Mbps = None,
+    lat: Lat = 0.0,
+    engine: EngineName = "kernel",
+    readahead: Readahead = 4096,
+    preload: Preload = True,
+    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users read the mount.")] = False,
+    foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Stay, until Ctrl-C or umount.")] = False,
+) -> None:
+    """Serve a model from an emulated tier; returns when the mount answers.
+
+    Example: [bold]hbf-mount --mbps 500 --lat 1 /mnt/hbf[/bold], then
+    [bold]llama-bench -m /mnt/hbf/model.gguf[/bold], then [bold]hbf-umount /mnt/hbf[/bold].
+
+    SOURCE defaults to $HBF_MODEL, then to `model` in ~/.config/hbf/config.toml, then to a small
+    synthetic model that is made once.
+    """
+    from hbf_fuse.mount import daemon, mountpoint, server, source
+
+    if len(paths) > 2:
+        raise typer.BadParameter("give at most a SOURCE and a MOUNTPOINT")
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"--engine must be {' or '.join(ENGINES)}")
+    spec = TierSpec(bandwidth_mbps=mbps, latency_ms=lat)
+    target = mountpoint.absolute(paths[-1])
+    if repaired := mountpoint.prepare(target):
+        tell(repaired)
+    config = server.MountConfig(
+        source=source.resolve(paths[0] if len(paths) == 2 else None, tell),
+        mountpoint=target,
+        spec=spec,
+        engine=engine,
+        readahead_kib=readahead,
+        preload=preload,
+        allow_other=allow_other,
+    )
+    if target == config.source or target in config.source.parents:
+        raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")
+
+    def ready() -> None:
+        tell(f"{config.source} is served at {target} ({spec})")
+
+    if foreground:
+        server.serve(config, when_ready=ready, tell=tell)
+    else:
+        daemon.start(config, tell)
+        ready()
+
+
+main = single(mount)

@@ -1,0 +1,60 @@
+"""`hbf status`: what is mounted and how it is doing."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hbf_fuse.cli.common import Json, print_json
+from hbf_fuse.errors import HbfError
+from hbf_fuse.units import format_size
+
+
+def status(
+    mountpoint: Annotated[Path | None, typer.Argument(help="One mount; left out: all of them.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show live mounts: their tier, what was read, how late it was.
+
+    Example: [bold]hbf status /mnt/hbf --json[/bold]
+    """
+    from hbf_fuse.mount import live
+
+    mounts = [mountpoint] if mountpoint else live.all_mounts()
+    documents = [_describe(path, must_answer=mountpoint is not None) for path in mounts]
+    if as_json:
+        print_json(documents[0] if mountpoint else documents)
+        return
+    if not documents:
+        print("nothing is mounted; begin with: hbf-mount --mbps 500 --lat 1 MOUNTPOINT")
+    for document in documents:
+        print(_line(document))
+
+
+def _describe(path: Path, must_answer: bool) -> dict[str, Any]:
+    from hbf_fuse.mount import live
+
+    try:
+        return {
+            "mountpoint": str(path),
+            "spec": live.read_hidden(path, "spec.json"),
+            "stats": live.read_hidden(path, "stats.json"),
+        }
+    except HbfError as error:
+        if must_answer:
+            raise
+        return {"mountpoint": str(path), "error": str(error)}
+
+
+def _line(document: dict[str, Any]) -> str:
+    if "error" in document:
+        return f"{document['mountpoint']}: {document['error']}"
+    from hbf_fuse.tier import TierSpec
+
+    spec, stats = document["spec"], document["stats"]
+    lateness = stats["lateness_ns"]
+    return (
+        f"{document['mountpoint']}: {spec['source']} at {TierSpec.from_dict(spec['tier'])}, "
+        f"{stats['reads']} reads, {format_size(stats['bytes_read'])}, {stats['in_flight']} in flight, "
+        f"lateness p50 {lateness['p50'] / 1000:.0f} us p99 {lateness['p99'] / 1000:.0f} us"
+    )

@@ -1,0 +1,24 @@
+"""`hbf-umount` and `hbf umount`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hbf_fuse.cli.common import single
+
+
+def umount(
+    mountpoint: Annotated[Path, typer.Argument(help="Where hbf is mounted.")],
+    force: Annotated[bool, typer.Option("--force", help="Also when it is in use: its users get errors.")] = False,
+) -> None:
+    """End a mount and wait until its server is gone.
+
+    Example: [bold]hbf-umount /mnt/hbf[/bold]
+    """
+    from hbf_fuse.mount import live
+
+    live.unmount(mountpoint, force)
+
+
+main = single(umount)

@@ -1,0 +1,35 @@
+"""Chooses how a filesystem object reaches the kernel. Engines translate; they decide nothing."""
+
+from pathlib import Path
+from typing import Protocol
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs import Filesystem
+
+ENGINES = ("kernel", "fusepy")
+
+
+class Engine(Protocol):
+    """A filesystem on a mountpoint. start() and stop() raise HbfError; serving happens in threads."""
+
+    def start(self) -> None:
+        """Mount and serve; returns when the kernel has been answered for the first time."""
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the mount has ended, by whom ever. False if the time ran out first."""
+
+    def stop(self, lazy: bool) -> None:
+        """Unmount. A busy mount is an HbfError, unless lazy: then it is hidden and ends with its last user."""
+
+
+def create(name: str, fs: Filesystem, mountpoint: Path, allow_other: bool) -> Engine:
+    """The engine by name, or an HbfError that says what its binding needs."""
+    if name == "kernel":
+        from hbf_fuse.engine.kernel.engine import KernelEngine
+
+        return KernelEngine(fs, mountpoint, allow_other)
+    if name == "fusepy":
+        from hbf_fuse.engine.fusepy import FusepyEngine
+
+        return FusepyEngine(fs, mountpoint, allow_other)
+    raise HbfError(f"unknown engine {name!r}; there are: {', '.join(ENGINES)}")

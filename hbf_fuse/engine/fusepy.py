@@ -1,0 +1,132 @@
+"""The portable engine: the same filesystem object under fusepy and libfuse 2.
+
+The peer of every benchmark. It sees requests of at most 128 KiB, copies in Python, and cannot evict.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hbf_fuse.engine.kernel import mounting
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs import Filesystem, Node
+
+try:
+    import fuse
+except OSError as problem:
+    raise HbfError("the fusepy engine needs libfuse 2; install it with `apt install libfuse2`") from problem
+
+_START_SECONDS = 10
+
+
+class _Operations(fuse.Operations):  # type: ignore[misc]
+    """fusepy's calls by path, handed on by inode. Its own defaults refuse every write with EROFS."""
+
+    use_ns = True
+
+    def __init__(self, fs: Filesystem) -> None:
+        self.fs = fs
+
+    def _node(self, path: str) -> Node:
+        node = self.fs.tree.root
+        for name in path.strip("/").split("/"):
+            if name:
+                node = self.fs.lookup(node.ino, os.fsencode(name))
+        return node
+
+    def getattr(self, path: str, info: Any = None) -> dict[str, int]:
+        node = self._node(path)
+        times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.mtime_ns)
+        return {
+            "st_ino": node.ino,
+            "st_mode": node.mode,
+            "st_size": node.size,
+            "st_blocks": -(-node.size // 512),
+            "st_nlink": 2 if node.is_dir else 1,
+            "st_uid": node.uid,
+            "st_gid": node.gid,
+            **times,
+        }
+
+    def readdir(self, path: str, info: Any) -> Iterator[str]:
+        return (os.fsdecode(name) for name, _ in self.fs.listing(self._node(path).ino))
+
+    def readlink(self, path: str) -> str:
+        return os.fsdecode(self._node(path).target)
+
+    def open(self, path: str, info: Any) -> int:
+        node = self._node(path)
+        info.fh = self.fs.open(node.ino, info.flags)
+        info.direct_io = self.fs.is_live(node)
+        return 0
+
+    def release(self, path: str, info: Any) -> int:
+        self.fs.release(info.fh)
+        return 0
+
+    def read(self, path: str, size: int, offset: int, info: Any) -> bytes:
+        arrival_ns = time.monotonic_ns()
+        _, _, pid = fuse.fuse_get_context()
+        service = self.fs.read(info.fh, offset, size, pid, arrival_ns)
+        if not self.fs.wait(service):
+            self.fs.abandon(service)
+            raise fuse.FuseOSError(errno.EINTR)
+        # libfuse sends after this returns: the end of our copy is the last moment that can be seen here.
+        started_ns = time.monotonic_ns()
+        data = bytes(service.data)
+        self.fs.finish(service, started_ns)
+        return data
+
+    def statfs(self, path: str) -> dict[str, int]:
+        blocks = -(-self.fs.total_bytes() // 4096)
+        return {"f_bsize": 4096, "f_frsize": 4096, "f_blocks": blocks, "f_namemax": 255}
+
+
+class FusepyEngine:
+    """libfuse's loop in a thread of its own."""
+
+    def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool) -> None:
+        self._operations = _Operations(fs)
+        self._mountpoint = mountpoint
+        self._allow_other = allow_other
+        self._ended = threading.Event()
+        self._failure: Exception | None = None
+
+    def start(self) -> None:
+        threading.Thread(target=self._loop, daemon=True).start()
+        give_up = time.monotonic() + _START_SECONDS
+        while not os.path.ismount(self._mountpoint):
+            if self._ended.wait(0.01) or time.monotonic() > give_up:
+                raise HbfError(f"cannot mount on {self._mountpoint}: libfuse refused ({self._failure})")
+
+    def join(self, timeout: float | None = None) -> bool:
+        return self._ended.wait(timeout)
+
+    def stop(self, lazy: bool) -> None:
+        mounting.unmount_or_explain(self._mountpoint, lazy)
+
+    def _loop(self) -> None:
+        try:
+            fuse.FUSE(
+                self._operations,
+                str(self._mountpoint),
+                raw_fi=True,
+                foreground=True,
+                fsname="hbf",
+                subtype="hbf",
+                default_permissions=True,
+                allow_other=self._allow_other,
+                kernel_cache=True,
+                use_ino=True,
+                attr_timeout=86_400,
+                entry_timeout=86_400,
+                max_read=131_072,
+            )
+        except Exception as problem:
+            self._failure = problem
+        finally:
+            self._ended.set()

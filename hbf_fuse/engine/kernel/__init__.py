@@ -1,0 +1,1 @@
+"""The Linux FUSE protocol in Python: abi (bytes), mounting, session (requests), notify (evictions)."""

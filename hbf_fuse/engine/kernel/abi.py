@@ -1,0 +1,145 @@
+"""The bytes of the FUSE protocol, as in linux/fuse.h. Host byte order; every struct is free of padding."""
+
+import struct
+from enum import IntEnum
+
+ROOT_ID = 1
+MIN_READ_BUFFER = 8192
+MAJOR = 7
+MINOR = 38
+"""The newest protocol minor that this speaks; the kernel and we both go down to the lower one."""
+OLDEST_MINOR = 31
+"""Linux 5.4; older kernels are refused."""
+
+ASYNC_READ = 1 << 0
+PARALLEL_DIROPS = 1 << 18
+MAX_PAGES = 1 << 22
+CACHE_SYMLINKS = 1 << 23
+EXPLICIT_INVAL_DATA = 1 << 25
+
+FOPEN_DIRECT_IO = 1 << 0
+FOPEN_KEEP_CACHE = 1 << 1
+
+NOTIFY_INVAL_INODE = 2
+
+
+class Layout(struct.Struct):
+    """A C struct by name, with its fields in order, so that a test can hold it against the header."""
+
+    def __init__(self, name: str, fields: str) -> None:
+        self.name = name
+        self.fields = [tuple(field.split(":")) for field in fields.split()]
+        super().__init__("=" + "".join(code for _, code in self.fields))
+
+
+_ATTR = (
+    "ino:Q size:Q blocks:Q atime:Q mtime:Q ctime:Q atimensec:I mtimensec:I ctimensec:I "
+    "mode:I nlink:I uid:I gid:I rdev:I blksize:I flags:I"
+)
+
+IN_HEADER = Layout(
+    "fuse_in_header",
+    "len:I opcode:I unique:Q nodeid:Q uid:I gid:I pid:I total_extlen:H padding:H",
+)
+OUT_HEADER = Layout("fuse_out_header", "len:I error:i unique:Q")
+ATTR = Layout("fuse_attr", _ATTR)
+ENTRY_OUT = Layout(
+    "fuse_entry_out",
+    "nodeid:Q generation:Q entry_valid:Q attr_valid:Q entry_valid_nsec:I attr_valid_nsec:I",
+)
+ATTR_OUT = Layout("fuse_attr_out", "attr_valid:Q attr_valid_nsec:I dummy:I")
+OPEN_IN = Layout("fuse_open_in", "flags:I open_flags:I")
+OPEN_OUT = Layout("fuse_open_out", "fh:Q open_flags:I padding:I")
+RELEASE_IN = Layout("fuse_release_in", "fh:Q flags:I release_flags:I lock_owner:Q")
+READ_IN = Layout(
+    "fuse_read_in",
+    "fh:Q offset:Q size:I read_flags:I lock_owner:Q flags:I padding:I",
+)
+INIT_IN = Layout("fuse_init_in", "major:I minor:I max_readahead:I flags:I")
+INIT_OUT = Layout(
+    "fuse_init_out",
+    "major:I minor:I max_readahead:I flags:I max_background:H congestion_threshold:H max_write:I "
+    "time_gran:I max_pages:H map_alignment:H flags2:I unused:28s",
+)
+INTERRUPT_IN = Layout("fuse_interrupt_in", "unique:Q")
+KSTATFS = Layout(
+    "fuse_kstatfs",
+    "blocks:Q bfree:Q bavail:Q files:Q ffree:Q bsize:I namelen:I frsize:I padding:I spare:24s",
+)
+DIRENT = Layout("fuse_dirent", "ino:Q off:Q namelen:I type:I")
+INVAL_INODE_OUT = Layout("fuse_notify_inval_inode_out", "ino:Q off:q len:q")
+
+HEADERS_WITH_ATTR = (ENTRY_OUT, ATTR_OUT)
+"""In the header these two end with a fuse_attr, which is packed behind them here."""
+
+
+class Opcode(IntEnum):
+    """Request kinds, as enum fuse_opcode numbers them."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    IOCTL = 39
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    RENAME2 = 45
+    COPY_FILE_RANGE = 47
+    TMPFILE = 51
+
+
+WRITES = frozenset(
+    {
+        Opcode.SETATTR,
+        Opcode.SYMLINK,
+        Opcode.MKNOD,
+        Opcode.MKDIR,
+        Opcode.UNLINK,
+        Opcode.RMDIR,
+        Opcode.RENAME,
+        Opcode.LINK,
+        Opcode.WRITE,
+        Opcode.SETXATTR,
+        Opcode.REMOVEXATTR,
+        Opcode.CREATE,
+        Opcode.FALLOCATE,
+        Opcode.RENAME2,
+        Opcode.COPY_FILE_RANGE,
+        Opcode.TMPFILE,
+    }
+)
+"""Requests that would change something."""
+
+
+class Request:
+    """A request's header, and its body as a view that is valid until the next one is read."""
+
+    __slots__ = ("body", "nodeid", "opcode", "pid", "unique")
+
+    def __init__(self, message: memoryview) -> None:
+        _, self.opcode, self.unique, self.nodeid, _, _, self.pid, _, _ = IN_HEADER.unpack_from(message)
+        self.body = message[IN_HEADER.size :]

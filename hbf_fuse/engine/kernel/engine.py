@@ -1,0 +1,40 @@
+"""The default engine: a mount and its session."""
+
+from pathlib import Path
+
+from hbf_fuse.engine.kernel import mounting, notify
+from hbf_fuse.engine.kernel.session import Session
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs import Filesystem
+
+_INIT_SECONDS = 10
+
+
+class KernelEngine:
+    """Speaks the kernel's protocol itself; knows each request's arrival and thread, and can evict."""
+
+    def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool) -> None:
+        self._fs = fs
+        self._mountpoint = mountpoint
+        self._allow_other = allow_other
+        self._session: Session | None = None
+
+    def start(self) -> None:
+        fd = mounting.mount(self._mountpoint, self._allow_other)
+        self._session = session = Session(fd, self._fs, mounting.MAX_REQUEST)
+        session.start()
+        answered = session.ready.wait(_INIT_SECONDS)
+        if not answered or session.refusal:
+            self.stop(lazy=True)
+            raise HbfError(session.refusal or f"the kernel did not begin to use {self._mountpoint}")
+
+    def join(self, timeout: float | None = None) -> bool:
+        return self._session is None or self._session.ended.wait(timeout)
+
+    def stop(self, lazy: bool) -> None:
+        mounting.unmount_or_explain(self._mountpoint, lazy)
+
+    def evict(self, ino: int, offset: int, nbytes: int) -> None:
+        """Drop a range from the page cache; see notify.evict."""
+        if self._session is not None:
+            notify.evict(self._session.fd, ino, offset, nbytes)

@@ -1,0 +1,115 @@
+"""A mountpoint and its /dev/fuse descriptor: mount(2) as root, fusermount3 as anybody else."""
+
+import array
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from pathlib import Path
+
+from hbf_fuse import linux
+from hbf_fuse.errors import HbfError
+
+DEVICE = "/dev/fuse"
+FSTYPE = "fuse.hbf"
+MAX_REQUEST = 1 << 20
+
+
+def mount(mountpoint: Path, allow_other: bool) -> int:
+    """Mount and return the descriptor that requests come from. HbfError says what is missing."""
+    options = ["default_permissions", f"max_read={MAX_REQUEST}", *(["allow_other"] if allow_other else [])]
+    if not Path(DEVICE).exists():
+        raise HbfError(f"there is no {DEVICE}; load it with `modprobe fuse`, or in a container start it with --device {DEVICE}")
+    if os.geteuid() == 0:
+        return _mount_as_root(mountpoint, options)
+    return _mount_as_user(mountpoint, options)
+
+
+def unmount(mountpoint: Path, lazy: bool = False) -> None:
+    """End a mount. OSError EBUSY if it is in use and lazy is off; EINVAL if nothing is mounted there."""
+    if os.geteuid() == 0:
+        linux.umount(str(mountpoint), linux.MNT_DETACH if lazy else 0)
+        return
+    command = [_fusermount(), "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        code = errno.EBUSY if "busy" in result.stderr else errno.EINVAL
+        raise OSError(code, os.strerror(code), str(mountpoint))
+
+
+def unmount_or_explain(mountpoint: Path, lazy: bool = False) -> None:
+    """End a mount if there is one; HbfError says what holds it."""
+    try:
+        unmount(mountpoint, lazy)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise HbfError(f"{mountpoint} is in use; end its users, or unmount with --force") from error
+        if error.errno != errno.EINVAL:
+            raise HbfError(f"cannot unmount {mountpoint}: {error.strerror}") from error
+
+
+def _mount_as_root(mountpoint: Path, options: list[str]) -> int:
+    fd = _open_device()
+    mode = stat.S_IFMT(mountpoint.stat().st_mode)
+    data = ",".join([f"fd={fd},rootmode={mode:o},user_id=0,group_id=0", *options])
+    try:
+        linux.mount("hbf", str(mountpoint), FSTYPE, linux.MS_NOSUID | linux.MS_NODEV, data)
+    except OSError as error:
+        os.close(fd)
+        raise HbfError(f"cannot mount on {mountpoint}: {error.strerror}; {_mount_advice(error)}") from error
+    return fd
+
+
+def _open_device() -> int:
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise HbfError(f"cannot open {DEVICE}: {error.strerror}; {_mount_advice(error)}") from error
+
+
+def _mount_advice(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "in a container it needs --device /dev/fuse --cap-add SYS_ADMIN"
+    if error.errno in (errno.ENODEV, errno.ENXIO):
+        return "load the module with `modprobe fuse`"
+    return "`hbf mount --help` shows what it expects"
+
+
+def _fusermount() -> str:
+    path = shutil.which("fusermount3")
+    if path is None:
+        raise HbfError("mounting without root needs fusermount3; install it with `apt install fuse3`, or run as root")
+    return path
+
+
+def _mount_as_user(mountpoint: Path, options: list[str]) -> int:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        command = [_fusermount(), "-o", ",".join([*options, "fsname=hbf", "subtype=hbf", "nosuid", "nodev"])]
+        result = subprocess.run(
+            [*command, "--", str(mountpoint)],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        theirs.close()
+        fd = _receive_descriptor(ours) if result.returncode == 0 else None
+    if fd is None:
+        said = result.stderr.strip().removeprefix("fusermount3: ") or f"fusermount3 failed ({result.returncode})"
+        raise HbfError(f"cannot mount on {mountpoint}: {said}")
+    return fd
+
+
+def _receive_descriptor(channel: socket.socket) -> int | None:
+    size = array.array("i").itemsize
+    _, messages, _, _ = channel.recvmsg(1, socket.CMSG_SPACE(size))
+    for level, kind, data in messages:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(data) >= size:
+            fd = array.array("i", data[:size])[0]
+            os.set_inheritable(fd, False)
+            return fd
+    return None

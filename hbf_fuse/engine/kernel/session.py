@@ -1,0 +1,232 @@
+"""Requests in, replies out: translates the kernel's requests into calls of a filesystem object.
+
+One thread per request in flight: read the request, ask the filesystem, wait, reply. The pool grows so
+that one thread is always left to read, which is what lets an interrupt reach a read that waits.
+"""
+
+import errno
+import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from hbf_fuse.engine.kernel import abi
+from hbf_fuse.engine.kernel.abi import Opcode
+from hbf_fuse.fs import Filesystem, Node, Service
+
+MAX_THREADS = 256
+MAX_BACKGROUND = 64
+_PAGE = 4096
+_VALID_SECONDS = 86_400
+_GONE = (errno.ENODEV, errno.EBADF)
+_RETRY = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
+_WANTED_FLAGS = (
+    abi.ASYNC_READ | abi.PARALLEL_DIROPS | abi.MAX_PAGES | abi.CACHE_SYMLINKS | abi.EXPLICIT_INVAL_DATA
+)
+
+
+class Session:
+    """Serves one descriptor until the mount ends. `ready` is set when the kernel's INIT was answered."""
+
+    def __init__(self, fd: int, fs: Filesystem, max_request: int) -> None:
+        self.fs = fs
+        self.fd = fd
+        self.ready = threading.Event()
+        self.ended = threading.Event()
+        self.refusal: str | None = None
+        self._max_request = max_request
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+        self._waiting: dict[int, Service] = {}
+        self._handlers: dict[int, Callable[[abi.Request], bytes | None]] = {
+            Opcode.INIT: self._init,
+            Opcode.LOOKUP: self._lookup,
+            Opcode.GETATTR: self._getattr,
+            Opcode.READLINK: lambda request: self.fs.node(request.nodeid).target,
+            Opcode.OPEN: self._open,
+            Opcode.RELEASE: self._release,
+            Opcode.OPENDIR: lambda request: abi.OPEN_OUT.pack(0, 0, 0),
+            Opcode.READDIR: self._readdir,
+            Opcode.RELEASEDIR: lambda request: b"",
+            Opcode.STATFS: self._statfs,
+            Opcode.INTERRUPT: self._interrupt,
+            Opcode.FORGET: lambda request: None,
+            Opcode.BATCH_FORGET: lambda request: None,
+            Opcode.DESTROY: lambda request: b"",
+            Opcode.IOCTL: lambda request: _refuse(errno.ENOTTY),
+            **dict.fromkeys(abi.WRITES, lambda request: self.fs.refuse_write()),
+        }
+
+    def start(self) -> None:
+        """Begin to serve, in threads of its own."""
+        # A thread that wakes with a reply due must not wait 5 ms for the interpreter.
+        sys.setswitchinterval(0.0005)
+        self._add_thread()
+
+    def _add_thread(self) -> None:
+        self._threads += 1
+        self._idle += 1
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        buffer = bytearray(abi.MIN_READ_BUFFER)
+        view = memoryview(buffer)
+        into = [buffer]
+        while True:
+            try:
+                length = os.readv(self.fd, into)
+            except OSError as error:
+                if error.errno in _RETRY:
+                    continue
+                break
+            arrival_ns = time.monotonic_ns()
+            with self._lock:
+                self._idle -= 1
+                if not self._idle and self._threads < MAX_THREADS:
+                    self._add_thread()
+            if length >= abi.IN_HEADER.size:
+                self._dispatch(view[:length], arrival_ns)
+            with self._lock:
+                self._idle += 1
+        self.ended.set()
+
+    def _dispatch(self, message: memoryview, arrival_ns: int) -> None:
+        request = abi.Request(message)
+        try:
+            if request.opcode == Opcode.READ:
+                self._read(request, arrival_ns)
+                return
+            handler = self._handlers.get(request.opcode)
+            body = handler(request) if handler else _refuse(errno.ENOSYS)
+        except OSError as error:
+            self._reply_error(request.unique, error.errno or errno.EIO)
+        except Exception:
+            # Whatever goes wrong, the caller must not be left hanging.
+            self._reply_error(request.unique, errno.EIO)
+            raise
+        else:
+            if body is not None:
+                self._reply(request.unique, body)
+
+    def _reply(self, unique: int, body: bytes | memoryview) -> None:
+        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), 0, unique)
+        os.writev(self.fd, [header, body])
+
+    def _reply_error(self, unique: int, code: int) -> None:
+        try:
+            os.write(self.fd, abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, unique))
+        except OSError as error:
+            # The kernel has ended this request already, or the mount is gone.
+            if error.errno not in (*_GONE, *_RETRY):
+                raise
+
+    # Reading
+
+    def _read(self, request: abi.Request, arrival_ns: int) -> None:
+        handle, offset, nbytes, *_ = abi.READ_IN.unpack_from(request.body)
+        service = self.fs.read(handle, offset, min(nbytes, self._max_request), request.pid, arrival_ns)
+        self._waiting[request.unique] = service
+        due = self.fs.wait(service)
+        del self._waiting[request.unique]
+        if not due:
+            self.fs.abandon(service)
+            _refuse(errno.EINTR)
+        started_ns = time.monotonic_ns()
+        try:
+            self._reply(request.unique, service.data)
+        except OSError as error:
+            # EFAULT: the source shrank under us. The kernel has already told the reader EIO; saying it
+            # again is answered with ENOENT and does no harm.
+            self.fs.abandon(service)
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+        self.fs.finish(service, started_ns)
+
+    def _interrupt(self, request: abi.Request) -> None:
+        (unique,) = abi.INTERRUPT_IN.unpack_from(request.body)
+        service = self._waiting.get(unique)
+        if service is not None:
+            service.interrupted = True
+
+    # Names and attributes
+
+    def _init(self, request: abi.Request) -> bytes | None:
+        major, minor, max_readahead, flags = abi.INIT_IN.unpack_from(request.body)
+        if (major, minor) < (abi.MAJOR, abi.OLDEST_MINOR):
+            self.refusal = (
+                f"this kernel speaks FUSE {major}.{minor}; at least "
+                f"{abi.MAJOR}.{abi.OLDEST_MINOR} (Linux 5.4) is needed"
+            )
+            self.ready.set()
+            _refuse(errno.EPROTO)
+        reply = abi.INIT_OUT.pack(
+            abi.MAJOR,
+            min(minor, abi.MINOR),
+            max_readahead,
+            flags & _WANTED_FLAGS,
+            MAX_BACKGROUND,
+            MAX_BACKGROUND * 3 // 4,
+            _PAGE,
+            1,
+            self._max_request // _PAGE,
+            0,
+            0,
+            b"",
+        )
+        self._reply(request.unique, reply)
+        self.ready.set()
+        return None
+
+    def _lookup(self, request: abi.Request) -> bytes:
+        node = self.fs.lookup(request.nodeid, bytes(request.body).rstrip(b"\0"))
+        valid = self._validity(node)
+        return abi.ENTRY_OUT.pack(node.ino, 0, _VALID_SECONDS, valid, 0, 0) + _attributes(node)
+
+    def _getattr(self, request: abi.Request) -> bytes:
+        node = self.fs.node(request.nodeid)
+        return abi.ATTR_OUT.pack(self._validity(node), 0, 0) + _attributes(node)
+
+    def _validity(self, node: Node) -> int:
+        return 0 if self.fs.is_live(node) else _VALID_SECONDS
+
+    def _open(self, request: abi.Request) -> bytes:
+        flags, _ = abi.OPEN_IN.unpack_from(request.body)
+        handle = self.fs.open(request.nodeid, flags)
+        live = self.fs.is_live(self.fs.node(request.nodeid))
+        return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO if live else abi.FOPEN_KEEP_CACHE, 0)
+
+    def _release(self, request: abi.Request) -> bytes:
+        handle, *_ = abi.RELEASE_IN.unpack_from(request.body)
+        self.fs.release(handle)
+        return b""
+
+    def _readdir(self, request: abi.Request) -> bytes:
+        _, offset, size, *_ = abi.READ_IN.unpack_from(request.body)
+        packed = bytearray()
+        for position, (name, node) in enumerate(self.fs.listing(request.nodeid), start=1):
+            if position <= offset:
+                continue
+            entry = abi.DIRENT.pack(node.ino, position, len(name), stat.S_IFMT(node.mode) >> 12) + name
+            entry += bytes(-len(entry) % 8)
+            if len(packed) + len(entry) > size:
+                break
+            packed += entry
+        return bytes(packed)
+
+    def _statfs(self, request: abi.Request) -> bytes:
+        blocks = -(-self.fs.total_bytes() // _PAGE)
+        return abi.KSTATFS.pack(blocks, 0, 0, len(self.fs.tree.nodes), 0, _PAGE, 255, _PAGE, 0, b"")
+
+
+def _refuse(code: int) -> None:
+    raise OSError(code, os.strerror(code))
+
+
+def _attributes(node: Node) -> bytes:
+    seconds, ns = divmod(node.mtime_ns, 1_000_000_000)
+    links = 2 if node.is_dir else 1
+    times = (seconds, seconds, seconds, ns, ns, ns)
+    blocks = -(-node.size // 512)
+    return abi.ATTR.pack(node.ino, node.size, blocks, *times, node.mode, links, node.uid, node.gid, 0, _PAGE, 0)

@@ -1,0 +1,59 @@
+"""Which bytes of a served file have reached a reader: the end of staging, when all have."""
+
+from typing import Any
+
+_PAGE = 4096
+
+
+class Arrival:
+    """Which pages of a file have reached a reader at least once, and when the last of them did.
+
+    A page counts once it was covered by one reply; replies are page-aligned except at the end.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.arrived_pages = 0
+        self.first_arrival_ns = 0
+        self.complete_ns = 0
+        self.complete_deadline_ns = 0
+        self.forgiven_ns = 0
+        self._pages = -(-size // _PAGE)
+        self._seen = bytearray(self._pages)
+
+    @property
+    def complete(self) -> bool:
+        return self.arrived_pages == self._pages
+
+    @property
+    def arrived_bytes(self) -> int:
+        return min(self.size, self.arrived_pages * _PAGE)
+
+    def add(self, offset: int, nbytes: int, arrival_ns: int, deadline_ns: int, done_ns: int, forgiven_ns: int) -> None:
+        """A reply of nbytes at offset, visible at done_ns. Does nothing once all has arrived.
+
+        forgiven_ns: the lateness that the tier's schedule no longer holds, so far; see Lateness.
+        """
+        if self.complete:
+            return
+        self.first_arrival_ns = min(self.first_arrival_ns or arrival_ns, arrival_ns)
+        first, end = offset // _PAGE, -(-(offset + nbytes) // _PAGE)
+        fresh = self._seen.count(0, first, end)
+        if fresh:
+            self._seen[first:end] = b"\x01" * (end - first)
+            self.arrived_pages += fresh
+            self.complete_ns = max(self.complete_ns, done_ns)
+            self.complete_deadline_ns = max(self.complete_deadline_ns, deadline_ns)
+            self.forgiven_ns = forgiven_ns
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stats.json holds it. Staging is over when arrived_bytes is size."""
+        return {
+            "size": self.size,
+            "arrived_bytes": self.arrived_bytes,
+            "complete": self.complete,
+            "first_arrival_ns": self.first_arrival_ns,
+            "complete_ns": self.complete_ns,
+            "complete_deadline_ns": self.complete_deadline_ns,
+            "forgiven_ns": self.forgiven_ns,
+        }

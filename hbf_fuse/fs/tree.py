@@ -1,0 +1,148 @@
+"""The served names: a snapshot of a file or a directory, taken once, so that inodes and times never move.
+
+A single file appears under its own name and as `model.gguf`; a directory appears as it is, plus
+`model.gguf` for its first GGUF. `.hbf/` can be opened by name but is not listed, as ZFS does with `.zfs`.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hbf_fuse.errors import HbfError
+
+ROOT = 1
+ALIAS = b"model.gguf"
+HIDDEN = b".hbf"
+MAX_NODES = 100_000
+GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One inode. `source` is the real file behind a regular file; hidden files have none."""
+
+    ino: int
+    parent: int
+    mode: int
+    size: int = 0
+    mtime_ns: int = 0
+    uid: int = 0
+    gid: int = 0
+    source: Path | None = None
+    source_ino: int = 0
+    target: bytes = b""
+    listed: bool = True
+    children: dict[bytes, "Node"] = field(default_factory=dict)
+
+    @property
+    def is_dir(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+class Tree:
+    """All nodes by inode number and by name.
+
+    Raises HbfError if the source cannot be served: missing, unreadable, neither file nor directory, empty
+    directory, more than MAX_NODES names.
+    """
+
+    def __init__(self, source: Path, hidden_names: tuple[bytes, ...]) -> None:
+        self.nodes: dict[int, Node] = {}
+        try:
+            info = source.stat()
+        except OSError as error:
+            raise HbfError(f"cannot read {source}: {error.strerror}; name an existing GGUF or directory") from error
+        root_info = info if stat.S_ISDIR(info.st_mode) else None
+        self.root = self._add(stat.S_IFDIR | (stat.S_IMODE(info.st_mode) & 0o555 if root_info else 0o555), ROOT)
+        self.root.uid, self.root.gid = info.st_uid, info.st_gid
+        self.root.mtime_ns = info.st_mtime_ns
+        if stat.S_ISDIR(info.st_mode):
+            self._scan(source, self.root)
+            self._alias_first_gguf()
+        elif stat.S_ISREG(info.st_mode):
+            self._add_single_file(source)
+        else:
+            raise HbfError(f"{source} is neither a file nor a directory; name a GGUF or a directory of them")
+        self._add_hidden(hidden_names)
+
+    def files(self) -> Iterator[Node]:
+        """Every regular file that has a source."""
+        return (node for node in self.nodes.values() if node.source is not None)
+
+    def path_of(self, node: Node) -> str:
+        """The node's path inside the mount, without a leading slash."""
+        if node is self.root:
+            return ""
+        parent = self.nodes[node.parent]
+        name = next(name for name, child in parent.children.items() if child is node)
+        return os.fsdecode(name) if parent is self.root else f"{self.path_of(parent)}/{os.fsdecode(name)}"
+
+    def _add(self, mode: int, parent: int) -> Node:
+        if len(self.nodes) >= MAX_NODES:
+            raise HbfError(f"the source holds more than {MAX_NODES} names; mount a smaller directory")
+        node = Node(ino=len(self.nodes) + 1, parent=parent, mode=mode, mtime_ns=time.time_ns())
+        self.nodes[node.ino] = node
+        return node
+
+    def _add_file(self, source: Path, parent: Node, name: bytes) -> Node:
+        info = source.stat()
+        if not os.access(source, os.R_OK):
+            raise HbfError(f"cannot read {source}: Permission denied; make it readable or run as its owner")
+        node = self._add(stat.S_IFREG | (stat.S_IMODE(info.st_mode) & 0o444), parent.ino)
+        node.size, node.mtime_ns, node.source_ino = info.st_size, info.st_mtime_ns, info.st_ino
+        node.uid, node.gid, node.source = info.st_uid, info.st_gid, source
+        parent.children[name] = node
+        return node
+
+    def _add_link(self, parent: Node, name: bytes, target: bytes) -> None:
+        node = self._add(stat.S_IFLNK | 0o777, parent.ino)
+        node.size, node.target = len(target), target
+        parent.children[name] = node
+
+    def _add_single_file(self, source: Path) -> None:
+        self._add_file(source, self.root, ALIAS)
+        if os.fsencode(source.name) != ALIAS:
+            self._add_link(self.root, os.fsencode(source.name), ALIAS)
+
+    def _scan(self, folder: Path, parent: Node) -> None:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            name, path = os.fsencode(entry.name), Path(entry.path)
+            if parent is self.root and name == HIDDEN:
+                continue
+            if entry.is_symlink():
+                self._add_link(parent, name, os.fsencode(path.readlink()))
+            elif entry.is_dir():
+                info = entry.stat()
+                child = self._add(stat.S_IFDIR | (stat.S_IMODE(info.st_mode) & 0o555), parent.ino)
+                child.mtime_ns, child.uid, child.gid = info.st_mtime_ns, info.st_uid, info.st_gid
+                parent.children[name] = child
+                self._scan(path, child)
+            elif entry.is_file():
+                self._add_file(path, parent, name)
+        if parent is self.root and not parent.children:
+            raise HbfError(f"{folder} is empty; put a GGUF into it, or make one: hbf model make tiny -o FILE")
+
+    def _alias_first_gguf(self) -> None:
+        if ALIAS in self.root.children:
+            return
+        for node in self.files():
+            if node.source is not None and _is_gguf(node.source):
+                self._add_link(self.root, ALIAS, os.fsencode(self.path_of(node)))
+                return
+
+    def _add_hidden(self, names: tuple[bytes, ...]) -> None:
+        folder = self._add(stat.S_IFDIR | 0o500, ROOT)
+        folder.uid, folder.gid, folder.listed = os.getuid(), os.getgid(), False
+        self.root.children[HIDDEN] = folder
+        for name in names:
+            node = self._add(stat.S_IFREG | 0o400, folder.ino)
+            node.uid, node.gid = os.getuid(), os.getgid()
+            folder.children[name] = node
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC

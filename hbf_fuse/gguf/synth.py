@@ -1,0 +1,152 @@
+"""Writes synthetic models: the geometry of a preset, random weights, the speed of a real model.
+
+Quantized blocks are random bytes with sane f16 scales, so that no value is infinite or NaN.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+
+from hbf_fuse.gguf.presets import Preset
+
+_CHUNK_BLOCKS = 1 << 16
+_SCALES = {
+    # type: (byte offset of an f16 in its block, value). Chosen so that weights have a mean of about
+    # 0 and a deviation of about 0.02, as trained ones do.
+    GGMLQuantizationType.Q4_K: ((0, 1.4e-4), (2, 1.05e-3)),
+    GGMLQuantizationType.Q6_K: ((208, 1.5e-5),),
+}
+
+Progress = Callable[[int, int], None]
+"""Called with bytes written and bytes in all."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+
+    @property
+    def nbytes(self) -> int:
+        block, block_bytes = GGML_QUANT_SIZES[self.type]
+        return int(np.prod(self.shape)) // block * block_bytes
+
+
+def write(preset: Preset, path: Path, seed: int = 0, progress: Progress | None = None) -> int:
+    """Write a preset's model to `path` and return its size in bytes.
+
+    The same seed gives the same bytes. Written beside the target and moved there when whole, so that
+    no half file is ever found; OSError if there is no room or no permission.
+    """
+    plans = list(_tensors(preset))
+    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(fd)
+    try:
+        _write_file(preset, plans, Path(temporary), seed, progress)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path.stat().st_size
+
+
+def _write_file(preset: Preset, plans: list[_Plan], path: Path, seed: int, progress: Progress | None) -> None:
+    writer = GGUFWriter(path, preset.architecture)
+    _add_metadata(writer, preset)
+    for plan in plans:
+        stored = np.float32 if plan.type == GGMLQuantizationType.F32 else np.uint8
+        writer.add_tensor_info(plan.name, _byte_shape(plan), np.dtype(stored), plan.nbytes, raw_dtype=plan.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    total = sum(plan.nbytes for plan in plans)
+    written = 0
+    with path.open("ab") as file:
+        file.write(bytes(-file.tell() % writer.data_alignment))
+        for index, plan in enumerate(plans):
+            for chunk in _content(plan, np.random.Generator(np.random.PCG64([seed, index]))):
+                file.write(chunk.data)
+                written += chunk.nbytes
+                if progress:
+                    progress(written, total)
+            file.write(bytes(-file.tell() % writer.data_alignment))
+
+
+def _add_metadata(writer: GGUFWriter, preset: Preset) -> None:
+    writer.add_name(f"hbf-fuse synthetic {preset.name}")
+    writer.add_file_type(LlamaFileType.MOSTLY_Q4_K_M)
+    writer.add_context_length(preset.context)
+    writer.add_embedding_length(preset.embedding)
+    writer.add_block_count(preset.layers)
+    writer.add_feed_forward_length(preset.ffn)
+    writer.add_head_count(preset.heads)
+    writer.add_head_count_kv(preset.kv_heads)
+    writer.add_rope_freq_base(preset.rope_freq_base)
+    writer.add_layer_norm_rms_eps(1e-6)
+    if preset.experts:
+        writer.add_expert_count(preset.experts)
+        writer.add_expert_used_count(preset.experts_used)
+    writer.add_vocab_size(preset.vocabulary)
+    writer.add_tokenizer_model("no_vocab")
+
+
+def _tensors(preset: Preset) -> Iterator[_Plan]:
+    """Every tensor in file order; shapes outermost first, as the writer takes them."""
+    f32, q4, q6 = GGMLQuantizationType.F32, GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K
+    wide, narrow = preset.embedding, preset.embedding // preset.heads * preset.kv_heads
+    experts = (preset.experts,) if preset.experts else ()
+    ffn_suffix = "_exps" if preset.experts else ""
+    yield _Plan("token_embd.weight", (preset.vocabulary, wide), q4)
+    yield _Plan("output_norm.weight", (wide,), f32)
+    yield _Plan("output.weight", (preset.vocabulary, wide), q6)
+    for layer in range(preset.layers):
+        block = f"blk.{layer}."
+        generous = q6 if _uses_more_bits(layer, preset.layers) else q4
+        yield _Plan(block + "attn_norm.weight", (wide,), f32)
+        for name, width, kind in (("q", wide, q4), ("k", narrow, q4), ("v", narrow, generous)):
+            yield _Plan(f"{block}attn_{name}.weight", (width, wide), kind)
+            if preset.attention_bias:
+                yield _Plan(f"{block}attn_{name}.bias", (width,), f32)
+        yield _Plan(block + "attn_output.weight", (wide, wide), q4)
+        yield _Plan(block + "ffn_norm.weight", (wide,), f32)
+        if preset.experts:
+            yield _Plan(block + "ffn_gate_inp.weight", (preset.experts, wide), f32)
+        yield _Plan(f"{block}ffn_gate{ffn_suffix}.weight", (*experts, preset.ffn, wide), q4)
+        yield _Plan(f"{block}ffn_up{ffn_suffix}.weight", (*experts, preset.ffn, wide), q4)
+        yield _Plan(f"{block}ffn_down{ffn_suffix}.weight", (*experts, wide, preset.ffn), generous)
+
+
+def _uses_more_bits(layer: int, layers: int) -> bool:
+    """Which layers Q4_K_M gives Q6_K for attn_v and ffn_down (use_more_bits in llama.cpp's llama-quant.cpp)."""
+    eighth = layers // 8
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def _byte_shape(plan: _Plan) -> tuple[int, ...]:
+    if plan.type == GGMLQuantizationType.F32:
+        return plan.shape
+    block, block_bytes = GGML_QUANT_SIZES[plan.type]
+    return (*plan.shape[:-1], plan.shape[-1] // block * block_bytes)
+
+
+def _content(plan: _Plan, random: np.random.Generator) -> Iterator[np.ndarray]:
+    if plan.type == GGMLQuantizationType.F32:
+        spread = 0.02 * random.standard_normal(plan.shape, dtype=np.float32)
+        yield spread + np.float32(plan.name.endswith("norm.weight"))
+        return
+    _, block_bytes = GGML_QUANT_SIZES[plan.type]
+    blocks = plan.nbytes // block_bytes
+    for start in range(0, blocks, _CHUNK_BLOCKS):
+        count = min(_CHUNK_BLOCKS, blocks - start)
+        chunk = np.frombuffer(bytearray(random.bytes(count * block_bytes)), np.uint8).reshape(count, block_bytes)
+        for offset, scale in _SCALES[plan.type]:
+            chunk[:, offset : offset + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+        yield chunk

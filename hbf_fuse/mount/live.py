@@ -1,0 +1,62 @@
+"""A live mount, seen from outside: its .hbf/ files, and its end."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from hbf_fuse.engine.kernel import mounting
+from hbf_fuse.errors import HbfError
+from hbf_fuse.mount import mountpoint as points
+
+_END_SECONDS = 10.0
+
+
+def all_mounts() -> list[Path]:
+    """Where hbf is mounted on this machine."""
+    return [entry.mountpoint for entry in points.mounts() if entry.fstype == points.MOUNT_TYPE]
+
+
+def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
+    """The content of `.hbf/NAME`. HbfError if this is no live hbf mount, or not this user's."""
+    try:
+        content: dict[str, Any] = json.loads((mountpoint / ".hbf" / name).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "unreadable answer"
+        raise HbfError(f"{mountpoint} is no live hbf mount of yours ({reason}); `hbf status` lists them") from error
+    return content
+
+
+def unmount(mountpoint: Path, force: bool) -> None:
+    """End the mount and wait until its server is gone. HbfError if it is busy (and force is off)."""
+    path = points.absolute(mountpoint)
+    entry = points.find(path)
+    if entry is None or not entry.fstype.startswith(("fuse", "fuseblk")):
+        raise HbfError(f"nothing of hbf is mounted on {path}; `hbf status` lists what is")
+    if entry.fstype != points.MOUNT_TYPE:
+        raise HbfError(f"{path} is a {entry.fstype} mount, not one of hbf; end it with `umount {path}`")
+    if points.is_stale(path):
+        mounting.unmount_or_explain(path, lazy=True)
+        return
+    try:
+        server = int(read_hidden(path, "spec.json").get("pid", 0))
+    except HbfError:
+        server = 0
+    mounting.unmount_or_explain(path, lazy=force)
+    _wait_for_end(server)
+
+
+def _wait_for_end(pid: int) -> None:
+    give_up = time.monotonic() + _END_SECONDS
+    while _runs(pid) and time.monotonic() < give_up:
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    """Whether the process is alive; one that its parent has not reaped yet is not."""
+    try:
+        return pid > 0 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,82 @@
+"""What is at a mountpoint: free, ours, somebody else's, or left behind by a server that died."""
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hbf_fuse.engine.kernel import mounting
+from hbf_fuse.errors import HbfError
+
+MOUNT_TYPE = mounting.FSTYPE
+
+
+@dataclass(frozen=True)
+class MountEntry:
+    """A line of /proc/self/mountinfo: where, of what type, and the device number as MAJOR:MINOR."""
+
+    mountpoint: Path
+    fstype: str
+    device: str
+
+
+def mounts() -> list[MountEntry]:
+    """All mounts that this process sees, the newest on a path last."""
+    entries = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        fields = before.split()
+        path = fields[4].encode().decode("unicode_escape").encode("latin-1")
+        entries.append(MountEntry(Path(os.fsdecode(path)), after.split()[0], fields[2]))
+    return entries
+
+
+def find(mountpoint: Path) -> MountEntry | None:
+    """The mount on exactly this path, if there is one."""
+    matching = [entry for entry in mounts() if entry.mountpoint == mountpoint]
+    return matching[-1] if matching else None
+
+
+def absolute(path: Path) -> Path:
+    """The path without links, not touching the last component: that one may be a dead mount."""
+    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+
+
+def is_stale(mountpoint: Path) -> bool:
+    """Whether a dead server's mount is still there ("Transport endpoint is not connected")."""
+    try:
+        mountpoint.stat()
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def prepare(mountpoint: Path) -> str | None:
+    """Make sure that a mount can begin here. Returns what was repaired, if anything was.
+
+    Raises HbfError for a mountpoint that is missing, no directory, in use, or not ours to use.
+    """
+    repaired = None
+    if is_stale(mountpoint):
+        mounting.unmount_or_explain(mountpoint, lazy=True)
+        repaired = f"{mountpoint} held the mount of a server that had died; it was unmounted"
+    try:
+        if not mountpoint.is_dir():
+            what = "is not a directory" if mountpoint.exists() else "does not exist"
+            raise HbfError(f"mountpoint {mountpoint} {what}; make one with `mkdir -p {mountpoint}`")
+        entry = find(mountpoint)
+        if entry is not None and entry.fstype.startswith("fuse"):
+            raise HbfError(f"{mountpoint} is mounted already ({entry.fstype}); end it with `hbf-umount {mountpoint}`")
+        if any(mountpoint.iterdir()):
+            raise HbfError(f"mountpoint {mountpoint} is not empty; use an empty directory")
+    except PermissionError as error:
+        raise HbfError(f"cannot use mountpoint {mountpoint}: {error.strerror}; use a directory of your own") from error
+    if os.geteuid() != 0 and not os.access(mountpoint, os.W_OK):
+        raise HbfError(f"mountpoint {mountpoint} is not writable by you; use a directory of your own")
+    return repaired
+
+
+def readahead_file(mountpoint: Path) -> Path:
+    """Where the kernel keeps a mount's readahead in KiB. Waits for the server, so call it when one answers."""
+    device = mountpoint.stat().st_dev
+    return Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")

@@ -1,0 +1,105 @@
+"""A mount from beginning to end, in this process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import hbf_fuse
+from hbf_fuse import engine
+from hbf_fuse.engine import Engine
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs import Filesystem
+from hbf_fuse.mount import mountpoint, preload
+from hbf_fuse.tier import TierSpec
+
+DEFAULT_READAHEAD_KIB = 4096
+_WATCHER = Path(__file__).with_name("watcher.py")
+
+
+@dataclass(frozen=True)
+class MountConfig:
+    """What a person asked for. Paths are absolute."""
+
+    source: Path
+    mountpoint: Path
+    spec: TierSpec
+    engine: str = "kernel"
+    readahead_kib: int = DEFAULT_READAHEAD_KIB
+    preload: bool = True
+    allow_other: bool = False
+
+
+def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[str], None]) -> None:
+    """Mount, call when_ready, and return when the mount has ended: by SIGTERM, SIGINT, SIGHUP or umount.
+
+    tell: where remarks go, a line each. Raises HbfError if the mount cannot begin.
+    """
+    fs = Filesystem(config.source, config.spec)
+    if config.preload:
+        preload.into_page_cache([node.source for node in fs.tree.files() if node.source], tell)
+    mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other)
+    watcher = _start_watcher(config.mountpoint)
+    try:
+        mount.start()
+        fs.mount_facts.update(
+            engine=config.engine,
+            pid=os.getpid(),
+            version=hbf_fuse.__version__,
+            readahead_kib=_raise_readahead(config, tell),
+        )
+        _serve_until_told(mount, when_ready, tell)
+    finally:
+        _dismiss(watcher)
+
+
+def _serve_until_told(mount: Engine, when_ready: Callable[[], None], tell: Callable[[str], None]) -> None:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    when_ready()
+    # Signals reach Python between two waits of the main thread.
+    while not mount.join(timeout=0.5) and not stop.is_set():
+        pass
+    if stop.is_set():
+        try:
+            mount.stop(lazy=False)
+        except HbfError:
+            tell("the mount is in use: its users get errors from now on")
+            mount.stop(lazy=True)
+
+
+def _raise_readahead(config: MountConfig, tell: Callable[[str], None]) -> int:
+    """Set the mount's readahead and return what the kernel has now, in KiB."""
+    file = mountpoint.readahead_file(config.mountpoint)
+    try:
+        file.write_text(str(config.readahead_kib))
+    except OSError:
+        reached = int(file.read_text())
+        if reached < config.readahead_kib:
+            tell(f"readahead stays at {reached} KiB: raising it to {config.readahead_kib} KiB needs root")
+    return int(file.read_text())
+
+
+def _start_watcher(path: Path) -> subprocess.Popen[bytes]:
+    """A small process that unmounts if this one dies without a word; it learns of that through its stdin."""
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", str(_WATCHER), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd="/",
+    )
+
+
+def _dismiss(watcher: subprocess.Popen[bytes]) -> None:
+    try:
+        watcher.communicate(b"bye\n", timeout=5)
+    except (subprocess.TimeoutExpired, OSError):
+        watcher.kill()
+        watcher.wait()

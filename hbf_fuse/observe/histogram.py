@@ -1,0 +1,43 @@
+"""Percentiles of durations in constant memory: log-linear buckets, as HdrHistogram and fio keep them."""
+
+_SUB_BITS = 5
+_SUB = 1 << _SUB_BITS
+_BUCKETS = (64 - _SUB_BITS) * _SUB
+
+
+class Histogram:
+    """Counts non-negative integers (ns) within 3% of their value. Negative ones count as 0."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * _BUCKETS
+        self.count = 0
+        self.largest = 0
+
+    def add(self, value: int) -> None:
+        """Count one value."""
+        value = max(0, value)
+        shift = max(0, value.bit_length() - _SUB_BITS - 1)
+        self._counts[min(shift * _SUB + (value >> shift), _BUCKETS - 1)] += 1
+        self.count += 1
+        self.largest = max(self.largest, value)
+
+    def percentile(self, percent: float) -> int:
+        """The value that `percent` of all counted values do not exceed (bucket's upper edge); 0 if none."""
+        wanted = percent / 100 * self.count
+        seen = 0
+        for index, count in enumerate(self._counts):
+            seen += count
+            if count and seen >= wanted:
+                shift = max(0, index // _SUB - 1)
+                upper = ((index - shift * _SUB + 1) << shift) - 1
+                return min(upper, self.largest)
+        return 0
+
+    def summary(self) -> dict[str, int]:
+        """p50, p90, p99 and max in ns."""
+        return {
+            "p50": self.percentile(50),
+            "p90": self.percentile(90),
+            "p99": self.percentile(99),
+            "max": self.largest,
+        }

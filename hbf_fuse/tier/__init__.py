@@ -1,0 +1,6 @@
+"""The emulated device: pure arithmetic on integers. No clock, no I/O, nothing of ours imported."""
+
+from hbf_fuse.tier.device import Tier
+from hbf_fuse.tier.spec import SpecError, TierSpec
+
+__all__ = ["SpecError", "Tier", "TierSpec"]

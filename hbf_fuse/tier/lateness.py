@@ -1,0 +1,61 @@
+"""The emulator's own lateness, kept apart so that it is never charged to the tier.
+
+A reader whose reply came late comes back late with its next read. On the real device it would have come
+back sooner by just that lateness, so its next arrivals are moved back by it, and by nothing else: the
+time that a reader spends thinking stays its own. The scheme needs no running total. Deadlines stand on
+an absolute scale, so a reader that has caught up is owed nothing.
+"""
+
+from collections import OrderedDict
+
+LIFETIME_NS = 100_000_000
+"""Lateness older than this is forgotten: a reader back after a pause must see the full latency again."""
+
+MAX_OWED_NS = 1_000_000_000
+"""No more than a second is given back at once: a suspended machine must not answer with a burst."""
+
+MAX_READERS = 4096
+"""Threads come and go; the longest silent is dropped first."""
+
+
+class Lateness:
+    """How late each reader's newest reply was. At most MAX_READERS entries.
+
+    forgiven_ns: lateness that was never given back (too old, or too much). It belongs to the
+    emulator's error: a schedule that excludes it would flatter the emulator.
+    """
+
+    def __init__(self) -> None:
+        self.forgiven_ns = 0
+        self._newest: OrderedDict[int, tuple[int, int]] = OrderedDict()
+
+    def replied(self, reader: int, deadline_ns: int, done_ns: int) -> None:
+        """A reply that was due at deadline_ns reached `reader` at done_ns (early counts as negative)."""
+        newest = self._newest
+        newest[reader] = (deadline_ns, done_ns)
+        newest.move_to_end(reader)
+        if len(newest) > MAX_READERS:
+            newest.popitem(last=False)
+
+    def corrected(self, reader: int, deadline_ns: int, done_ns: int) -> None:
+        """The same reply's true time of arrival, where replied() had to foresee it."""
+        known = self._newest.get(reader)
+        if known is not None and known[0] == deadline_ns:
+            self._newest[reader] = (deadline_ns, done_ns)
+
+    def owed(self, reader: int, arrival_ns: int) -> int:
+        """By how many ns this arrival would have been earlier on the real device."""
+        known = self._newest.get(reader)
+        if known is None:
+            return 0
+        deadline_ns, done_ns = known
+        late = done_ns - deadline_ns
+        if arrival_ns - done_ns > LIFETIME_NS:
+            del self._newest[reader]
+            self.forgiven_ns += max(0, late)
+            return 0
+        if late > MAX_OWED_NS:
+            self.forgiven_ns += late - MAX_OWED_NS
+            self._newest[reader] = (deadline_ns, deadline_ns + MAX_OWED_NS)
+            return MAX_OWED_NS
+        return late

@@ -1,0 +1,28 @@
+"""Sizes and rates as people write and read them. MB/s is decimal, KiB/MiB/GiB are binary."""
+
+import re
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "256M", "1.5GiB" or "4096"; suffixes are binary. ValueError for anything else."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write it like 256M or 1.5G")
+    return int(float(match[1]) * _FACTORS[match[2].upper()])
+
+
+def format_size(nbytes: float) -> str:
+    """Bytes as "1.95 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(nbytes) < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.2f} TiB"
+
+
+def mbps(nbytes: float, seconds: float) -> float | None:
+    """Decimal MB/s, or None where no time has passed."""
+    return nbytes / seconds / 1e6 if seconds > 0 else None
