@@ -7,8 +7,10 @@ import typer
 import hbf_fuse
 from hbf_fuse.cli import model
 from hbf_fuse.cli.common import guarded, new_app
+from hbf_fuse.cli.bench import bench
 from hbf_fuse.cli.mount import mount
 from hbf_fuse.cli.status import status
+from hbf_fuse.cli.sweep import sweep
 from hbf_fuse.cli.umount import umount
 
 app = new_app(
@@ -18,6 +20,8 @@ app = new_app(
 app.command()(mount)
 app.command()(umount)
 app.command()(status)
+app.command()(bench)
+app.command()(sweep)
 app.add_typer(model.app, name="model")
 
 
@@ -29,7 +33,9 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 

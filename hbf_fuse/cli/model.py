@@ -5,7 +5,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 from hbf_fuse.cli.common import Json, new_app, print_json
@@ -17,7 +24,9 @@ app = new_app(help="Make synthetic models, look into real ones.", no_args_is_hel
 @app.command()
 def make(
     preset: Annotated[str, typer.Argument(help="A preset's name, or `list`.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write [default: PRESET.gguf].")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write [default: PRESET.gguf].")
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
 ) -> None:
     """Write a synthetic GGUF that llama.cpp loads and runs at the speed of a real one.
@@ -32,10 +41,18 @@ def make(
         return
     geometry = presets.load(preset)
     path = output or Path(f"{preset}.gguf")
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(path.name, total=None)
-        size = synth.write(geometry, path, seed, lambda done, total: progress.update(task, completed=done, total=total))
+        size = synth.write(
+            geometry, path, seed, lambda done, total: progress.update(task, completed=done, total=total)
+        )
     print(f"{path}: {format_size(size)}, preset {preset}, seed {seed}")
 
 
@@ -54,7 +71,15 @@ def info(
         print_json(document)
         return
     console = Console()
-    for key in ("architecture", "layers", "context", "size", "tensor_count", "tensor_bytes", "kv_bytes_per_token_f16"):
+    for key in (
+        "architecture",
+        "layers",
+        "context",
+        "size",
+        "tensor_count",
+        "tensor_bytes",
+        "kv_bytes_per_token_f16",
+    ):
         value = document[key]
         shown = f"{format_size(value)} ({value} bytes)" if key in ("size", "tensor_bytes") else value
         print(f"{key:24}{shown}")

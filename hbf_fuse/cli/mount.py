@@ -12,20 +12,39 @@ from hbf_fuse.tier import TierSpec
 
 Mbps = Annotated[float | None, typer.Option("--mbps", help="Bandwidth in decimal MB/s. Left out: unlimited.")]
 Lat = Annotated[float, typer.Option("--lat", help="Latency in ms of each read; reads in flight overlap.")]
-EngineName = Annotated[str, typer.Option("--engine", help=f"How to speak to the kernel: {' or '.join(ENGINES)}.")]
-Readahead = Annotated[int, typer.Option("--readahead", help="Readahead of the mount in KiB (raising it needs root).", min=4, max=1 << 20)]
-Preload = Annotated[bool, typer.Option(help="Read the source into memory first, so that its disk cannot limit the tier.")]
+EngineName = Annotated[
+    str, typer.Option("--engine", help=f"How to speak to the kernel: {' or '.join(ENGINES)}.")
+]
+Readahead = Annotated[
+    int,
+    typer.Option(
+        "--readahead", help="Readahead of the mount in KiB (raising it needs root).", min=4, max=1 << 20
+    ),
+]
+Preload = Annotated[
+    bool, typer.Option(help="Read the source into memory first, so that its disk cannot limit the tier.")
+]
 
 
 def mount(
-    paths: Annotated[list[Path], typer.Argument(metavar="[SOURCE] MOUNTPOINT", help="A GGUF or a directory of them, and an empty directory.")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[SOURCE] MOUNTPOINT", help="A GGUF or a directory of them, and an empty directory."
+        ),
+    ],
     mbps: Mbps = None,
     lat: Lat = 0.0,
     engine: EngineName = "kernel",
     readahead: Readahead = 4096,
     preload: Preload = True,
-    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users read the mount.")] = False,
-    foreground: Annotated[bool, typer.Option("-f", "--foreground", help="Stay, until Ctrl-C or umount.")] = False,
+    allow_other: Annotated[
+        bool, typer.Option("--allow-other", help="Let other users read the mount.")
+    ] = False,
+    foreground: Annotated[
+        bool, typer.Option("-f", "--foreground", help="Stay, until Ctrl-C or umount.")
+    ] = False,
+    tied: Annotated[bool, typer.Option("--tied", hidden=True, help="With -f: say `ready` on stdout, end when stdin closes.")] = False,
 ) -> None:
     """Serve a model from an emulated tier; returns when the mount answers.
 
@@ -36,6 +55,7 @@ def mount(
     synthetic model that is made once.
     """
     from hbf_fuse.mount import daemon, mountpoint, server, source
+    from hbf_fuse.mount import tied as tied_mount
 
     if len(paths) > 2:
         raise typer.BadParameter("give at most a SOURCE and a MOUNTPOINT")
@@ -53,11 +73,14 @@ def mount(
         readahead_kib=readahead,
         preload=preload,
         allow_other=allow_other,
+        tied=tied,
     )
     if target == config.source or target in config.source.parents:
         raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")
 
     def ready() -> None:
+        if tied:
+            print(tied_mount.READY, end="", flush=True)
         tell(f"{config.source} is served at {target} ({spec})")
 
     if foreground:

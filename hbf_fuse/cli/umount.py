@@ -10,7 +10,9 @@ from hbf_fuse.cli.common import single
 
 def umount(
     mountpoint: Annotated[Path, typer.Argument(help="Where hbf is mounted.")],
-    force: Annotated[bool, typer.Option("--force", help="Also when it is in use: its users get errors.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also when it is in use: its users get errors.")
+    ] = False,
 ) -> None:
     """End a mount and wait until its server is gone.
 

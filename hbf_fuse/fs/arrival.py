@@ -29,7 +29,9 @@ class Arrival:
     def arrived_bytes(self) -> int:
         return min(self.size, self.arrived_pages * _PAGE)
 
-    def add(self, offset: int, nbytes: int, arrival_ns: int, deadline_ns: int, done_ns: int, forgiven_ns: int) -> None:
+    def add(
+        self, offset: int, nbytes: int, arrival_ns: int, deadline_ns: int, done_ns: int, forgiven_ns: int
+    ) -> None:
         """A reply of nbytes at offset, visible at done_ns. Does nothing once all has arrived.
 
         forgiven_ns: the lateness that the tier's schedule no longer holds, so far; see Lateness.

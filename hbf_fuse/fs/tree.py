@@ -54,9 +54,13 @@ class Tree:
         try:
             info = source.stat()
         except OSError as error:
-            raise HbfError(f"cannot read {source}: {error.strerror}; name an existing GGUF or directory") from error
+            raise HbfError(
+                f"cannot read {source}: {error.strerror}; name an existing GGUF or directory"
+            ) from error
         root_info = info if stat.S_ISDIR(info.st_mode) else None
-        self.root = self._add(stat.S_IFDIR | (stat.S_IMODE(info.st_mode) & 0o555 if root_info else 0o555), ROOT)
+        self.root = self._add(
+            stat.S_IFDIR | (stat.S_IMODE(info.st_mode) & 0o555 if root_info else 0o555), ROOT
+        )
         self.root.uid, self.root.gid = info.st_uid, info.st_gid
         self.root.mtime_ns = info.st_mtime_ns
         if stat.S_ISDIR(info.st_mode):

@@ -10,8 +10,10 @@ def bytes_per_token(model: GgufFile) -> int:
 
     Raises GgufError with the reason where this formula does not hold or the metadata lacks something.
     """
-    for field, what in (("attention.kv_lora_rank", "latent attention (MLA)"),
-                        ("attention.sliding_window", "sliding-window attention")):
+    for field, what in (
+        ("attention.kv_lora_rank", "latent attention (MLA)"),
+        ("attention.sliding_window", "sliding-window attention"),
+    ):
         if model.field(field):
             raise GgufError(f"{model.path} uses {what}: its KV cache does not grow by a fixed size per token")
     layers = _number(model, "block_count")
@@ -22,7 +24,9 @@ def bytes_per_token(model: GgufFile) -> int:
         raise GgufError(f"{model.path} has no attention.head_count in its metadata")
     first_heads = max(heads) if isinstance(heads, list) else heads
     head_width = _number(model, "embedding_length") // max(first_heads, 1)
-    width = model.field("attention.key_length", head_width) + model.field("attention.value_length", head_width)
+    width = model.field("attention.key_length", head_width) + model.field(
+        "attention.value_length", head_width
+    )
     return int(sum(per_layer) * width * F16_BYTES)
 
 

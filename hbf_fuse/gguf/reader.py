@@ -118,7 +118,9 @@ class _Cursor:
         elif kind in _SCALARS:
             width = struct.calcsize("<" + _SCALARS[kind])
             packed = self.take(length * width)
-            kept = list(struct.unpack(f"<{length}{_SCALARS[kind]}", packed)) if length <= MAX_KEPT_ARRAY else []
+            kept = (
+                list(struct.unpack(f"<{length}{_SCALARS[kind]}", packed)) if length <= MAX_KEPT_ARRAY else []
+            )
         else:
             raise GgufError(f"{self.path} is not a sound GGUF: unknown array type {kind} at byte {self.at}")
         return kept if length <= MAX_KEPT_ARRAY else {"length": length}
@@ -161,5 +163,7 @@ def _located(path: Path, info: tuple[str, tuple[int, ...], int, int], data_offse
     block, block_bytes = GGML_QUANT_SIZES[quantization]
     nbytes = math.prod(shape) // block * block_bytes
     if data_offset + offset + nbytes > size:
-        raise GgufError(f"{path} is cut short: tensor {name!r} would end at byte {data_offset + offset + nbytes}")
+        raise GgufError(
+            f"{path} is cut short: tensor {name!r} would end at byte {data_offset + offset + nbytes}"
+        )
     return Tensor(name, shape, quantization.name, data_offset + offset, nbytes)

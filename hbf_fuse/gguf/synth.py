@@ -62,7 +62,9 @@ def _write_file(preset: Preset, plans: list[_Plan], path: Path, seed: int, progr
     _add_metadata(writer, preset)
     for plan in plans:
         stored = np.float32 if plan.type == GGMLQuantizationType.F32 else np.uint8
-        writer.add_tensor_info(plan.name, _byte_shape(plan), np.dtype(stored), plan.nbytes, raw_dtype=plan.type)
+        writer.add_tensor_info(
+            plan.name, _byte_shape(plan), np.dtype(stored), plan.nbytes, raw_dtype=plan.type
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -146,7 +148,9 @@ def _content(plan: _Plan, random: np.random.Generator) -> Iterator[np.ndarray]:
     blocks = plan.nbytes // block_bytes
     for start in range(0, blocks, _CHUNK_BLOCKS):
         count = min(_CHUNK_BLOCKS, blocks - start)
-        chunk = np.frombuffer(bytearray(random.bytes(count * block_bytes)), np.uint8).reshape(count, block_bytes)
+        chunk = np.frombuffer(bytearray(random.bytes(count * block_bytes)), np.uint8).reshape(
+            count, block_bytes
+        )
         for offset, scale in _SCALES[plan.type]:
             chunk[:, offset : offset + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
         yield chunk

@@ -29,7 +29,9 @@ def start(config: MountConfig, tell: Callable[[str], None]) -> None:
         said = pipe.read()
     if said == _READY:
         return
-    raise HbfError(said.decode(errors="replace") or "the server ended before the mount answered; try -f to see why")
+    raise HbfError(
+        said.decode(errors="replace") or "the server ended before the mount answered; try -f to see why"
+    )
 
 
 def _detach() -> None:

@@ -25,7 +25,9 @@ def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads((mountpoint / ".hbf" / name).read_text())
     except (OSError, json.JSONDecodeError) as error:
         reason = getattr(error, "strerror", None) or "unreadable answer"
-        raise HbfError(f"{mountpoint} is no live hbf mount of yours ({reason}); `hbf status` lists them") from error
+        raise HbfError(
+            f"{mountpoint} is no live hbf mount of yours ({reason}); `hbf status` lists them"
+        ) from error
     return content
 
 

@@ -66,11 +66,15 @@ def prepare(mountpoint: Path) -> str | None:
             raise HbfError(f"mountpoint {mountpoint} {what}; make one with `mkdir -p {mountpoint}`")
         entry = find(mountpoint)
         if entry is not None and entry.fstype.startswith("fuse"):
-            raise HbfError(f"{mountpoint} is mounted already ({entry.fstype}); end it with `hbf-umount {mountpoint}`")
+            raise HbfError(
+                f"{mountpoint} is mounted already ({entry.fstype}); end it with `hbf-umount {mountpoint}`"
+            )
         if any(mountpoint.iterdir()):
             raise HbfError(f"mountpoint {mountpoint} is not empty; use an empty directory")
     except PermissionError as error:
-        raise HbfError(f"cannot use mountpoint {mountpoint}: {error.strerror}; use a directory of your own") from error
+        raise HbfError(
+            f"cannot use mountpoint {mountpoint}: {error.strerror}; use a directory of your own"
+        ) from error
     if os.geteuid() != 0 and not os.access(mountpoint, os.W_OK):
         raise HbfError(f"mountpoint {mountpoint} is not writable by you; use a directory of your own")
     return repaired

@@ -32,6 +32,8 @@ class MountConfig:
     readahead_kib: int = DEFAULT_READAHEAD_KIB
     preload: bool = True
     allow_other: bool = False
+    tied: bool = False
+    """End when stdin closes: the mount of a process that may die without a word."""
 
 
 def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[str], None]) -> None:
@@ -52,18 +54,22 @@ def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[s
             version=hbf_fuse.__version__,
             readahead_kib=_raise_readahead(config, tell),
         )
-        _serve_until_told(mount, when_ready, tell)
+        _serve_until_told(mount, config.tied, when_ready, tell)
     finally:
         _dismiss(watcher)
 
 
-def _serve_until_told(mount: Engine, when_ready: Callable[[], None], tell: Callable[[str], None]) -> None:
+def _serve_until_told(
+    mount: Engine, tied: bool, when_ready: Callable[[], None], tell: Callable[[str], None]
+) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
+    if tied:
+        threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
     when_ready()
     # Signals reach Python between two waits of the main thread.
-    while not mount.join(timeout=0.5) and not stop.is_set():
+    while not mount.join(timeout=0.1) and not stop.is_set():
         pass
     if stop.is_set():
         try:

@@ -46,7 +46,9 @@ def preset_model(name: str, tell: Callable[[str], None]) -> Path:
 
 def _existing(path: Path, origin: str) -> Path:
     if not path.exists():
-        raise HbfError(f"source {path}{origin} does not exist; name a GGUF, or make one: hbf model make tiny -o FILE")
+        raise HbfError(
+            f"source {path}{origin} does not exist; name a GGUF, or make one: hbf model make tiny -o FILE"
+        )
     return path.resolve()
 
 

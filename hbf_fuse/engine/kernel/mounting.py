@@ -21,7 +21,9 @@ def mount(mountpoint: Path, allow_other: bool) -> int:
     """Mount and return the descriptor that requests come from. HbfError says what is missing."""
     options = ["default_permissions", f"max_read={MAX_REQUEST}", *(["allow_other"] if allow_other else [])]
     if not Path(DEVICE).exists():
-        raise HbfError(f"there is no {DEVICE}; load it with `modprobe fuse`, or in a container start it with --device {DEVICE}")
+        raise HbfError(
+            f"there is no {DEVICE}; load it with `modprobe fuse`, or in a container start it with --device {DEVICE}"
+        )
     if os.geteuid() == 0:
         return _mount_as_root(mountpoint, options)
     return _mount_as_user(mountpoint, options)
@@ -80,7 +82,9 @@ def _mount_advice(error: OSError) -> str:
 def _fusermount() -> str:
     path = shutil.which("fusermount3")
     if path is None:
-        raise HbfError("mounting without root needs fusermount3; install it with `apt install fuse3`, or run as root")
+        raise HbfError(
+            "mounting without root needs fusermount3; install it with `apt install fuse3`, or run as root"
+        )
     return path
 
 
@@ -99,7 +103,9 @@ def _mount_as_user(mountpoint: Path, options: list[str]) -> int:
         theirs.close()
         fd = _receive_descriptor(ours) if result.returncode == 0 else None
     if fd is None:
-        said = result.stderr.strip().removeprefix("fusermount3: ") or f"fusermount3 failed ({result.returncode})"
+        said = (
+            result.stderr.strip().removeprefix("fusermount3: ") or f"fusermount3 failed ({result.returncode})"
+        )
         raise HbfError(f"cannot mount on {mountpoint}: {said}")
     return fd
 

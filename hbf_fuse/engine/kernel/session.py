@@ -229,4 +229,6 @@ def _attributes(node: Node) -> bytes:
     links = 2 if node.is_dir else 1
     times = (seconds, seconds, seconds, ns, ns, ns)
     blocks = -(-node.size // 512)
-    return abi.ATTR.pack(node.ino, node.size, blocks, *times, node.mode, links, node.uid, node.gid, 0, _PAGE, 0)
+    return abi.ATTR.pack(
+        node.ino, node.size, blocks, *times, node.mode, links, node.uid, node.gid, 0, _PAGE, 0
+    )

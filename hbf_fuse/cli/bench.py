@@ -1,0 +1,63 @@
+"""`hbf bench`: one cell."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hbf_fuse.cli.common import Json, print_json, tell
+from hbf_fuse.cli.mount import EngineName, Lat, Mbps
+from hbf_fuse.tier import TierSpec
+
+Model = Annotated[Path | None, typer.Option("-m", "--model", help="A GGUF [default: as for hbf-mount].")]
+NPrompt = Annotated[int, typer.Option("-p", "--n-prompt", help="llama-bench's -p.", min=0)]
+NGen = Annotated[int, typer.Option("-n", "--n-gen", help="llama-bench's -n.", min=0)]
+Threads = Annotated[int, typer.Option("-t", "--threads", help="llama-bench's -t; 0 leaves it to llama-bench.", min=0)]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds after which a llama-bench counts as hung.", min=1)]
+
+
+def bench(
+    mbps: Mbps = None,
+    lat: Lat = 0.0,
+    model: Model = None,
+    n_prompt: NPrompt = 256,
+    n_gen: NGen = 256,
+    threads: Threads = 0,
+    timeout: Timeout = 3600.0,
+    engine: EngineName = "kernel",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Results folder.")] = Path("results/bench"),
+    as_json: Json = False,
+) -> None:
+    """Measure one cell: mount, run llama-bench on the mount, unmount.
+
+    Example: [bold]hbf bench --mbps 500 --lat 1 -p 64 -n 16[/bold]
+    """
+    from hbf_fuse.sweep import cell as cells
+    from hbf_fuse.sweep.llama import BenchOptions
+    from hbf_fuse.sweep.results import Results
+
+    options = BenchOptions(n_prompt, n_gen, threads, timeout)
+    cell = cells.Cell(gguf_source(model), TierSpec(mbps, lat), engine=engine, bench=options)
+    results = Results(output.absolute())
+    document = cells.run(cell, results.folder / "tmp")
+    path = results.store(document)
+    tell(f"stored as {path}")
+    if as_json:
+        print_json(document)
+        return
+    for name, value in document["metrics"].items():
+        print(f"{name:26}{value:.3f}" if isinstance(value, float) else f"{name:26}{value}")
+
+
+def gguf_source(model: Path | None) -> Path:
+    """The model to measure with, made sure to be a GGUF."""
+    from hbf_fuse import gguf
+    from hbf_fuse.mount import source
+
+    path = source.resolve(model, tell)
+    if path.is_dir():
+        from hbf_fuse.errors import HbfError
+
+        raise HbfError(f"{path} is a directory; name one GGUF with -m")
+    gguf.read(path)
+    return path

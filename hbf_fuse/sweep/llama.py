@@ -1,0 +1,151 @@
+"""llama-bench: finding it, asking which flags it has, running it, believing only sound output."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.mount.source import cache_dir
+
+_FLAG = re.compile(r"(?<![\w-])-{1,2}[a-zA-Z][\w-]*")
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """llama-bench's own axes, by its own names. threads 0 leaves the choice to llama-bench."""
+
+    n_prompt: int = 256
+    n_gen: int = 256
+    threads: int = 0
+    timeout_seconds: float = 3600.0
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """What one process did. pp and tg are tokens/s (None if not asked for); times are CLOCK_MONOTONIC."""
+
+    command: list[str]
+    pp: float | None
+    tg: float | None
+    started_ns: int
+    wall_seconds: float
+    load_seconds: float
+    major_faults: int
+    records: list[dict[str, Any]]
+
+
+def find() -> Path:
+    """$HBF_LLAMA_BENCH, PATH, or the newest one built into the cache. HbfError says how to get one."""
+    if named := os.environ.get("HBF_LLAMA_BENCH"):
+        if not os.access(named, os.X_OK):
+            raise HbfError(f"$HBF_LLAMA_BENCH names {named}, which is not an executable file")
+        return Path(named)
+    if found := shutil.which("llama-bench"):
+        return Path(found)
+    built = sorted(cache_dir().glob("llama-bench-*/llama-bench"), key=lambda path: path.stat().st_mtime)
+    if not built:
+        raise HbfError(
+            "no llama-bench found; build one with tools/llama-bench-build (about 7 minutes on 2 cores), "
+            "put one on PATH, or name one in $HBF_LLAMA_BENCH"
+        )
+    return built[-1]
+
+
+@cache
+def flags(binary: Path) -> frozenset[str]:
+    """The options in its --help: they differ from version to version."""
+    try:
+        said = subprocess.run([binary, "--help"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HbfError(f"cannot run {binary}: {error}") from error
+    found = frozenset(_FLAG.findall(said.stdout + said.stderr))
+    if "--model" not in found and "-m" not in found:
+        raise HbfError(f"{binary} is no llama-bench: its --help does not know -m")
+    return found
+
+
+@cache
+def version(binary: Path) -> str:
+    """The first line of --version, or `unknown` for builds that have none."""
+    if "--version" not in flags(binary):
+        return "unknown"
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    return (said.stdout + said.stderr).strip().partition("\n")[0] or "unknown"
+
+
+def command(binary: Path, model: Path, options: BenchOptions) -> list[str]:
+    """The command line of one cold run through mmap, in the flags that this version has."""
+    known = flags(binary)
+    line = [str(binary), "-m", str(model), "-p", str(options.n_prompt), "-n", str(options.n_gen)]
+    line += ["-r", "1", "-o", "jsonl"]
+    if options.threads:
+        line += ["-t", str(options.threads)]
+    if "--no-warmup" in known:
+        line += ["--no-warmup"]
+    if "--load-mode" in known:
+        line += ["--load-mode", "mmap"]
+    elif "--mmap" in known:
+        line += ["--mmap", "1"]
+    return line
+
+
+def run(binary: Path, model: Path, options: BenchOptions) -> BenchRun:
+    """Run once. HbfError if it fails, prints nonsense, or takes longer than the timeout."""
+    line = command(binary, model, options)
+    faults = resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt
+    started_ns = time.monotonic_ns()
+    try:
+        said = subprocess.run(
+            line, capture_output=True, text=True, errors="replace", timeout=options.timeout_seconds, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise HbfError(f"llama-bench did not end within {options.timeout_seconds:g} s (--timeout)") from error
+    except OSError as error:
+        raise HbfError(f"cannot run {binary}: {error.strerror}") from error
+    wall = (time.monotonic_ns() - started_ns) / 1e9
+    if said.returncode:
+        last = (said.stderr.strip() or said.stdout.strip() or "no message").splitlines()[-1]
+        raise HbfError(f"llama-bench failed with exit code {said.returncode}: {last[:300]}")
+    records = _parse(said.stdout)
+    sampled = sum(sum(record["samples_ns"]) for record in records) / 1e9
+    return BenchRun(
+        command=line,
+        pp=_rate(records, options.n_prompt, 0),
+        tg=_rate(records, 0, options.n_gen),
+        started_ns=started_ns,
+        wall_seconds=wall,
+        load_seconds=wall - sampled,
+        major_faults=resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt - faults,
+        records=records,
+    )
+
+
+def _parse(output: str) -> list[dict[str, Any]]:
+    try:
+        records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        if not records:
+            raise ValueError("no JSON lines")
+        for record in records:
+            if not all(isinstance(record[key], int | float) for key in ("n_prompt", "n_gen", "avg_ts")):
+                raise ValueError("a figure is not a number")
+            sum(record["samples_ns"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise HbfError(f"llama-bench printed something that is no result ({error}): {output[:80]!r}") from error
+    return records
+
+
+def _rate(records: list[dict[str, Any]], n_prompt: int, n_gen: int) -> float | None:
+    if not n_prompt and not n_gen:
+        return None
+    for record in records:
+        if record["n_prompt"] == n_prompt and record["n_gen"] == n_gen:
+            return float(record["avg_ts"])
+    raise HbfError(f"llama-bench gave no result for -p {n_prompt} -n {n_gen}")

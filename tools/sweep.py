@@ -1,0 +1,6 @@
+#!/usr/bin/env python3
+"""The sweep, for those who look for it here: the same as `hbf sweep`."""
+
+from hbf_fuse.cli.sweep import main
+
+main()
