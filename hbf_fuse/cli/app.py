@@ -6,8 +6,8 @@ import typer
 
 import hbf_fuse
 from hbf_fuse.cli import model
-from hbf_fuse.cli.common import guarded, new_app
 from hbf_fuse.cli.bench import bench
+from hbf_fuse.cli.common import guarded, new_app
 from hbf_fuse.cli.mount import mount
 from hbf_fuse.cli.status import status
 from hbf_fuse.cli.sweep import sweep

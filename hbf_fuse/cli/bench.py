@@ -12,8 +12,12 @@ from hbf_fuse.tier import TierSpec
 Model = Annotated[Path | None, typer.Option("-m", "--model", help="A GGUF [default: as for hbf-mount].")]
 NPrompt = Annotated[int, typer.Option("-p", "--n-prompt", help="llama-bench's -p.", min=0)]
 NGen = Annotated[int, typer.Option("-n", "--n-gen", help="llama-bench's -n.", min=0)]
-Threads = Annotated[int, typer.Option("-t", "--threads", help="llama-bench's -t; 0 leaves it to llama-bench.", min=0)]
-Timeout = Annotated[float, typer.Option("--timeout", help="Seconds after which a llama-bench counts as hung.", min=1)]
+Threads = Annotated[
+    int, typer.Option("-t", "--threads", help="llama-bench's -t; 0 leaves it to llama-bench.", min=0)
+]
+Timeout = Annotated[
+    float, typer.Option("--timeout", help="Seconds after which a llama-bench counts as hung.", min=1)
+]
 
 
 def bench(

@@ -44,7 +44,10 @@ def mount(
     foreground: Annotated[
         bool, typer.Option("-f", "--foreground", help="Stay, until Ctrl-C or umount.")
     ] = False,
-    tied: Annotated[bool, typer.Option("--tied", hidden=True, help="With -f: say `ready` on stdout, end when stdin closes.")] = False,
+    tied: Annotated[
+        bool,
+        typer.Option("--tied", hidden=True, help="With -f: say `ready` on stdout, end when stdin closes."),
+    ] = False,
 ) -> None:
     """Serve a model from an emulated tier; returns when the mount answers.
 

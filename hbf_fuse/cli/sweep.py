@@ -5,7 +5,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from hbf_fuse.cli.bench import Model, NGen, NPrompt, Threads, Timeout, gguf_source
 from hbf_fuse.cli.common import Json, print_json, single, tell
@@ -14,7 +21,9 @@ from hbf_fuse.errors import HbfError
 
 
 def sweep(
-    mbps: Annotated[str, typer.Option("--mbps", help="Bandwidths in MB/s with commas; `max` is unthrottled.")] = "250,500,1000,2000",
+    mbps: Annotated[
+        str, typer.Option("--mbps", help="Bandwidths in MB/s with commas; `max` is unthrottled.")
+    ] = "250,500,1000,2000",
     lat: Annotated[str, typer.Option("--lat", help="Latencies in ms with commas.")] = "0,1,5",
     repeats: Annotated[int, typer.Option("--repeats", help="How often each point is measured.", min=1)] = 3,
     model: Model = None,
@@ -24,7 +33,9 @@ def sweep(
     timeout: Timeout = 3600.0,
     engine: EngineName = "kernel",
     seed: Annotated[int, typer.Option("--seed", help="Order of the cells.")] = 0,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Results folder; an unfinished sweep in it goes on.")] = Path("results/sweep"),
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Results folder; an unfinished sweep in it goes on.")
+    ] = Path("results/sweep"),
     as_json: Json = False,
 ) -> None:
     """Measure a grid of tiers: cells.csv, one JSON per run, and report.md with the summary table.
@@ -50,12 +61,20 @@ def sweep(
     )
     results = Results(output.absolute())
     total = len(grid.cells())
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("sweep", total=total)
 
         def done(document: dict[str, Any], known: bool) -> None:
-            progress.update(task, advance=1, description=_last(document) if not known else "found finished cells")
+            progress.update(
+                task, advance=1, description=_last(document) if not known else "found finished cells"
+            )
 
         measured, failed = grids.run(grid, results, done)
     documents = results.all()
@@ -68,7 +87,9 @@ def sweep(
         print(summary.markdown(rows))
     tell(f"{measured} of {total} cells measured now; report: {report}")
     if failed:
-        raise HbfError(f"{failed} of {total} cells failed; {report} has the reasons, the same command tries them again")
+        raise HbfError(
+            f"{failed} of {total} cells failed; {report} has the reasons, the same command tries them again"
+        )
 
 
 def listed(text: str) -> list[str]:

@@ -19,7 +19,7 @@ class Engine(Protocol):
         """Wait until the mount has ended, by whom ever. False if the time ran out first."""
 
     def stop(self, lazy: bool) -> None:
-        """Unmount. A busy mount is an HbfError, unless lazy: then it is hidden and ends with its last user."""
+        """Unmount. A busy mount is an HbfError, unless lazy: it is hidden and ends with its last user."""
 
 
 def create(name: str, fs: Filesystem, mountpoint: Path, allow_other: bool) -> Engine:

@@ -23,7 +23,7 @@ except OSError as problem:
 _START_SECONDS = 10
 
 
-class _Operations(fuse.Operations):  # type: ignore[misc]
+class _Operations(fuse.Operations):
     """fusepy's calls by path, handed on by inode. Its own defaults refuse every write with EROFS."""
 
     use_ns = True

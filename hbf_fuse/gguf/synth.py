@@ -127,7 +127,7 @@ def _tensors(preset: Preset) -> Iterator[_Plan]:
 
 
 def _uses_more_bits(layer: int, layers: int) -> bool:
-    """Which layers Q4_K_M gives Q6_K for attn_v and ffn_down (use_more_bits in llama.cpp's llama-quant.cpp)."""
+    """Layers whose attn_v and ffn_down are Q6_K in Q4_K_M (use_more_bits in llama.cpp's llama-quant.cpp)."""
     eighth = layers // 8
     return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
 

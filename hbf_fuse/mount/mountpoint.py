@@ -81,6 +81,6 @@ def prepare(mountpoint: Path) -> str | None:
 
 
 def readahead_file(mountpoint: Path) -> Path:
-    """Where the kernel keeps a mount's readahead in KiB. Waits for the server, so call it when one answers."""
+    """Where the kernel keeps a mount's readahead in KiB. The mount's server must be answering."""
     device = mountpoint.stat().st_dev
     return Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")

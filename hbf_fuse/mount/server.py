@@ -66,7 +66,7 @@ def _serve_until_told(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     if tied:
-        threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+        threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
     when_ready()
     # Signals reach Python between two waits of the main thread.
     while not mount.join(timeout=0.1) and not stop.is_set():
@@ -77,6 +77,11 @@ def _serve_until_told(
         except HbfError:
             tell("the mount is in use: its users get errors from now on")
             mount.stop(lazy=True)
+
+
+def _stop_when_stdin_closes(stop: threading.Event) -> None:
+    sys.stdin.read()
+    stop.set()
 
 
 def _raise_readahead(config: MountConfig, tell: Callable[[str], None]) -> int:

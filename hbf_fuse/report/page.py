@@ -9,7 +9,10 @@ from hbf_fuse.units import format_size
 def markdown(documents: list[dict[str, Any]]) -> str:
     """The whole page."""
     rows = summary.summarize(documents)
-    return "\n".join(["# Sweep", "", summary.markdown(rows), *_remarks(documents), "", *_environment(documents)]) + "\n"
+    return (
+        "\n".join(["# Sweep", "", summary.markdown(rows), *_remarks(documents), "", *_environment(documents)])
+        + "\n"
+    )
 
 
 def _remarks(documents: list[dict[str, Any]]) -> list[str]:

@@ -45,14 +45,13 @@ class Grid:
         for repeat in range(1, self.repeats + 1):
             order.shuffle(points)
             ordered += [
-                Cell(self.model, TierSpec(mbps, lat), repeat, "mmap", self.engine, self.bench) for mbps, lat in points
+                Cell(self.model, TierSpec(mbps, lat), repeat, "mmap", self.engine, self.bench)
+                for mbps, lat in points
             ]
         return ordered
 
 
-def run(
-    grid: Grid, results: Results, done: Callable[[dict[str, Any], bool], None]
-) -> tuple[int, int]:
+def run(grid: Grid, results: Results, done: Callable[[dict[str, Any], bool], None]) -> tuple[int, int]:
     """Measure what is missing. Returns (cells measured now, cells that failed).
 
     done: called after each cell with its document and whether it was there before. A cell that fails

@@ -104,7 +104,12 @@ def run(binary: Path, model: Path, options: BenchOptions) -> BenchRun:
     started_ns = time.monotonic_ns()
     try:
         said = subprocess.run(
-            line, capture_output=True, text=True, errors="replace", timeout=options.timeout_seconds, check=False
+            line,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=options.timeout_seconds,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise HbfError(f"llama-bench did not end within {options.timeout_seconds:g} s (--timeout)") from error
@@ -138,7 +143,9 @@ def _parse(output: str) -> list[dict[str, Any]]:
                 raise ValueError("a figure is not a number")
             sum(record["samples_ns"])
     except (ValueError, KeyError, TypeError) as error:
-        raise HbfError(f"llama-bench printed something that is no result ({error}): {output[:80]!r}") from error
+        raise HbfError(
+            f"llama-bench printed something that is no result ({error}): {output[:80]!r}"
+        ) from error
     return records
 
 

@@ -22,7 +22,7 @@ def mount(mountpoint: Path, allow_other: bool) -> int:
     options = ["default_permissions", f"max_read={MAX_REQUEST}", *(["allow_other"] if allow_other else [])]
     if not Path(DEVICE).exists():
         raise HbfError(
-            f"there is no {DEVICE}; load it with `modprobe fuse`, or in a container start it with --device {DEVICE}"
+            f"there is no {DEVICE}; load it with `modprobe fuse`; a container needs --device {DEVICE}"
         )
     if os.geteuid() == 0:
         return _mount_as_root(mountpoint, options)

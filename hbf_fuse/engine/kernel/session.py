@@ -5,16 +5,20 @@ that one thread is always left to read, which is what lets an interrupt reach a 
 """
 
 import errno
+import logging
 import os
 import stat
 import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from hbf_fuse.engine.kernel import abi
 from hbf_fuse.engine.kernel.abi import Opcode
 from hbf_fuse.fs import Filesystem, Node, Service
+
+_log = logging.getLogger(__name__)
 
 MAX_THREADS = 256
 MAX_BACKGROUND = 64
@@ -99,14 +103,14 @@ class Session:
             if request.opcode == Opcode.READ:
                 self._read(request, arrival_ns)
                 return
-            handler = self._handlers.get(request.opcode)
-            body = handler(request) if handler else _refuse(errno.ENOSYS)
+            handler = self._handlers.get(request.opcode, _unknown)
+            body = handler(request)
         except OSError as error:
             self._reply_error(request.unique, error.errno or errno.EIO)
         except Exception:
-            # Whatever goes wrong, the caller must not be left hanging.
+            # Whatever goes wrong, the caller must not be left hanging, nor this thread be lost.
+            _log.exception("request %d failed", request.opcode)
             self._reply_error(request.unique, errno.EIO)
-            raise
         else:
             if body is not None:
                 self._reply(request.unique, body)
@@ -220,8 +224,12 @@ class Session:
         return abi.KSTATFS.pack(blocks, 0, 0, len(self.fs.tree.nodes), 0, _PAGE, 255, _PAGE, 0, b"")
 
 
-def _refuse(code: int) -> None:
+def _refuse(code: int) -> NoReturn:
     raise OSError(code, os.strerror(code))
+
+
+def _unknown(request: abi.Request) -> bytes:
+    _refuse(errno.ENOSYS)
 
 
 def _attributes(node: Node) -> bytes:

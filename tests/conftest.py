@@ -1,0 +1,62 @@
+"""Real mounts, real models: each test gets its own directory and leaves nothing behind."""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.gguf import presets, synth
+from hbf_fuse.mount import tied
+from hbf_fuse.sweep import llama
+from hbf_fuse.tier import TierSpec
+
+Mount = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny.gguf"
+    synth.write(presets.load("tiny"), path)
+    return path
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Callable[[int], Path]:
+    """Makes a file of random bytes."""
+
+    def make(size: int) -> Path:
+        path = tmp_path / f"noise-{size}"
+        path.write_bytes(random.Random(size).randbytes(size))
+        return path
+
+    return make
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts a source until the test ends: mount(source, mbps=500, lat=1, engine="kernel") -> mountpoint."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/fuse")
+    with ExitStack() as stack:
+        count = 0
+
+        def make(source: Path, mbps: float | None = None, lat: float = 0.0, engine: str = "kernel") -> Path:
+            nonlocal count
+            count += 1
+            point = tmp_path / f"mnt{count}"
+            point.mkdir()
+            return stack.enter_context(tied.mounted(source, point, TierSpec(mbps, lat), engine))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def llama_bench() -> Path:
+    try:
+        return llama.find()
+    except HbfError as error:
+        pytest.skip(str(error))

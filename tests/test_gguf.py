@@ -1,0 +1,82 @@
+"""Synthetic models and the reader of real ones."""
+
+import hashlib
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hbf_fuse import gguf
+from hbf_fuse.gguf import kv, presets, synth
+
+
+def test_the_reference_presets_geometry_gives_its_published_size():
+    plans = list(synth._tensors(presets.load("qwen2.5-3b-q4_k_m")))
+    assert sum(plan.nbytes for plan in plans) / 2**30 == pytest.approx(1.95, abs=0.015)
+
+
+def test_tiny_is_what_it_says(tiny_model):
+    model = gguf.read(tiny_model)
+    assert model.size == pytest.approx(100e6, rel=0.1)
+    assert model.architecture == "qwen2"
+    assert model.tensors[-1].offset + model.tensors[-1].nbytes <= model.size
+    assert kv.bytes_per_token(model) == 2 * 12 * 4 * 64 * 2
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tiny_model, tmp_path):
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    again, other = tmp_path / "again.gguf", tmp_path / "other.gguf"
+    synth.write(presets.load("tiny"), again)
+    synth.write(presets.load("tiny"), other, seed=1)
+    assert digest(again) == digest(tiny_model) != digest(other)
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synth.write(presets.load("tiny"), tmp_path / "model.gguf", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_k_quant_rows_fit_their_blocks(name):
+    for plan in synth._tensors(presets.load(name)):
+        assert plan.type.name == "F32" or plan.shape[-1] % 256 == 0
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(st.data())
+def test_a_damaged_header_is_an_error_and_never_more(tiny_model, tmp_path, data):
+    header = bytearray(tiny_model.read_bytes()[:4096])
+    for _ in range(data.draw(st.integers(1, 8))):
+        at = data.draw(st.integers(0, len(header) - 1))
+        header[at] = data.draw(st.integers(0, 255))
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(header[: data.draw(st.integers(0, len(header)))])
+    with pytest.raises(gguf.GgufError):
+        gguf.read(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        struct.pack("<4sIQQ", b"GGUF", 3, 2**63, 0),
+        struct.pack("<4sIQQ", b"GGUF", 3, 0, 2**63),
+        struct.pack("<4sIQQQ", b"GGUF", 3, 0, 1, 2**40) + b"x" * 64,
+        struct.pack("<4sIQQ", b"GGUF", 99, 0, 0),
+        b"GGML" + bytes(60),
+        b"",
+    ],
+)
+def test_a_hostile_header_is_refused_at_once(header, tmp_path):
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(header)
+    with pytest.raises(gguf.GgufError):
+        gguf.read(path)

@@ -1,0 +1,57 @@
+"""The folder list is the architecture: a room imports only from rooms below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hbf_fuse
+
+PACKAGE = Path(hbf_fuse.__file__).parent
+GROUND = {"errors", "linux", "units"}
+ROOMS = [
+    {"tier", "gguf"},
+    {"observe"},
+    {"fs"},
+    {"engine"},
+    {"mount", "limits"},
+    {"sweep", "report", "kv"},
+    {"cli"},
+]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hbf_fuse"):
+            rest = node.module.split(".")[1:]
+            found |= {rest[0]} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("hbf_fuse.")}
+    return found - {"__version__"}
+
+
+def height(room: str) -> int:
+    return next(level for level, rooms in enumerate(ROOMS) if room in rooms)
+
+
+def test_every_folder_is_a_known_room():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= set().union(*ROOMS)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*/*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_a_room_imports_only_from_below(path):
+    room = path.relative_to(PACKAGE).parts[0]
+    above = {other for other in imports(path) - GROUND - {room} if height(other) >= height(room)}
+    assert not above
+    if room in ("tier", "gguf"):
+        assert imports(path) <= {room}
+
+
+def test_the_tier_knows_no_clock_and_no_files():
+    for path in (PACKAGE / "tier").glob("*.py"):
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        assert not names & {"time", "os", "open", "Path", "threading"}, path

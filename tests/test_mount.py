@@ -1,0 +1,182 @@
+"""Real mounts: bytes, time, memory. Tolerances are wide, since the machine is not ours alone."""
+
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hbf_fuse.engine.kernel import mounting
+from hbf_fuse.mount import live
+
+
+def walk(path: Path) -> float:
+    """Seconds for a cold sequential walk through a mapping."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            begin = time.monotonic()
+            for at in range(0, len(view), mmap.PAGESIZE):
+                view[at]
+            return time.monotonic() - begin
+
+
+@pytest.mark.parametrize("engine", ["kernel", "fusepy"])
+@pytest.mark.parametrize("mbps", [100, 400])
+def test_a_stream_takes_as_long_as_the_link_says(mount, noise, mbps, engine):
+    size = 40_000_003
+    seconds = walk(mount(noise(size), mbps=mbps, engine=engine) / "model.gguf")
+    assert size / mbps / 1e6 * 0.97 < seconds < size / mbps / 1e6 * 1.5
+
+
+@pytest.mark.parametrize("lat", [2, 20])
+def test_single_reads_take_the_latency(mount, noise, lat):
+    fd = os.open(mount(noise(1 << 20), lat=lat) / "model.gguf", os.O_RDONLY | os.O_DIRECT)
+    buffer = mmap.mmap(-1, 4096)
+    try:
+        begin = time.monotonic()
+        for at in range(10):
+            os.preadv(fd, [buffer], at * 8192)
+        each = (time.monotonic() - begin) / 10
+    finally:
+        os.close(fd)
+    assert lat * 0.97e-3 < each < lat * 1.5e-3 + 0.005
+
+
+def test_stats_count_every_byte_once_it_has_arrived(mount, noise):
+    size = 10_000_019
+    path = mount(noise(size), mbps=500)
+    (path / "model.gguf").read_bytes()
+    stats = live.read_hidden(path, "stats.json")
+    assert stats["bytes_read"] == size
+    assert stats["files"]["model.gguf"]["complete"]
+    assert stats["in_flight"] == 0
+
+
+def test_requests_reach_one_mebibyte(mount, noise):
+    path = mount(noise(32 << 20))
+    if live.read_hidden(path, "spec.json")["readahead_kib"] < 1024:
+        pytest.skip("raising readahead needs root")
+    walk(path / "model.gguf")
+    assert live.read_hidden(path, "stats.json")["largest_read_bytes"] == 1 << 20
+
+
+def test_a_reader_killed_during_a_long_latency_dies_at_once(mount, noise):
+    path = mount(noise(100_000), lat=60_000)
+    reader = subprocess.Popen(["cat", str(path / "model.gguf")], stdout=subprocess.DEVNULL)
+    time.sleep(0.5)
+    begin = time.monotonic()
+    reader.kill()
+    reader.wait(timeout=5)
+    assert time.monotonic() - begin < 1
+
+
+def test_a_source_cut_short_gives_an_io_error_and_the_server_lives(mount, noise):
+    source = noise(8 << 20)
+    path = mount(source)
+    with (path / "model.gguf").open("rb", buffering=0) as file:
+        os.truncate(source, 4096)
+        with pytest.raises(OSError) as caught:
+            os.pread(file.fileno(), 4096, 6 << 20)
+    assert caught.value.errno == errno.EIO
+    assert live.read_hidden(path, "stats.json")["failed"] >= 1
+
+
+def test_a_source_replaced_under_the_mount_is_refused(mount, noise):
+    source = noise(100_000)
+    path = mount(source)
+    source.unlink()
+    source.write_bytes(b"something else")
+    with pytest.raises(OSError) as caught:
+        (path / "model.gguf").read_bytes()
+    assert caught.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("engine", ["kernel", "fusepy"])
+def test_a_sparse_file_of_100_gb_costs_the_server_no_memory(mount, tmp_path, engine):
+    source = tmp_path / "sparse"
+    with source.open("wb") as file:
+        file.truncate(100_000_000_000)
+    path = mount(source, engine=engine)
+    pid = live.read_hidden(path, "spec.json")["pid"]
+    with (path / "model.gguf").open("rb", buffering=0) as file:
+        for at in range(0, 100_000_000_000, 1_500_000_000):
+            assert len(os.pread(file.fileno(), 1 << 20, at)) == 1 << 20
+    memory = psutil.Process(pid).memory_info()
+    assert memory.rss - memory.shared < 150e6
+
+
+def test_an_evicted_range_is_read_again(noise, tmp_path):
+    """In this process, because eviction is a call of the engine's and not of the command line."""
+    script = f"""
+import os, sys
+from pathlib import Path
+from hbf_fuse import engine
+from hbf_fuse.fs import Filesystem
+from hbf_fuse.tier import TierSpec
+mountpoint = Path({str(tmp_path / "mnt")!r})
+mountpoint.mkdir()
+fs = Filesystem(Path({str(noise(1 << 20))!r}), TierSpec())
+mount = engine.create("kernel", fs, mountpoint, False)
+mount.start()
+try:
+    file = open(mountpoint / "model.gguf", "rb", buffering=0)
+    os.pread(file.fileno(), 1 << 20, 0)
+    before = fs.pacer.counters.bytes
+    os.pread(file.fileno(), 1 << 20, 0)
+    assert fs.pacer.counters.bytes == before, "cached pages were read again"
+    mount.evict(os.fstat(file.fileno()).st_ino, 0, 1 << 19)
+    os.pread(file.fileno(), 1 << 20, 0)
+    assert fs.pacer.counters.bytes >= before + (1 << 19), "evicted pages were not read again"
+    file.close()
+finally:
+    mount.stop(lazy=True)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unmounts_cleanly(noise, tmp_path, number):
+    point = tmp_path / "mnt"
+    point.mkdir()
+    command = [sys.executable, "-m", "hbf_fuse", "mount", "-f", "--tied", str(noise(4096)), str(point)]
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout.readline() == "ready\n"
+        server.send_signal(number)
+        _, said = server.communicate(timeout=20)
+    finally:
+        server.kill()
+    assert server.returncode == 0
+    assert "Traceback" not in said
+    assert not point.is_mount()
+
+
+def test_every_request_kind_has_an_answer_even_to_garbage(noise):
+    """Bytes as from /dev/fuse, on a pipe: no crash, and an error for what cannot be understood."""
+    from hbf_fuse.engine.kernel.abi import IN_HEADER, OUT_HEADER
+    from hbf_fuse.engine.kernel.session import Session
+    from hbf_fuse.fs import Filesystem
+    from hbf_fuse.tier import TierSpec
+
+    read_end, write_end = os.pipe()
+    try:
+        session = Session(write_end, Filesystem(noise(5000), TierSpec()), mounting.MAX_REQUEST)
+        no_reply = {2, 26, 36, 42}
+        for opcode in set(range(60)) - no_reply:
+            message = IN_HEADER.pack(40, opcode, 7, 99, 0, 0, 1, 0, 0)
+            session._dispatch(memoryview(message), 0)
+            length, error, unique = OUT_HEADER.unpack(os.read(read_end, 65536)[: OUT_HEADER.size])
+            assert (unique, length >= OUT_HEADER.size) == (7, True)
+            assert error <= 0
+    finally:
+        os.close(read_end)
+        os.close(write_end)

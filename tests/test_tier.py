@@ -1,0 +1,146 @@
+"""Every clause of the tier model, in virtual time."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hbf_fuse.tier import SpecError, Tier, TierSpec
+from hbf_fuse.tier.lateness import LIFETIME_NS, MAX_OWED_NS, MAX_READERS
+
+MS = 1_000_000
+specs = st.builds(
+    TierSpec,
+    bandwidth_mbps=st.floats(0.1, 1e7),
+    latency_ms=st.floats(0, 100),
+)
+sizes = st.integers(1, 8 << 20)
+gaps = st.integers(0, 50 * MS)
+
+
+@given(specs, st.lists(st.tuples(gaps, sizes, st.integers(0, 3)), min_size=2, max_size=40))
+def test_no_window_is_faster_than_the_link_and_order_is_kept(spec, reads):
+    tier, arrival, deadlines = Tier(spec), 0, []
+    for gap, nbytes, reader in reads:
+        arrival += gap
+        deadlines.append(tier.reserve(arrival, 0, nbytes, reader))
+        tier.lateness.replied(reader, deadlines[-1], deadlines[-1] + gap)
+    assert deadlines == sorted(deadlines)
+    for first, last in itertools.combinations(range(len(reads)), 2):
+        moved = sum(nbytes for _, nbytes, _ in reads[first + 1 : last + 1])
+        assert deadlines[last] - deadlines[first] >= moved * 1e9 / spec.bytes_per_second - 2
+
+
+@given(specs, sizes, st.integers(1, 50))
+def test_latency_overlaps_between_reads_in_flight(spec, nbytes, count):
+    tier = Tier(spec)
+    last = [tier.reserve(0, 0, nbytes, reader) for reader in range(count)][-1]
+    assert last == pytest.approx(count * nbytes * 1e9 / spec.bytes_per_second + spec.latency_ns, abs=2)
+
+
+@given(specs, sizes, st.lists(st.integers(0, 20 * MS), min_size=1, max_size=50))
+def test_an_unlucky_server_costs_one_reader_nothing_but_the_last_lateness(spec, nbytes, stalls):
+    tier, now, deadline = Tier(spec), 0, 0
+    for stall in stalls:
+        deadline = tier.reserve(now, 0, nbytes)
+        # A reply cannot leave before its request was there, however late that request came.
+        now = max(now, deadline) + stall
+        tier.lateness.replied(0, deadline, now)
+    ideal = len(stalls) * (nbytes * 1e9 / spec.bytes_per_second + spec.latency_ns)
+    assert deadline == pytest.approx(ideal, abs=len(stalls) + 2)
+
+
+@given(specs, sizes, st.integers(0, 10 * MS), st.lists(st.integers(0, 80 * MS), min_size=1, max_size=30))
+def test_think_time_is_never_given_back(spec, nbytes, stall, thinks):
+    tier, now, deadline = Tier(spec), 0, 0
+    for think in thinks:
+        now += think
+        deadline = tier.reserve(now, 0, nbytes)
+        now = max(now, deadline) + stall
+        tier.lateness.replied(0, deadline, now)
+    each = nbytes * 1e9 / spec.bytes_per_second + spec.latency_ns
+    assert deadline == pytest.approx(sum(thinks) + len(thinks) * each, abs=len(thinks) + 2)
+
+
+def test_the_rate_is_exact_over_a_million_reads_whose_transfers_are_no_whole_ns():
+    tier = Tier(TierSpec(bandwidth_mbps=3333.333333))
+    for _ in range(1_000_000):
+        deadline = tier.reserve(0, 0, 4097)
+    assert deadline == 4097 * 1_000_000 * 1_000_000_000 // 3_333_333_333
+
+
+@given(specs, st.lists(st.tuples(gaps, sizes), max_size=20))
+def test_the_same_reads_get_the_same_deadlines(spec, reads):
+    def deadlines():
+        tier = Tier(spec)
+        arrivals = itertools.accumulate(gap for gap, _ in reads)
+        return [tier.reserve(arrival, 0, size) for arrival, (_, size) in zip(arrivals, reads, strict=True)]
+
+    assert deadlines() == deadlines()
+
+
+def test_lateness_of_long_ago_is_forgiven_and_counted():
+    tier = Tier(TierSpec(latency_ms=1))
+    tier.lateness.replied(7, deadline_ns=0, done_ns=5 * MS)
+    arrival = 5 * MS + LIFETIME_NS + 1
+    assert tier.reserve(arrival, 0, 1, reader=7) == arrival + MS
+    assert tier.lateness.forgiven_ns == 5 * MS
+
+
+def test_no_more_than_a_second_is_given_back_and_the_rest_is_counted():
+    tier = Tier(TierSpec(latency_ms=1))
+    tier.lateness.replied(7, deadline_ns=0, done_ns=MAX_OWED_NS + 3)
+    assert tier.reserve(MAX_OWED_NS + 3, 0, 1, reader=7) == 3 + MS
+    assert tier.lateness.forgiven_ns == 3
+
+
+def test_lateness_belongs_to_its_own_reader():
+    tier = Tier(TierSpec(latency_ms=1))
+    tier.lateness.replied(1, deadline_ns=0, done_ns=MS)
+    assert tier.reserve(MS, 0, 1, reader=2) == 2 * MS
+
+
+def test_readers_that_come_and_go_do_not_fill_the_memory():
+    tier = Tier(TierSpec(latency_ms=1))
+    for reader in range(3 * MAX_READERS):
+        tier.lateness.replied(reader, 0, MS)
+    assert tier.lateness.owed(0, MS) == 0
+    assert tier.lateness.owed(3 * MAX_READERS - 1, MS) == MS
+
+
+@pytest.mark.parametrize("mbps", [0, -1, math.nan, math.inf, 1e10, 1e-7, "500", True])
+def test_a_bandwidth_that_cannot_be_is_refused(mbps):
+    with pytest.raises(SpecError, match="bandwidth"):
+        TierSpec(bandwidth_mbps=mbps)
+
+
+@pytest.mark.parametrize("lat", [-0.1, math.nan, math.inf, 1e6, "1", None])
+def test_a_latency_that_cannot_be_is_refused(lat):
+    with pytest.raises(SpecError, match="latency"):
+        TierSpec(latency_ms=lat)
+
+
+def test_a_spec_survives_json_and_refuses_what_it_does_not_know():
+    spec = TierSpec(bandwidth_mbps=500, latency_ms=1)
+    assert TierSpec.from_dict(spec.to_dict()) == spec
+    with pytest.raises(SpecError, match="colour"):
+        TierSpec.from_dict({"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("mbps", "lat", "model"),
+    # The reference experiment's own column: 4 MiB / (4 MiB / B + L).
+    [
+        (250, 1, 236),
+        (250, 5, 193),
+        (500, 1, 447),
+        (500, 5, 313),
+        (1000, 1, 808),
+        (1000, 5, 456),
+        (2000, 1, 1354),
+    ],
+)
+def test_the_chunked_model_is_the_references(mbps, lat, model):
+    assert TierSpec(mbps, lat).chunked_mbps(4 << 20) == pytest.approx(model, abs=0.6)
