@@ -1,6 +1,7 @@
 """The emulated device: pure arithmetic on integers. No clock, no I/O, nothing of ours imported."""
 
 from hbf_fuse.tier.device import Tier
-from hbf_fuse.tier.spec import SpecError, TierSpec
+from hbf_fuse.tier.errors import SpecError
+from hbf_fuse.tier.spec import TierSpec
 
 __all__ = ["SpecError", "Tier", "TierSpec"]

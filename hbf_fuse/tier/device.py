@@ -5,6 +5,10 @@ is one pipe and each read waits until it is free. Latency follows the transfer a
 reads in flight.
 """
 
+import heapq
+
+from hbf_fuse.tier import jitter
+from hbf_fuse.tier.flash import Planes
 from hbf_fuse.tier.lateness import Lateness
 from hbf_fuse.tier.spec import TierSpec
 
@@ -20,10 +24,17 @@ class Tier:
     def __init__(self, spec: TierSpec) -> None:
         self.spec = spec
         self.lateness = Lateness()
+        self.planes = Planes(spec) if spec.planes else None
+        self._rate = spec.bytes_per_second
+        self._latency_ns = spec.latency_ns
+        self._draw_latency = (
+            jitter.sampler(jitter.parse(spec.jitter), spec.latency_ms, spec.seed) if spec.jitter else None
+        )
         self._link_free_ns = 0
         # Transfer times seldom are whole ns: the remainder (in ns x bytes/s) goes to the next read, so
         # that the rate is exact over any number of reads.
         self._remainder = 0
+        self._working: list[int] = []
 
     def reserve(self, arrival_ns: int, offset: int, nbytes: int, reader: int = 0) -> int:
         """Put one read into the schedule and return its deadline in ns.
@@ -31,10 +42,30 @@ class Tier:
         reader: who waits for this read (a thread id). What the emulator still owes this reader is
         given back by treating the read as having come that much earlier; see Lateness.
         """
-        spec = self.spec
-        start = max(arrival_ns - self.lateness.owed(reader, arrival_ns), self._link_free_ns)
-        if rate := spec.bytes_per_second:
-            transfer, self._remainder = divmod(nbytes * _SECOND_NS + self._remainder, rate)
-            start += transfer
-        self._link_free_ns = start
-        return start + spec.latency_ns
+        arrival_ns -= self.lateness.owed(reader, arrival_ns)
+        if self.spec.depth:
+            arrival_ns = self._admit(arrival_ns)
+        if self.planes is None:
+            self._link_free_ns = max(arrival_ns, self._link_free_ns) + self._transfer(nbytes)
+        else:
+            # The link starts with the first page and cannot end before the last one has come and gone.
+            first_ready, all_ready, tail = self.planes.sense(arrival_ns, offset, nbytes)
+            streamed = max(first_ready, self._link_free_ns) + self._transfer(nbytes)
+            tail_ns = tail * _SECOND_NS // self._rate if self._rate else 0
+            self._link_free_ns = max(streamed, all_ready + tail_ns)
+        deadline_ns = self._link_free_ns + (self._draw_latency() if self._draw_latency else self._latency_ns)
+        if self.spec.depth:
+            heapq.heappush(self._working, deadline_ns)
+        return deadline_ns
+
+    def _transfer(self, nbytes: int) -> int:
+        if not self._rate:
+            return 0
+        transfer, self._remainder = divmod(nbytes * _SECOND_NS + self._remainder, self._rate)
+        return transfer
+
+    def _admit(self, arrival_ns: int) -> int:
+        """When the device takes the read: with `depth` of them at work, when the first of those is done."""
+        if len(self._working) < self.spec.depth:
+            return arrival_ns
+        return max(arrival_ns, heapq.heappop(self._working))

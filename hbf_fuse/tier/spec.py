@@ -1,8 +1,12 @@
 """What a tier is: its parameters, checked once, in the units of the arithmetic."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Self
+
+from hbf_fuse.tier import jitter as jitters
+from hbf_fuse.tier.errors import SpecError
 
 MAX_MBPS = 1e9
 """1 PB/s: past any announced memory; a larger figure is a slip of the unit."""
@@ -10,9 +14,9 @@ MAX_MBPS = 1e9
 MAX_LATENCY_MS = 60_000.0
 """One minute: longer than any device answers; a larger figure is a slip of the unit."""
 
-
-class SpecError(ValueError):
-    """A tier that cannot be: says which parameter, its value and what is allowed."""
+MAX_PLANES = 65_536
+MAX_PAGE_BYTES = 1 << 24
+MAX_DEPTH = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +25,23 @@ class TierSpec:
 
     bandwidth_mbps: decimal MB/s of the link, None for unlimited.
     latency_ms: from the end of a read's transfer to its data being visible; overlaps between reads.
+    jitter: how the latency varies, such as "normal:0.1+tail:1e-4,2"; see jitter.FORMS. Empty for none.
+    seed: of the jitter.
+    planes, page_bytes, t_read_us: flash detail. A page is read from its plane (page number modulo
+        planes) into a register in t_read_us before the link may carry it; 0 planes for none.
+    depth: reads that the device works on at once; 0 for any number.
 
     Raises SpecError for values that no device can have.
     """
 
     bandwidth_mbps: float | None = None
     latency_ms: float = 0.0
+    jitter: str = ""
+    seed: int = 0
+    planes: int = 0
+    page_bytes: int = 4096
+    t_read_us: float = 0.0
+    depth: int = 0
 
     def __post_init__(self) -> None:
         if self.bandwidth_mbps is not None:
@@ -37,6 +52,20 @@ class TierSpec:
                     "leave it out for an unthrottled tier"
                 )
         _check("latency (--lat)", self.latency_ms, MAX_LATENCY_MS, "ms")
+        _check("page read time (--t-read)", self.t_read_us, MAX_LATENCY_MS * 1e3, "us")
+        _check("planes (--planes)", self.planes, MAX_PLANES, "planes")
+        _check("page (--page)", self.page_bytes, MAX_PAGE_BYTES, "bytes")
+        _check("depth (--depth)", self.depth, MAX_DEPTH, "reads")
+        if self.planes and not self.page_bytes:
+            raise SpecError("page (--page) must be above 0 bytes where there are planes")
+        if self.t_read_us and not self.planes:
+            raise SpecError("a page read time (--t-read) needs planes (--planes)")
+        below = sum(part.below_ms() for part in jitters.parse(self.jitter))
+        if below > self.latency_ms:
+            raise SpecError(
+                f"jitter {self.jitter!r} would reach below zero: it needs a latency (--lat) of at least "
+                f"{below:g} ms, got {self.latency_ms:g}"
+            )
 
     @property
     def bytes_per_second(self) -> int:
@@ -45,20 +74,26 @@ class TierSpec:
 
     @property
     def latency_ns(self) -> int:
-        """Latency in ns."""
+        """Latency in ns, without jitter."""
         return round(self.latency_ms * 1e6)
+
+    @property
+    def mean_latency_ms(self) -> float:
+        """Latency with what the jitter adds on average."""
+        return self.latency_ms + sum(part.mean_ms() for part in jitters.parse(self.jitter))
 
     @property
     def throttled(self) -> bool:
         """Whether a read ever waits for this tier."""
-        return self.bandwidth_mbps is not None or self.latency_ms > 0
+        return self.bandwidth_mbps is not None or self.mean_latency_ms > 0 or self.t_read_us > 0
 
     def chunked_mbps(self, chunk_bytes: int, depth: int = 1) -> float | None:
         """Steady rate, in decimal MB/s, of a reader that keeps `depth` reads of `chunk_bytes` in flight.
 
         Each read is away for transfer + latency, so the rate is depth x chunk / (chunk / bandwidth +
         latency), and never more than the link. With one read of 4 MiB in flight this is the model
-        that the reference experiment was held against. None where neither bounds it.
+        that the reference experiment was held against. Knows no jitter and no flash detail: for those
+        there is expect.closed_loop. None where neither bounds it.
         """
         link = self.bandwidth_mbps
         round_trip_us = self.latency_ms * 1e3 + (chunk_bytes / link if link else 0.0)
@@ -69,21 +104,29 @@ class TierSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {"bandwidth_mbps": self.bandwidth_mbps, "latency_ms": self.latency_ms}
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
         """From JSON; an unknown key is a SpecError."""
-        unknown = sorted(set(fields) - {"bandwidth_mbps", "latency_ms"})
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(fields) - set(known))
         if unknown:
-            raise SpecError(f"unknown tier parameter {unknown[0]!r}; known: bandwidth_mbps, latency_ms")
+            raise SpecError(f"unknown tier parameter {unknown[0]!r}; known: {', '.join(known)}")
         return cls(**fields)
 
     def __str__(self) -> str:
         if not self.throttled:
             return "unthrottled"
         link = f"{self.bandwidth_mbps:g} MB/s" if self.bandwidth_mbps is not None else "unlimited MB/s"
-        return f"{link} + {self.latency_ms:g} ms"
+        parts = [link, f"{self.latency_ms:g} ms"]
+        if self.jitter:
+            parts.append(f"jitter {self.jitter}")
+        if self.planes:
+            parts.append(f"{self.planes} planes of {self.page_bytes} bytes in {self.t_read_us:g} us")
+        if self.depth:
+            parts.append(f"depth {self.depth}")
+        return " + ".join(parts)
 
 
 def _check(name: str, value: Any, most: float, unit: str) -> None:

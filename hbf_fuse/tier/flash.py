@@ -1,0 +1,36 @@
+"""Planes: flash reads whole pages, each in its own plane, before the link can carry anything."""
+
+from hbf_fuse.tier.spec import TierSpec
+
+
+class Planes:
+    """When each plane is free again. Pages lie across the planes in turn, as SSDs stripe them.
+
+    bytes_sensed: what the planes have read so far, whole pages; more than was asked for, by the read
+    amplification.
+    """
+
+    def __init__(self, spec: TierSpec) -> None:
+        self.bytes_sensed = 0
+        self._page = spec.page_bytes
+        self._read_ns = round(spec.t_read_us * 1000)
+        self._free = [0] * spec.planes
+
+    def sense(self, start_ns: int, offset: int, nbytes: int) -> tuple[int, int, int]:
+        """Read the pages under a range. Returns (when the first is ready, when all are, bytes in the last).
+
+        Times in ns. A page that is read in part costs a whole page.
+        """
+        free, planes = self._free, len(self._free)
+        first = offset // self._page
+        last = max(first, (offset + nbytes - 1) // self._page)
+        self.bytes_sensed += (last - first + 1) * self._page
+        first_ready = all_ready = 0
+        for page in range(first, min(last + 1, first + planes)):
+            plane = page % planes
+            begin = max(start_ns, free[plane])
+            # This plane's turn comes again every `planes` pages.
+            free[plane] = begin + ((last - page) // planes + 1) * self._read_ns
+            first_ready = first_ready or begin + self._read_ns
+            all_ready = max(all_ready, free[plane])
+        return first_ready, all_ready, min(nbytes, (offset + nbytes - 1) % self._page + 1)

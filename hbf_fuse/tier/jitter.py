@@ -1,0 +1,104 @@
+"""Latency that varies: distributions by name, each drawn from a seeded generator, so that runs repeat."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hbf_fuse.tier.errors import SpecError
+
+FORMS = {
+    "uniform": ("W", "evenly within W ms of the latency"),
+    "normal": ("S", "bell curve around the latency with deviation S ms"),
+    "lognormal": ("M,S", "adds M ms on average, with S as the deviation of its logarithm"),
+    "exponential": ("M", "adds M ms on average, mostly less"),
+    "tail": ("P,X", "adds X ms with probability P: flash read-retry"),
+}
+"""Every distribution: its parameters (ms, but for P and lognormal's S) and what it does."""
+
+NORMAL_REACH = 4
+"""A normal deviation may be at most a quarter of the latency: beyond, cutting off at zero would show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One distribution with its parameters."""
+
+    kind: str
+    values: tuple[float, ...]
+
+    def mean_ms(self) -> float:
+        """What it adds to the latency on average."""
+        match self.kind:
+            case "exponential" | "lognormal":
+                return self.values[0]
+            case "tail":
+                return self.values[0] * self.values[1]
+        return 0.0
+
+    def deviation_ms(self) -> float:
+        """Its standard deviation."""
+        match self.kind:
+            case "uniform":
+                return self.values[0] / math.sqrt(3)
+            case "lognormal":
+                return self.values[0] * math.sqrt(math.expm1(self.values[1] ** 2))
+            case "tail":
+                chance, extra = self.values
+                return extra * math.sqrt(chance * (1 - chance))
+        return self.values[0]
+
+    def below_ms(self) -> float:
+        """How far under the latency it may reach."""
+        return {"uniform": 1, "normal": NORMAL_REACH}.get(self.kind, 0) * self.values[0]
+
+    def draw_ms(self, generator: random.Random) -> float:
+        """One value."""
+        match self.kind:
+            case "uniform":
+                return generator.uniform(-self.values[0], self.values[0])
+            case "normal":
+                return generator.gauss(0.0, self.values[0])
+            case "exponential":
+                return generator.expovariate(1 / self.values[0]) if self.values[0] else 0.0
+            case "lognormal":
+                mean, sigma = self.values
+                return generator.lognormvariate(math.log(mean) - sigma**2 / 2, sigma) if mean else 0.0
+        chance, extra = self.values
+        return extra if generator.random() < chance else 0.0
+
+
+def parse(text: str) -> tuple[Part, ...]:
+    """The parts of "normal:0.1+tail:1e-4,2"; empty for no jitter. SpecError says which part is wrong."""
+    return tuple(_part(piece.strip()) for piece in text.split("+") if text.strip())
+
+
+def sampler(parts: tuple[Part, ...], latency_ms: float, seed: int) -> Callable[[], int]:
+    """A function that draws latency with jitter, in ns, never below 0."""
+    generator = random.Random(seed)  # noqa: S311 - a distribution, not a secret
+
+    def draw() -> int:
+        return max(0, round((latency_ms + sum(part.draw_ms(generator) for part in parts)) * 1e6))
+
+    return draw
+
+
+def _part(piece: str) -> Part:
+    kind, _, numbers = piece.partition(":")
+    if kind not in FORMS:
+        raise SpecError(
+            f"unknown jitter {kind!r}; there are: {', '.join(f'{k}:{v[0]}' for k, v in FORMS.items())}"
+        )
+    try:
+        values = tuple(float(number) for number in numbers.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != len(FORMS[kind][0].split(",")):
+        raise SpecError(f"jitter {piece!r} must be written like {kind}:{FORMS[kind][0]}, in ms")
+    if not all(math.isfinite(value) and 0 <= value <= 60_000 for value in values):
+        raise SpecError(f"jitter {piece!r}: every number must be from 0 to 60000")
+    if kind == "tail" and values[0] > 1:
+        raise SpecError(f"jitter {piece!r}: {values[0]:g} is not a probability")
+    if kind == "lognormal" and values[1] > 4:
+        raise SpecError(f"jitter {piece!r}: a deviation of the logarithm above 4 has no usable mean")
+    return Part(kind, values)

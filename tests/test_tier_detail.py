@@ -1,0 +1,126 @@
+"""Jitter, flash detail, depth and the model's expectation, in virtual time."""
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hbf_fuse.tier import SpecError, Tier, TierSpec, expect, jitter
+
+US, MS = 1000, 1_000_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "uniform:0.5",
+        "normal:0.2",
+        "lognormal:0.4,0.8",
+        "exponential:0.3",
+        "tail:0.01,2",
+        "normal:0.1+tail:0.02,1",
+    ],
+)
+def test_jitter_has_the_mean_and_the_deviation_that_it_promises(text):
+    tier = Tier(TierSpec(latency_ms=1, jitter=text, seed=3))
+    seen = [tier.reserve(0, 0, 1) / MS for _ in range(60_000)]
+    parts = jitter.parse(text)
+    deviation = sum(part.deviation_ms() ** 2 for part in parts) ** 0.5
+    assert statistics.mean(seen) == pytest.approx(
+        1 + sum(part.mean_ms() for part in parts), abs=deviation / 40
+    )
+    assert statistics.pstdev(seen) == pytest.approx(deviation, rel=0.08)
+    assert min(seen) >= 0
+
+
+def test_the_seed_decides_the_jitter():
+    def draws(seed):
+        tier = Tier(TierSpec(latency_ms=1, jitter="exponential:1", seed=seed))
+        return [tier.reserve(0, 0, 1) for _ in range(50)]
+
+    assert draws(1) == draws(1) != draws(2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gamma:1",
+        "uniform",
+        "uniform:a",
+        "uniform:1,2",
+        "uniform:-1",
+        "normal:nan",
+        "tail:2,1",
+        "lognormal:1,9",
+    ],
+)
+def test_a_jitter_that_makes_no_sense_is_refused(text):
+    with pytest.raises(SpecError, match="jitter"):
+        TierSpec(latency_ms=100, jitter=text)
+
+
+@pytest.mark.parametrize("text", ["uniform:1.1", "normal:0.3"])
+def test_a_jitter_that_would_go_negative_is_refused(text):
+    with pytest.raises(SpecError, match="below zero"):
+        TierSpec(latency_ms=1, jitter=text)
+
+
+def test_a_small_read_costs_a_whole_page():
+    tier = Tier(TierSpec(planes=4, page_bytes=4096, t_read_us=50))
+    assert tier.reserve(0, 4000, 512) == 50 * US
+    assert tier.planes.bytes_sensed == 2 * 4096
+
+
+def test_planes_work_at_once_and_one_plane_works_in_turn():
+    spread = Tier(TierSpec(planes=4, page_bytes=4096, t_read_us=50))
+    assert spread.reserve(0, 0, 4 * 4096) == 50 * US
+    assert spread.reserve(0, 0, 5 * 4096) == 150 * US
+    same = Tier(TierSpec(planes=4, page_bytes=4096, t_read_us=50))
+    assert [same.reserve(0, plane * 4 * 4096, 4096) for plane in range(3)] == [50 * US, 100 * US, 150 * US]
+
+
+def test_the_link_carries_pages_as_they_come():
+    # 8 pages on 8 planes are ready at 50 us; 32 KiB at 1000 MB/s take 32.768 us more.
+    assert Tier(TierSpec(1000, planes=8, t_read_us=50)).reserve(0, 0, 8 * 4096) == 50 * US + 32_768
+    # On one plane the last page comes at 400 us and needs 4.096 us of link.
+    assert Tier(TierSpec(1000, planes=1, t_read_us=50)).reserve(0, 0, 8 * 4096) == 400 * US + 4096
+
+
+@given(st.integers(1, 64), st.integers(1, 1 << 20), st.integers(0, 1 << 24))
+def test_flash_is_never_faster_than_its_planes_or_its_link(planes, nbytes, offset):
+    spec = TierSpec(1000, planes=planes, page_bytes=4096, t_read_us=25)
+    deadline = Tier(spec).reserve(0, offset, nbytes)
+    pages = (offset + nbytes - 1) // 4096 - offset // 4096 + 1
+    assert deadline >= 25 * US * -(-pages // planes)
+    assert deadline >= nbytes * 1e9 / spec.bytes_per_second - 1
+
+
+def test_depth_bounds_what_the_device_works_on():
+    tier = Tier(TierSpec(latency_ms=1, depth=2))
+    assert [tier.reserve(0, 0, 1) for _ in range(6)] == [MS, MS, 2 * MS, 2 * MS, 3 * MS, 3 * MS]
+
+
+@pytest.mark.parametrize("mbps", [250, 500, 2000, None])
+@pytest.mark.parametrize("lat", [0.2, 1, 5])
+@pytest.mark.parametrize("depth", [1, 4, 9])
+def test_the_expectation_is_the_closed_form_where_there_is_one(mbps, lat, depth):
+    spec = TierSpec(mbps, lat)
+    assert expect.closed_loop(spec, 1 << 20, depth) == pytest.approx(
+        spec.chunked_mbps(1 << 20, depth), rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"planes": -1},
+        {"planes": 4, "page_bytes": 0},
+        {"t_read_us": 5},
+        {"depth": -1},
+        {"t_read_us": float("nan")},
+    ],
+)
+def test_flash_detail_that_makes_no_sense_is_refused(fields):
+    with pytest.raises(SpecError):
+        TierSpec(**fields)
