@@ -1,5 +1,6 @@
 """Synthetic models and the reader of real ones."""
 
+import contextlib
 import hashlib
 import struct
 from pathlib import Path
@@ -53,14 +54,14 @@ def test_k_quant_rows_fit_their_blocks(name):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.data())
-def test_a_damaged_header_is_an_error_and_never_more(tiny_model, tmp_path, data):
+def test_a_damaged_header_gives_an_answer_or_an_error_and_never_more(tiny_model, tmp_path, data):
     header = bytearray(tiny_model.read_bytes()[:4096])
     for _ in range(data.draw(st.integers(1, 8))):
         at = data.draw(st.integers(0, len(header) - 1))
         header[at] = data.draw(st.integers(0, 255))
     path = tmp_path / "damaged.gguf"
     path.write_bytes(header[: data.draw(st.integers(0, len(header)))])
-    with pytest.raises(gguf.GgufError):
+    with contextlib.suppress(gguf.GgufError):
         gguf.read(path)
 
 

@@ -145,7 +145,7 @@ finally:
 def test_a_signal_unmounts_cleanly(noise, tmp_path, number):
     point = tmp_path / "mnt"
     point.mkdir()
-    command = [sys.executable, "-m", "hbf_fuse", "mount", "-f", "--tied", str(noise(4096)), str(point)]
+    command = [sys.executable, "-m", "hbf_fuse", "mount", "-f", "--tied", "{}", str(noise(4096)), str(point)]
     server = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hbf_fuse.tier import SpecError, Tier, TierSpec, expect, jitter
+from hbf_fuse.tier import SpecError, Tier, TierSpec, expect, jitter, profiles
 
 US, MS = 1000, 1_000_000
 
@@ -124,3 +124,29 @@ def test_the_expectation_is_the_closed_form_where_there_is_one(mbps, lat, depth)
 def test_flash_detail_that_makes_no_sense_is_refused(fields):
     with pytest.raises(SpecError):
         TierSpec(**fields)
+
+
+@pytest.mark.parametrize("name", profiles.names())
+def test_every_profile_is_a_tier_and_says_where_each_value_comes_from(name):
+    profile = profiles.load(name)
+    assert profile.spec().throttled
+    assert all(
+        value.label in ("sourced", "assumed") and len(value.why) > 10 for value in profile.values.values()
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "about = 'x'\n[colour]\nvalue = 1\nassumed = 'why'",
+        "about = 'x'\n[latency_ms]\nvalue = 1",
+        "about = 'x'\n[latency_ms]\nvalue = 1\nassumed = 'a'\nsourced = 'b'",
+        "about = 'x'\nlatency_ms = 1",
+        "about = 'x'\n[latency_ms]\nvalue = -1\nassumed = 'why'",
+        "about = ",
+    ],
+)
+def test_a_profile_without_provenance_is_refused(text):
+    with pytest.raises(SpecError):
+        profiles.parse("bad", text)

@@ -12,7 +12,7 @@ WAYS = ("mmap sequential", "mmap willneed", "read")
 def make_source(folder: Path, size: int) -> Path:
     """A file of `size` random bytes, in the page cache."""
     path = folder / "source"
-    block = random.Random(1).randbytes(min(size, 1 << 24))
+    block = random.Random(1).randbytes(min(size, 1 << 24))  # noqa: S311
     with path.open("wb") as file:
         for start in range(0, size, len(block)):
             file.write(block[: size - start])

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import hbf_fuse
-from hbf_fuse.cli import model
+from hbf_fuse.cli import model, profile
 from hbf_fuse.cli.bench import bench
 from hbf_fuse.cli.common import guarded, new_app
 from hbf_fuse.cli.mount import mount
@@ -23,6 +23,7 @@ app.command()(status)
 app.command()(bench)
 app.command()(sweep)
 app.add_typer(model.app, name="model")
+app.add_typer(profile.app, name="profile")
 
 
 def _print_version(wanted: bool) -> None:

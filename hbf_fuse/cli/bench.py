@@ -6,8 +6,20 @@ from typing import Annotated
 import typer
 
 from hbf_fuse.cli.common import Json, print_json, tell
-from hbf_fuse.cli.mount import EngineName, Lat, Mbps
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.cli.options import (
+    Depth,
+    EngineName,
+    Jitter,
+    Lat,
+    Mbps,
+    Page,
+    Planes,
+    ProfileName,
+    Seed,
+    TRead,
+    checked_engine,
+    tier_spec,
+)
 
 Model = Annotated[Path | None, typer.Option("-m", "--model", help="A GGUF [default: as for hbf-mount].")]
 NPrompt = Annotated[int, typer.Option("-p", "--n-prompt", help="llama-bench's -p.", min=0)]
@@ -22,7 +34,14 @@ Timeout = Annotated[
 
 def bench(
     mbps: Mbps = None,
-    lat: Lat = 0.0,
+    lat: Lat = None,
+    profile: ProfileName = None,
+    jitter: Jitter = None,
+    seed: Seed = None,
+    planes: Planes = None,
+    page: Page = None,
+    t_read: TRead = None,
+    depth: Depth = None,
     model: Model = None,
     n_prompt: NPrompt = 256,
     n_gen: NGen = 256,
@@ -41,7 +60,18 @@ def bench(
     from hbf_fuse.sweep.results import Results
 
     options = BenchOptions(n_prompt, n_gen, threads, timeout)
-    cell = cells.Cell(gguf_source(model), TierSpec(mbps, lat), engine=engine, bench=options)
+    tier = tier_spec(
+        profile,
+        mbps=mbps,
+        lat=lat,
+        jitter=jitter,
+        seed=seed,
+        planes=planes,
+        page=page,
+        t_read=t_read,
+        depth=depth,
+    )
+    cell = cells.Cell(gguf_source(model), tier, engine=checked_engine(engine), bench=options)
     results = Results(output.absolute())
     document = cells.run(cell, results.folder / "tmp")
     path = results.store(document)

@@ -1,20 +1,30 @@
 """`hbf-mount` and `hbf mount`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hbf_fuse.cli.common import single, tell
-from hbf_fuse.engine import ENGINES
+from hbf_fuse.cli.options import (
+    Depth,
+    EngineName,
+    Jitter,
+    Lat,
+    Mbps,
+    Page,
+    Planes,
+    ProfileName,
+    Seed,
+    TRead,
+    checked_engine,
+    tier_spec,
+)
+from hbf_fuse.cli.profile import beyond_real_time
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec
 
-Mbps = Annotated[float | None, typer.Option("--mbps", help="Bandwidth in decimal MB/s. Left out: unlimited.")]
-Lat = Annotated[float, typer.Option("--lat", help="Latency in ms of each read; reads in flight overlap.")]
-EngineName = Annotated[
-    str, typer.Option("--engine", help=f"How to speak to the kernel: {' or '.join(ENGINES)}.")
-]
 Readahead = Annotated[
     int,
     typer.Option(
@@ -34,7 +44,14 @@ def mount(
         ),
     ],
     mbps: Mbps = None,
-    lat: Lat = 0.0,
+    lat: Lat = None,
+    profile: ProfileName = None,
+    jitter: Jitter = None,
+    seed: Seed = None,
+    planes: Planes = None,
+    page: Page = None,
+    t_read: TRead = None,
+    depth: Depth = None,
     engine: EngineName = "kernel",
     readahead: Readahead = 4096,
     preload: Preload = True,
@@ -45,9 +62,11 @@ def mount(
         bool, typer.Option("-f", "--foreground", help="Stay, until Ctrl-C or umount.")
     ] = False,
     tied: Annotated[
-        bool,
-        typer.Option("--tied", hidden=True, help="With -f: say `ready` on stdout, end when stdin closes."),
-    ] = False,
+        str | None,
+        typer.Option(
+            "--tied", hidden=True, help="With -f, a tier as JSON: says `ready`, ends when stdin closes."
+        ),
+    ] = None,
 ) -> None:
     """Serve a model from an emulated tier; returns when the mount answers.
 
@@ -62,29 +81,41 @@ def mount(
 
     if len(paths) > 2:
         raise typer.BadParameter("give at most a SOURCE and a MOUNTPOINT")
-    if engine not in ENGINES:
-        raise typer.BadParameter(f"--engine must be {' or '.join(ENGINES)}")
-    spec = TierSpec(bandwidth_mbps=mbps, latency_ms=lat)
+    tier = tier_spec(
+        profile,
+        mbps=mbps,
+        lat=lat,
+        jitter=jitter,
+        seed=seed,
+        planes=planes,
+        page=page,
+        t_read=t_read,
+        depth=depth,
+    )
+    if tied is not None:
+        tier = TierSpec.from_dict(json.loads(tied))
+    if reason := beyond_real_time(tier):
+        tell(reason)
     target = mountpoint.absolute(paths[-1])
     if repaired := mountpoint.prepare(target):
         tell(repaired)
     config = server.MountConfig(
         source=source.resolve(paths[0] if len(paths) == 2 else None, tell),
         mountpoint=target,
-        spec=spec,
-        engine=engine,
+        spec=tier,
+        engine=checked_engine(engine),
         readahead_kib=readahead,
         preload=preload,
         allow_other=allow_other,
-        tied=tied,
+        tied=tied is not None,
     )
     if target == config.source or target in config.source.parents:
         raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")
 
     def ready() -> None:
-        if tied:
+        if tied is not None:
             print(tied_mount.READY, end="", flush=True)
-        tell(f"{config.source} is served at {target} ({spec})")
+        tell(f"{config.source} is served at {target} ({tier})")
 
     if foreground:
         server.serve(config, when_ready=ready, tell=tell)

@@ -16,7 +16,7 @@ from rich.progress import (
 
 from hbf_fuse.cli.bench import Model, NGen, NPrompt, Threads, Timeout, gguf_source
 from hbf_fuse.cli.common import Json, print_json, single, tell
-from hbf_fuse.cli.mount import EngineName
+from hbf_fuse.cli.options import EngineName, checked_engine
 from hbf_fuse.errors import HbfError
 
 
@@ -56,7 +56,7 @@ def sweep(
         lat_ms=tuple(number(text, "--lat") for text in listed(lat)),
         repeats=repeats,
         seed=seed,
-        engine=engine,
+        engine=checked_engine(engine),
         bench=llama.BenchOptions(n_prompt, n_gen, threads, timeout),
     )
     results = Results(output.absolute())

@@ -72,13 +72,13 @@ class _Operations(fuse.Operations):
         arrival_ns = time.monotonic_ns()
         _, _, pid = fuse.fuse_get_context()
         service = self.fs.read(info.fh, offset, size, pid, arrival_ns)
-        if not self.fs.wait(service):
-            self.fs.abandon(service)
+        if not service.wait():
+            service.abandon()
             raise fuse.FuseOSError(errno.EINTR)
         # libfuse sends after this returns: the end of our copy is the last moment that can be seen here.
         started_ns = time.monotonic_ns()
         data = bytes(service.data)
-        self.fs.finish(service, started_ns)
+        service.finish(started_ns)
         return data
 
     def statfs(self, path: str) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from hbf_fuse.fs.service import Service
+
 _PAGE = 4096
 
 
@@ -29,24 +31,33 @@ class Arrival:
     def arrived_bytes(self) -> int:
         return min(self.size, self.arrived_pages * _PAGE)
 
-    def add(
-        self, offset: int, nbytes: int, arrival_ns: int, deadline_ns: int, done_ns: int, forgiven_ns: int
-    ) -> None:
-        """A reply of nbytes at offset, visible at done_ns. Does nothing once all has arrived.
+    def add(self, service: Service, done_ns: int, forgiven_ns: int) -> None:
+        """A reply was visible at done_ns. Does nothing once all has arrived.
 
         forgiven_ns: the lateness that the tier's schedule no longer holds, so far; see Lateness.
         """
         if self.complete:
             return
-        self.first_arrival_ns = min(self.first_arrival_ns or arrival_ns, arrival_ns)
-        first, end = offset // _PAGE, -(-(offset + nbytes) // _PAGE)
+        self.first_arrival_ns = min(self.first_arrival_ns or service.arrival_ns, service.arrival_ns)
+        first = service.offset // _PAGE
+        end = -(-(service.offset + len(service.data)) // _PAGE)
         fresh = self._seen.count(0, first, end)
         if fresh:
             self._seen[first:end] = b"\x01" * (end - first)
             self.arrived_pages += fresh
             self.complete_ns = max(self.complete_ns, done_ns)
-            self.complete_deadline_ns = max(self.complete_deadline_ns, deadline_ns)
+            self.complete_deadline_ns = max(self.complete_deadline_ns, service.deadline_ns)
             self.forgiven_ns = forgiven_ns
+
+    @property
+    def seconds(self) -> float:
+        """From the first read's arrival until the newest first-time byte was with a reader."""
+        return (self.complete_ns - self.first_arrival_ns) / 1e9
+
+    @property
+    def model_seconds(self) -> float:
+        """The same by the tier's schedule, less the emulator's lateness that the schedule has swallowed."""
+        return (self.complete_deadline_ns - self.first_arrival_ns - self.forgiven_ns) / 1e9
 
     def to_dict(self) -> dict[str, Any]:
         """As stats.json holds it. Staging is over when arrived_bytes is size."""

@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hbf_fuse.fs import verdict
 from hbf_fuse.fs.arrival import Arrival
 from hbf_fuse.fs.backing import Backing
-from hbf_fuse.fs.service import Pacer, Service
+from hbf_fuse.fs.costs import Costs
+from hbf_fuse.fs.pacer import Pacer
+from hbf_fuse.fs.service import Service
 from hbf_fuse.fs.tree import Node, Tree
+from hbf_fuse.fs.verdict import Verdict
 from hbf_fuse.tier import TierSpec
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
@@ -46,12 +50,17 @@ class Filesystem:
         """What the mounting side knows (engine, readahead, pid): shown in spec.json."""
         self._hidden = {b"spec.json": self._spec_json, b"stats.json": self._stats_json}
         self.tree = Tree(source, tuple(self._hidden))
-        self.pacer = Pacer(spec)
-        self._arrivals = {node.ino: Arrival(node.size) for node in self.tree.files()}
+        self.costs = Costs()
+        self.serve_from(spec)
         self._open: dict[int, OpenFile] = {}
         self._backings: dict[int, tuple[Backing, int]] = {}
         self._handles = itertools.count(1)
         self._lock = threading.Lock()
+
+    def serve_from(self, spec: TierSpec) -> None:
+        """Serve from this tier from now on, with all counters at zero."""
+        self.pacer = Pacer(spec, self.costs)
+        self._arrivals = {node.ino: Arrival(node.size) for node in self.tree.files()}
 
     # Names and attributes
 
@@ -123,7 +132,7 @@ class Filesystem:
                 self._backings[opened.node.ino] = (backing, users - 1)
 
     def read(self, handle: int, offset: int, nbytes: int, reader: int, arrival_ns: int) -> Service:
-        """Begin a read. The caller waits (wait), sends service.data, then calls finish or abandon.
+        """Begin a read: the caller calls service.wait, sends service.data, and calls finish or abandon.
 
         reader: the thread id that waits for it. arrival_ns: CLOCK_MONOTONIC.
         """
@@ -131,25 +140,13 @@ class Filesystem:
         if opened is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if opened.backing is None:
-            data = (opened.live or memoryview(b""))[offset : offset + nbytes]
-            return Service(data, offset, reader, arrival_ns, 0)
-        service = self.pacer.begin(arrival_ns, reader, offset, opened.backing.slice(offset, nbytes))
+            return Service(
+                (opened.live or memoryview(b""))[offset : offset + nbytes], offset, reader, arrival_ns
+            )
+        service = Service(opened.backing.slice(offset, nbytes), offset, reader, arrival_ns)
         service.arrival = self._arrivals[opened.node.ino]
+        self.pacer.begin(service)
         return service
-
-    def wait(self, service: Service) -> bool:
-        """Sleep until the data is due. False if the reader was killed meanwhile."""
-        return service.arrival is None or self.pacer.wait(service)
-
-    def finish(self, service: Service, started_ns: int) -> None:
-        """The reply, whose sending began at started_ns, is with the reader."""
-        if service.arrival is not None:
-            self.pacer.finish(service, started_ns)
-
-    def abandon(self, service: Service) -> None:
-        """The read ended without data."""
-        if service.arrival is not None:
-            self.pacer.abandon(service)
 
     # .hbf/
 
@@ -162,9 +159,19 @@ class Filesystem:
         return {"tier": self.spec.to_dict(), "source": str(self.source), **self.mount_facts}
 
     def _stats_json(self) -> dict[str, Any]:
+        begun = {ino: arrival for ino, arrival in self._arrivals.items() if arrival.first_arrival_ns}
         files = {
-            self.tree.path_of(self.tree.nodes[ino]): arrival.to_dict()
-            for ino, arrival in self._arrivals.items()
-            if arrival.first_arrival_ns
+            self.tree.path_of(self.tree.nodes[ino]): {
+                **arrival.to_dict(),
+                "staging": self.judge(
+                    arrival.arrived_bytes, arrival.seconds, arrival.model_seconds
+                ).to_dict(),
+            }
+            for ino, arrival in begun.items()
         }
         return {"now_ns": time.monotonic_ns(), **self.pacer.stats(), "files": files}
+
+    def judge(self, nbytes: int, seconds: float, model_seconds: float) -> Verdict:
+        """Whether bytes served in a time can be believed; see verdict.judge."""
+        spec, pacer = self.pacer.tier.spec, self.pacer
+        return verdict.judge(spec, nbytes, seconds, model_seconds, pacer.counters, self.costs.copy_per_mib_ns)

@@ -14,7 +14,7 @@ from hbf_fuse import engine
 from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.mount import mountpoint, preload
+from hbf_fuse.mount import floor, mountpoint, preload
 from hbf_fuse.tier import TierSpec
 
 DEFAULT_READAHEAD_KIB = 4096
@@ -54,6 +54,9 @@ def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[s
             version=hbf_fuse.__version__,
             readahead_kib=_raise_readahead(config, tell),
         )
+        if config.spec.throttled:
+            fs.costs.floor = floor.measure(fs, config.mountpoint)
+            fs.serve_from(config.spec)
         _serve_until_told(mount, config.tied, when_ready, tell)
     finally:
         _dismiss(watcher)

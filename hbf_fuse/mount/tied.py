@@ -1,5 +1,6 @@
 """A mount that lives as long as a `with` block, and never longer than the process that asked for it."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,10 +23,16 @@ def mounted(source: Path, mountpoint: Path, spec: TierSpec, engine: str = "kerne
     The server reads its stdin and ends when that closes: with this process, however it dies.
     Raises HbfError with the server's own words if the mount cannot begin.
     """
-    command = [sys.executable, "-m", "hbf_fuse", "mount", "--foreground", "--tied", "--engine", engine]
-    if spec.bandwidth_mbps is not None:
-        command += ["--mbps", repr(spec.bandwidth_mbps)]
-    command += ["--lat", repr(spec.latency_ms), "--", str(source), str(mountpoint)]
+    command = [
+        sys.executable,
+        "-m",
+        "hbf_fuse",
+        "mount",
+        "--foreground",
+        "--tied",
+        json.dumps(spec.to_dict()),
+    ]
+    command += ["--engine", engine, "--", str(source), str(mountpoint)]
     server = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -17,17 +17,19 @@ class Counters:
         self.interrupted = 0
         self.failed = 0
         self.waited_ns = 0
+        self.starved_ns = 0
         self.first_arrival_ns = 0
         self.last_done_ns = 0
         self.lateness = Histogram()
 
-    def began(self, arrival_ns: int, nbytes: int) -> None:
-        """A read of nbytes arrived."""
+    def began(self, arrival_ns: int, nbytes: int, starved_ns: int) -> None:
+        """A read of nbytes arrived, after its server thread had waited starved_ns for a CPU."""
         if not self.reads:
             self.first_arrival_ns = arrival_ns
         self.reads += 1
         self.largest_read = max(self.largest_read, nbytes)
         self.in_flight += 1
+        self.starved_ns += starved_ns
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
 
     def finished(self, arrival_ns: int, deadline_ns: int, done_ns: int, nbytes: int) -> None:
@@ -57,6 +59,7 @@ class Counters:
             "interrupted": self.interrupted,
             "failed": self.failed,
             "wait_seconds": self.waited_ns / 1e9,
+            "starved_seconds": self.starved_ns / 1e9,
             "first_arrival_ns": self.first_arrival_ns,
             "last_done_ns": self.last_done_ns,
             "lateness_ns": self.lateness.summary(),

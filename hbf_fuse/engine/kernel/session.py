@@ -133,10 +133,10 @@ class Session:
         handle, offset, nbytes, *_ = abi.READ_IN.unpack_from(request.body)
         service = self.fs.read(handle, offset, min(nbytes, self._max_request), request.pid, arrival_ns)
         self._waiting[request.unique] = service
-        due = self.fs.wait(service)
+        due = service.wait()
         del self._waiting[request.unique]
         if not due:
-            self.fs.abandon(service)
+            service.abandon()
             _refuse(errno.EINTR)
         started_ns = time.monotonic_ns()
         try:
@@ -144,9 +144,9 @@ class Session:
         except OSError as error:
             # EFAULT: the source shrank under us. The kernel has already told the reader EIO; saying it
             # again is answered with ENOENT and does no harm.
-            self.fs.abandon(service)
+            service.abandon()
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
-        self.fs.finish(service, started_ns)
+        service.finish(started_ns)
 
     def _interrupt(self, request: abi.Request) -> None:
         (unique,) = abi.INTERRUPT_IN.unpack_from(request.body)

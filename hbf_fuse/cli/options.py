@@ -1,0 +1,85 @@
+"""Options that several commands share, and the tier that they describe."""
+
+from typing import Annotated, Any
+
+import typer
+
+from hbf_fuse.cli.common import tell
+from hbf_fuse.engine import ENGINES
+from hbf_fuse.tier import TierSpec, profiles
+
+_PANEL = "Tier"
+
+
+def _tier(help_text: str, *names: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        *names, help=help_text, rich_help_panel=_PANEL, show_default=False
+    )
+    return option
+
+
+Mbps = Annotated[float | None, _tier("Bandwidth in decimal MB/s. Left out: unlimited.", "--mbps")]
+Lat = Annotated[float | None, _tier("Latency in ms of each read; reads in flight overlap.", "--lat")]
+Jitter = Annotated[
+    str | None,
+    _tier(
+        "How latency varies, in ms: uniform:W normal:S lognormal:M,S exponential:M tail:P,X, joined by +.",
+        "--jitter",
+    ),
+]
+Seed = Annotated[int | None, _tier("Seed of the jitter.", "--seed")]
+Planes = Annotated[int | None, _tier("Flash planes that read pages at the same time.", "--planes")]
+Page = Annotated[int | None, _tier("Bytes in a flash page.", "--page")]
+TRead = Annotated[float | None, _tier("Time in us that a plane needs for a page.", "--t-read")]
+Depth = Annotated[int | None, _tier("Reads that the device works on at once.", "--depth")]
+ProfileName = Annotated[
+    str | None,
+    _tier("A known device; `hbf profile list` shows them. Other options override it.", "--profile"),
+]
+EngineName = Annotated[
+    str, typer.Option("--engine", help=f"How to speak to the kernel: {' or '.join(ENGINES)}.")
+]
+
+
+def tier_spec(
+    profile: str | None,
+    *,
+    mbps: float | None,
+    lat: float | None,
+    jitter: str | None,
+    seed: int | None,
+    planes: int | None,
+    page: int | None,
+    t_read: float | None,
+    depth: int | None,
+) -> TierSpec:
+    """The tier of these options: a profile's values, overridden one by one, which is said aloud."""
+    given: dict[str, Any] = {
+        "bandwidth_mbps": mbps,
+        "latency_ms": lat,
+        "jitter": jitter,
+        "seed": seed,
+        "planes": planes,
+        "page_bytes": page,
+        "t_read_us": t_read,
+        "depth": depth,
+    }
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if profile is None:
+        return TierSpec(**chosen)
+    base = profiles.load(profile).spec().to_dict()
+    for key, value in chosen.items():
+        if base[key] != value:
+            tell(
+                f"{key} {value:g} instead of the {base[key]} of profile {profile}"
+                if isinstance(value, int | float)
+                else f"{key} {value} instead of the profile's"
+            )
+    return TierSpec.from_dict({**base, **chosen})
+
+
+def checked_engine(name: str) -> str:
+    """The engine's name, or wrong usage."""
+    if name not in ENGINES:
+        raise typer.BadParameter(f"--engine must be {' or '.join(ENGINES)}")
+    return name

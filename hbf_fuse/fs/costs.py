@@ -1,0 +1,61 @@
+"""What this machine adds to a read, in ns: reckoned with, so that the tier does not pay for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hbf_fuse.fs.estimate import Estimate
+
+_MIB = 1 << 20
+_LARGE = _MIB // 8
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a reader waits beyond what the server can see: entering the kernel, and waking up at the end.
+
+    Measured at mount time by a reader outside the server (mount/probe.py): `fixed_ns` for a read of
+    4 KiB, growing to fixed_ns + per_mib_ns for 1 MiB. NVMeVirt subtracts such floors too.
+    """
+
+    fixed_ns: int = 0
+    per_mib_ns: int = 0
+
+    def of(self, nbytes: int) -> int:
+        """For a read of this size."""
+        return self.fixed_ns + self.per_mib_ns * nbytes // _MIB
+
+
+class Costs:
+    """Running estimates of waking up and of copying, and the floor."""
+
+    def __init__(self) -> None:
+        self.floor = Floor()
+        self.wake = Estimate(50_000, most=1_000_000)
+        self._reply = Estimate(15_000, most=1_000_000)
+        self._copy_per_mib = Estimate(200_000, most=5_000_000)
+
+    def copy(self, nbytes: int) -> int:
+        """What it takes to hand a reply of this size to the kernel."""
+        return self._reply.value + self._copy_per_mib.value * nbytes // _MIB
+
+    def copied(self, nbytes: int, duration_ns: int) -> None:
+        """It took this long."""
+        if nbytes >= _LARGE:
+            self._copy_per_mib.add((duration_ns - self._reply.value) * _MIB // nbytes)
+        else:
+            self._reply.add(duration_ns)
+
+    @property
+    def copy_per_mib_ns(self) -> int:
+        """What 1 MiB takes lately."""
+        return self._copy_per_mib.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stats.json holds it."""
+        return {
+            "wake_ns": self.wake.value,
+            "reply_ns": self._reply.value,
+            "copy_ns_per_mib": self._copy_per_mib.value,
+            "floor_ns": self.floor.fixed_ns,
+            "floor_ns_per_mib": self.floor.per_mib_ns,
+        }

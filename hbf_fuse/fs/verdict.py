@@ -1,0 +1,84 @@
+"""Whether a measurement can be believed: achieved against model, and the reason where they differ."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hbf_fuse.observe import Counters
+from hbf_fuse.tier import TierSpec
+
+TOLERANCE_PCT = 1.0
+FAST_TOLERANCE_PCT = 3.0
+FAST_MBPS = 1500.0
+"""From here on 3% counts as agreement."""
+
+_STARVED_SHARE = 0.02
+_SLOW_SOURCE_NS_PER_MIB = 1_500_000
+_WINDOW_SHARE = 0.97
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Rates are decimal MB/s. model_mbps and error_pct are None where nothing throttles.
+
+    why: the reason for invalid; for valid, a remark if the tier's bandwidth was not reached for a reason
+    that the model knows.
+    """
+
+    seconds: float
+    achieved_mbps: float
+    model_mbps: float | None
+    error_pct: float | None
+    valid: bool
+    why: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stats.json holds it."""
+        return asdict(self)
+
+
+def judge(
+    spec: TierSpec,
+    nbytes: int,
+    seconds: float,
+    model_seconds: float,
+    counters: Counters,
+    copy_ns_per_mib: int,
+) -> Verdict:
+    """Hold `nbytes` in `seconds` against the time that the model gives the very same reads."""
+    achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
+    if not spec.throttled or seconds <= 0 or model_seconds <= 0:
+        return Verdict(seconds, achieved, None, None, True, "")
+    model = nbytes / model_seconds / 1e6
+    error = (achieved / model - 1) * 100
+    if abs(error) <= tolerance_pct(spec):
+        return Verdict(seconds, achieved, model, error, True, _remark(spec, model, counters))
+    reason = _reason(seconds, counters, copy_ns_per_mib)
+    return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
+
+
+def tolerance_pct(spec: TierSpec) -> float:
+    """How far from the model still counts as agreement."""
+    fast = spec.bandwidth_mbps is None or spec.bandwidth_mbps >= FAST_MBPS
+    return FAST_TOLERANCE_PCT if fast else TOLERANCE_PCT
+
+
+def _remark(spec: TierSpec, model: float, counters: Counters) -> str:
+    link = spec.bandwidth_mbps
+    if link is None or model >= link * _WINDOW_SHARE:
+        return ""
+    window = counters.in_flight_max * counters.largest_read / (1 << 20)
+    return (
+        f"{model:.0f} of {link:g} MB/s is what the model gives these reads: the reader paused, or had too "
+        f"little in flight for the latency (at most {window:.3g} MiB: the readahead window)"
+    )
+
+
+def _reason(seconds: float, counters: Counters, copy_ns_per_mib: int) -> str:
+    if counters.starved_ns > _STARVED_SHARE * seconds * 1e9:
+        return f"CPU starved (the server's threads waited {counters.starved_ns / 1e9:.2f} s for a CPU)"
+    if copy_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
+        return f"source too slow, or memory short (a reply of 1 MiB takes {copy_ns_per_mib / 1e6:.1f} ms to copy)"
+    lateness = counters.lateness.percentile(50)
+    if lateness > 1_000_000:
+        return f"ceiling (half of all replies were more than {lateness / 1e6:.1f} ms late)"
+    return f"lateness (p99 {counters.lateness.percentile(99) / 1e6:.1f} ms)"

@@ -1,0 +1,76 @@
+"""Known devices as data: one TOML file each in this folder, every value with where it comes from.
+
+A file holds `about`, and per parameter of TierSpec a table with `value` and either `sourced` (the source)
+or `assumed` (why this value). `capacity_gb` may stand beside them.
+"""
+
+import tomllib
+from dataclasses import dataclass, fields
+from importlib import resources
+from typing import Any
+
+from hbf_fuse.tier.errors import SpecError
+from hbf_fuse.tier.spec import TierSpec
+
+_PARAMETERS = {field.name for field in fields(TierSpec)}
+_FACTS = {"capacity_gb"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A parameter with its provenance: `label` is "sourced" or "assumed", `why` the source or the reason."""
+
+    value: Any
+    label: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A device. Parameters that it leaves out have TierSpec's defaults."""
+
+    name: str
+    about: str
+    values: dict[str, Value]
+
+    def spec(self) -> TierSpec:
+        """As a tier."""
+        return TierSpec(**{key: known.value for key, known in self.values.items() if key in _PARAMETERS})
+
+
+def names() -> list[str]:
+    """All profiles, sorted."""
+    files = resources.files(__name__).iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load(name: str) -> Profile:
+    """A profile by name. SpecError for an unknown one or one that breaks the rules above."""
+    if name not in names():
+        raise SpecError(f"unknown profile {name!r}; there are: {', '.join(names())}")
+    return parse(name, (resources.files(__name__) / f"{name}.toml").read_text())
+
+
+def parse(name: str, text: str) -> Profile:
+    """A profile from its TOML."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"profile {name}: {error}") from error
+    about = document.pop("about", None)
+    if not isinstance(about, str):
+        raise SpecError(f"profile {name}: `about` is missing")
+    profile = Profile(name, about, {key: _value(name, key, entry) for key, entry in document.items()})
+    profile.spec()
+    return profile
+
+
+def _value(name: str, key: str, entry: Any) -> Value:
+    if key not in _PARAMETERS | _FACTS:
+        raise SpecError(
+            f"profile {name}: unknown key {key!r}; known: {', '.join(sorted(_PARAMETERS | _FACTS))}"
+        )
+    labels = [label for label in ("sourced", "assumed") if isinstance(entry, dict) and label in entry]
+    if len(labels) != 1 or set(entry) != {"value", labels[0]} or not isinstance(entry[labels[0]], str):
+        raise SpecError(f"profile {name}: {key} needs `value` and one of `sourced` or `assumed`, each once")
+    return Value(entry["value"], labels[0], entry[labels[0]])
