@@ -20,13 +20,18 @@ sizes = st.integers(1, 8 << 20)
 gaps = st.integers(0, 50 * MS)
 
 
+def reply(tier, reader, deadline, done):
+    tier.lateness.replying(reader, deadline, done)
+    tier.lateness.replied(reader, deadline, done)
+
+
 @given(specs, st.lists(st.tuples(gaps, sizes, st.integers(0, 3)), min_size=2, max_size=40))
 def test_no_window_is_faster_than_the_link_and_order_is_kept(spec, reads):
     tier, arrival, deadlines = Tier(spec), 0, []
     for gap, nbytes, reader in reads:
         arrival += gap
         deadlines.append(tier.reserve(arrival, 0, nbytes, reader))
-        tier.lateness.replied(reader, deadlines[-1], deadlines[-1] + gap)
+        reply(tier, reader, deadlines[-1], deadlines[-1] + gap)
     assert deadlines == sorted(deadlines)
     for first, last in itertools.combinations(range(len(reads)), 2):
         moved = sum(nbytes for _, nbytes, _ in reads[first + 1 : last + 1])
@@ -47,7 +52,7 @@ def test_an_unlucky_server_costs_one_reader_nothing_but_the_last_lateness(spec, 
         deadline = tier.reserve(now, 0, nbytes)
         # A reply cannot leave before its request was there, however late that request came.
         now = max(now, deadline) + stall
-        tier.lateness.replied(0, deadline, now)
+        reply(tier, 0, deadline, now)
     ideal = len(stalls) * (nbytes * 1e9 / spec.bytes_per_second + spec.latency_ns)
     assert deadline == pytest.approx(ideal, abs=len(stalls) + 2)
 
@@ -59,7 +64,7 @@ def test_think_time_is_never_given_back(spec, nbytes, stall, thinks):
         now += think
         deadline = tier.reserve(now, 0, nbytes)
         now = max(now, deadline) + stall
-        tier.lateness.replied(0, deadline, now)
+        reply(tier, 0, deadline, now)
     each = nbytes * 1e9 / spec.bytes_per_second + spec.latency_ns
     assert deadline == pytest.approx(sum(thinks) + len(thinks) * each, abs=len(thinks) + 2)
 
@@ -83,7 +88,7 @@ def test_the_same_reads_get_the_same_deadlines(spec, reads):
 
 def test_lateness_of_long_ago_is_forgiven_and_counted():
     tier = Tier(TierSpec(latency_ms=1))
-    tier.lateness.replied(7, deadline_ns=0, done_ns=5 * MS)
+    reply(tier, 7, 0, 5 * MS)
     arrival = 5 * MS + LIFETIME_NS + 1
     assert tier.reserve(arrival, 0, 1, reader=7) == arrival + MS
     assert tier.lateness.forgiven_ns == 5 * MS
@@ -91,21 +96,29 @@ def test_lateness_of_long_ago_is_forgiven_and_counted():
 
 def test_no_more_than_a_second_is_given_back_and_the_rest_is_counted():
     tier = Tier(TierSpec(latency_ms=1))
-    tier.lateness.replied(7, deadline_ns=0, done_ns=MAX_OWED_NS + 3)
+    reply(tier, 7, 0, MAX_OWED_NS + 3)
     assert tier.reserve(MAX_OWED_NS + 3, 0, 1, reader=7) == 3 + MS
     assert tier.lateness.forgiven_ns == 3
 
 
+def test_a_reader_that_is_back_before_its_reply_was_noted_had_no_time_to_think():
+    tier = Tier(TierSpec(latency_ms=1))
+    tier.lateness.replying(7, deadline_ns=0, foreseen_ns=MS)
+    assert tier.reserve(3 * MS, 0, 1, reader=7) == MS
+    tier.lateness.replied(7, deadline_ns=-1, done_ns=9 * MS)
+    assert tier.lateness.owed(7, 4 * MS) == 4 * MS
+
+
 def test_lateness_belongs_to_its_own_reader():
     tier = Tier(TierSpec(latency_ms=1))
-    tier.lateness.replied(1, deadline_ns=0, done_ns=MS)
+    reply(tier, 1, 0, MS)
     assert tier.reserve(MS, 0, 1, reader=2) == 2 * MS
 
 
 def test_readers_that_come_and_go_do_not_fill_the_memory():
     tier = Tier(TierSpec(latency_ms=1))
     for reader in range(3 * MAX_READERS):
-        tier.lateness.replied(reader, 0, MS)
+        reply(tier, reader, 0, MS)
     assert tier.lateness.owed(0, MS) == 0
     assert tier.lateness.owed(3 * MAX_READERS - 1, MS) == MS
 

@@ -7,6 +7,7 @@ import typer
 import hbf_fuse
 from hbf_fuse.cli import model, profile
 from hbf_fuse.cli.bench import bench
+from hbf_fuse.cli.calibrate import calibrate
 from hbf_fuse.cli.common import guarded, new_app
 from hbf_fuse.cli.mount import mount
 from hbf_fuse.cli.status import status
@@ -14,13 +15,15 @@ from hbf_fuse.cli.sweep import sweep
 from hbf_fuse.cli.umount import umount
 
 app = new_app(
-    help="Emulate High Bandwidth Flash: serve a GGUF at a tier's bandwidth and latency, and measure.",
+    help="Emulate High Bandwidth Flash: serve a GGUF at a tier's bandwidth and latency, and measure.\n\n"
+    "Example: [bold]hbf mount --mbps 500 --lat 1 /mnt/hbf[/bold], or [bold]hbf sweep --mbps 250,500[/bold]",
     no_args_is_help=True,
 )
 app.command()(mount)
 app.command()(umount)
 app.command()(status)
 app.command()(bench)
+app.command()(calibrate)
 app.command()(sweep)
 app.add_typer(model.app, name="model")
 app.add_typer(profile.app, name="profile")

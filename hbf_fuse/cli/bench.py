@@ -21,7 +21,9 @@ from hbf_fuse.cli.options import (
     tier_spec,
 )
 
-Model = Annotated[Path | None, typer.Option("-m", "--model", help="A GGUF [default: as for hbf-mount].")]
+Model = Annotated[
+    Path | None, typer.Option("-m", "--model", help="A GGUF [default: as for hbf-mount].", readable=False)
+]
 NPrompt = Annotated[int, typer.Option("-p", "--n-prompt", help="llama-bench's -p.", min=0)]
 NGen = Annotated[int, typer.Option("-n", "--n-gen", help="llama-bench's -n.", min=0)]
 Threads = Annotated[

@@ -1,8 +1,10 @@
 """What every command shares: how errors end, where remarks go, how JSON is printed."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -38,15 +40,21 @@ def guarded(action: Callable[[], Any]) -> None:
 
     Wrong usage ends with 2: typer does that itself.
     """
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         action()
     except (HbfError, ValueError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
+        fail(f"cannot use {error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print(file=sys.stderr)
         sys.exit(130)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a command as Ctrl-C does: everything is cleaned up on the way out."""
+    sys.exit(128 + number)
 
 
 def fail(message: str) -> None:

@@ -16,9 +16,14 @@ from rich.progress import (
 from rich.table import Table
 
 from hbf_fuse.cli.common import Json, new_app, print_json
+from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
-app = new_app(help="Make synthetic models, look into real ones.", no_args_is_help=True)
+app = new_app(
+    help="Make synthetic models, look into real ones.\n\n"
+    "Example: [bold]hbf model make tiny -o model.gguf[/bold]",
+    no_args_is_help=True,
+)
 
 
 @app.command()
@@ -41,6 +46,8 @@ def make(
         return
     geometry = presets.load(preset)
     path = output or Path(f"{preset}.gguf")
+    if not path.absolute().parent.is_dir():
+        raise HbfError(f"{path.absolute().parent} is no directory; make it with `mkdir -p`")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,7 +65,7 @@ def make(
 
 @app.command()
 def info(
-    file: Annotated[Path, typer.Argument(help="A GGUF.")],
+    file: Annotated[Path, typer.Argument(help="A GGUF.", readable=False)],
     as_json: Json = False,
     tensors: Annotated[bool, typer.Option(help="List every tensor.")] = True,
 ) -> None:

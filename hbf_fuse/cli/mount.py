@@ -40,7 +40,9 @@ def mount(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="[SOURCE] MOUNTPOINT", help="A GGUF or a directory of them, and an empty directory."
+            metavar="[SOURCE] MOUNTPOINT",
+            help="A GGUF or a directory of them, and an empty directory.",
+            readable=False,
         ),
     ],
     mbps: Mbps = None,

@@ -10,7 +10,11 @@ from hbf_fuse.tier import TierSpec, profiles
 REAL_TIME_MBPS = 5000.0
 """What a fast machine serves through FUSE at best (docs/engines.md); hbf calibrate finds this machine's."""
 
-app = new_app(help="Known devices, with where each value comes from.", no_args_is_help=True)
+app = new_app(
+    help="Known devices, with where each value comes from.\n\n"
+    "Example: [bold]hbf profile show hbf-gen1[/bold]",
+    no_args_is_help=True,
+)
 
 
 @app.command("list")

@@ -19,8 +19,9 @@ def status(
     Example: [bold]hbf status /mnt/hbf --json[/bold]
     """
     from hbf_fuse.mount import live
+    from hbf_fuse.mount import mountpoint as points
 
-    mounts = [mountpoint] if mountpoint else live.all_mounts()
+    mounts = [points.absolute(mountpoint)] if mountpoint else live.all_mounts()
     documents = [_describe(path, must_answer=mountpoint is not None) for path in mounts]
     if as_json:
         print_json(documents[0] if mountpoint else documents)

@@ -49,14 +49,17 @@ def sweep(
     from hbf_fuse.sweep import llama
     from hbf_fuse.sweep.results import Results, write_whole
 
+    links = tuple(None if text == "max" else number(text, "--mbps") for text in listed(mbps))
+    latencies = tuple(number(text, "--lat") for text in listed(lat))
+    checked_engine(engine)
     llama.find()
     grid = grids.Grid(
         model=gguf_source(model),
-        mbps=tuple(None if text == "max" else number(text, "--mbps") for text in listed(mbps)),
-        lat_ms=tuple(number(text, "--lat") for text in listed(lat)),
+        mbps=links,
+        lat_ms=latencies,
         repeats=repeats,
         seed=seed,
-        engine=checked_engine(engine),
+        engine=engine,
         bench=llama.BenchOptions(n_prompt, n_gen, threads, timeout),
     )
     results = Results(output.absolute())

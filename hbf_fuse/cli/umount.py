@@ -9,7 +9,7 @@ from hbf_fuse.cli.common import single
 
 
 def umount(
-    mountpoint: Annotated[Path, typer.Argument(help="Where hbf is mounted.")],
+    mountpoint: Annotated[Path, typer.Argument(help="Where hbf is mounted.", readable=False)],
     force: Annotated[
         bool, typer.Option("--force", help="Also when it is in use: its users get errors.")
     ] = False,

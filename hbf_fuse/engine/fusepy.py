@@ -39,21 +39,11 @@ class _Operations(fuse.Operations):
         return node
 
     def getattr(self, path: str, info: Any = None) -> dict[str, int]:
-        node = self._node(path)
-        times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.mtime_ns)
-        return {
-            "st_ino": node.ino,
-            "st_mode": node.mode,
-            "st_size": node.size,
-            "st_blocks": -(-node.size // 512),
-            "st_nlink": 2 if node.is_dir else 1,
-            "st_uid": node.uid,
-            "st_gid": node.gid,
-            **times,
-        }
+        return _attributes(self._node(path))
 
-    def readdir(self, path: str, info: Any) -> Iterator[str]:
-        return (os.fsdecode(name) for name, _ in self.fs.listing(self._node(path).ino))
+    def readdir(self, path: str, info: Any) -> Iterator[tuple[str, dict[str, int], int]]:
+        for name, node in self.fs.listing(self._node(path).ino):
+            yield os.fsdecode(name), _attributes(node), 0
 
     def readlink(self, path: str) -> str:
         return os.fsdecode(self._node(path).target)
@@ -81,9 +71,29 @@ class _Operations(fuse.Operations):
         service.finish(started_ns)
         return data
 
+    def utimens(self, path: str, times: Any = None) -> None:
+        self.fs.refuse_write()
+
+    def listxattr(self, path: str) -> list[str]:
+        raise fuse.FuseOSError(errno.ENOTSUP)
+
     def statfs(self, path: str) -> dict[str, int]:
         blocks = -(-self.fs.total_bytes() // 4096)
         return {"f_bsize": 4096, "f_frsize": 4096, "f_blocks": blocks, "f_namemax": 255}
+
+
+def _attributes(node: Node) -> dict[str, int]:
+    times = dict.fromkeys(("st_atime", "st_mtime", "st_ctime"), node.mtime_ns)
+    return {
+        "st_ino": node.ino,
+        "st_mode": node.mode,
+        "st_size": node.size,
+        "st_blocks": -(-node.size // 512),
+        "st_nlink": 2 if node.is_dir else 1,
+        "st_uid": node.uid,
+        "st_gid": node.gid,
+        **times,
+    }
 
 
 class FusepyEngine:

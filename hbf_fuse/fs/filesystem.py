@@ -23,6 +23,7 @@ from hbf_fuse.fs.tree import Node, Tree
 from hbf_fuse.fs.verdict import Verdict
 from hbf_fuse.tier import TierSpec
 
+NAME_MAX = 255
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 
@@ -76,6 +77,8 @@ class Filesystem:
         folder = self.node(parent)
         if not folder.is_dir:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if len(name) > NAME_MAX:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         child = folder.children.get(name)
         if child is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))

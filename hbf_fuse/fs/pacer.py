@@ -63,7 +63,7 @@ class Pacer:
             self.costs.wake.add(now - until_ns)
         with self._lock:
             # Foreseen here because the reader may be back with its next read before this thread runs again.
-            self.tier.lateness.replied(service.reader, service.deadline_ns, now + copy_ns)
+            self.tier.lateness.replying(service.reader, service.deadline_ns, now + copy_ns)
         return not service.interrupted
 
     def finish(self, service: Service, started_ns: int) -> None:
@@ -73,7 +73,7 @@ class Pacer:
         with self._lock:
             self.costs.copied(nbytes, done_ns - started_ns)
             if self._throttled:
-                self.tier.lateness.corrected(service.reader, service.deadline_ns, done_ns)
+                self.tier.lateness.replied(service.reader, service.deadline_ns, done_ns)
             self.counters.finished(service.arrival_ns, service.deadline_ns, done_ns, nbytes)
             if service.arrival is not None:
                 service.arrival.add(service, done_ns, self.tier.lateness.forgiven_ns)

@@ -77,7 +77,7 @@ def _reason(seconds: float, counters: Counters, copy_ns_per_mib: int) -> str:
     if counters.starved_ns > _STARVED_SHARE * seconds * 1e9:
         return f"CPU starved (the server's threads waited {counters.starved_ns / 1e9:.2f} s for a CPU)"
     if copy_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
-        return f"source too slow, or memory short (a reply of 1 MiB takes {copy_ns_per_mib / 1e6:.1f} ms to copy)"
+        return f"source too slow, or memory short (a reply of 1 MiB takes {copy_ns_per_mib / 1e6:.1f} ms)"
     lateness = counters.lateness.percentile(50)
     if lateness > 1_000_000:
         return f"ceiling (half of all replies were more than {lateness / 1e6:.1f} ms late)"

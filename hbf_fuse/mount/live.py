@@ -1,6 +1,8 @@
 """A live mount, seen from outside: its .hbf/ files, and its end."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,9 @@ def unmount(mountpoint: Path, force: bool) -> None:
     except HbfError:
         server = 0
     mounting.unmount_or_explain(path, lazy=force)
+    if force and _runs(server):
+        # Its last user may hold it for long: a server that ends gives that user an error instead.
+        os.kill(server, signal.SIGTERM)
     _wait_for_end(server)
 
 

@@ -45,7 +45,8 @@ def absolute(path: Path) -> Path:
 def is_stale(mountpoint: Path) -> bool:
     """Whether a dead server's mount is still there ("Transport endpoint is not connected")."""
     try:
-        mountpoint.stat()
+        # Not stat: the kernel answers that from its cache, with or without a server.
+        os.statvfs(mountpoint)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
@@ -62,8 +63,9 @@ def prepare(mountpoint: Path) -> str | None:
         repaired = f"{mountpoint} held the mount of a server that had died; it was unmounted"
     try:
         if not mountpoint.is_dir():
-            what = "is not a directory" if mountpoint.exists() else "does not exist"
-            raise HbfError(f"mountpoint {mountpoint} {what}; make one with `mkdir -p {mountpoint}`")
+            if mountpoint.exists():
+                raise HbfError(f"mountpoint {mountpoint} is not a directory; name an empty directory")
+            raise HbfError(f"mountpoint {mountpoint} does not exist; make it with `mkdir -p {mountpoint}`")
         entry = find(mountpoint)
         if entry is not None and entry.fstype.startswith("fuse"):
             raise HbfError(

@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[s
     fs = Filesystem(config.source, config.spec)
     if config.preload:
         preload.into_page_cache([node.source for node in fs.tree.files() if node.source], tell)
+    with mounted_here(fs, config, tell) as mount:
+        _serve_until_told(mount, config.tied, when_ready, tell)
+
+
+@contextmanager
+def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) -> Iterator[Engine]:
+    """Serve `fs` from threads of this process; unmounted at the end, and by a watcher if there is no end."""
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other)
     watcher = _start_watcher(config.mountpoint)
     try:
@@ -57,8 +65,10 @@ def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[s
         if config.spec.throttled:
             fs.costs.floor = floor.measure(fs, config.mountpoint)
             fs.serve_from(config.spec)
-        _serve_until_told(mount, config.tied, when_ready, tell)
+        yield mount
     finally:
+        if not mount.join(timeout=0):
+            mount.stop(lazy=True)
         _dismiss(watcher)
 
 

@@ -28,7 +28,7 @@ def resolve(source: Path | None, tell: Callable[[str], None]) -> Path:
     if named := os.environ.get("HBF_MODEL"):
         return _existing(Path(named), " ($HBF_MODEL)")
     if named := _configured():
-        return _existing(Path(named).expanduser(), f" (`model` in {config_file()})")
+        return _existing(config_file().parent / Path(named).expanduser(), f" (`model` in {config_file()})")
     return preset_model(DEFAULT_PRESET, tell)
 
 
@@ -64,6 +64,6 @@ def _configured() -> str | None:
     if unknown:
         raise HbfError(f"unknown key {unknown[0]!r} in {file}; known: model")
     model = settings.get("model")
-    if model is not None and not isinstance(model, str):
+    if model is not None and not (isinstance(model, str) and model):
         raise HbfError(f"`model` in {file} must be a path in quotes")
     return model

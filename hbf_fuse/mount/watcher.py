@@ -10,13 +10,14 @@ import sys
 def watch(mountpoint: str) -> None:
     """Wait for the server's farewell; if its end of the pipe closes without one, unmount what it left.
 
-    Only a mount that has no server any more is touched: a new one on the same path answers stat.
+    Only a mount that has no server any more is touched: a new one on the same path answers.
     """
     os.setpriority(os.PRIO_PROCESS, 0, 5)
     if os.read(0, 16):
         return
     try:
-        os.stat(mountpoint)
+        # Not stat: the kernel answers that from its cache for as long as it likes.
+        os.statvfs(mountpoint)
     except OSError:
         command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
         os.execvp(command[0], [*command, "--", mountpoint])  # noqa: S606

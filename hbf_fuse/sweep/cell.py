@@ -3,6 +3,7 @@
 It shares nothing with other cells and assumes no terminal, no working directory and no single host.
 """
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ class Cell:
 def run(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Mount afresh, run llama-bench on the mount, unmount; the document of what was measured.
 
-    scratch: a directory for the mountpoint; left as it was. Raises HbfError if the cell cannot be run.
+    scratch: a directory of this cell's own for the mountpoint, made and removed.
+    Raises HbfError if the cell cannot be run.
     """
     binary = llama.find()
     before = conditions.now()
@@ -48,8 +50,9 @@ def run(cell: Cell, scratch: Path) -> dict[str, Any]:
             bench = llama.run(binary, mount / "model.gguf", cell.bench)
             stats = tied.stats(mount)
     finally:
-        if not mountpoint.is_mount():
+        with contextlib.suppress(OSError):
             mountpoint.rmdir()
+            scratch.rmdir()
     return {
         "schema": SCHEMA,
         "cell": describe(cell),

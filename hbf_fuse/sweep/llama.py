@@ -1,10 +1,12 @@
 """llama-bench: finding it, asking which flags it has, running it, believing only sound output."""
 
+import contextlib
 import json
 import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -103,14 +105,7 @@ def run(binary: Path, model: Path, options: BenchOptions) -> BenchRun:
     faults = resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt
     started_ns = time.monotonic_ns()
     try:
-        said = subprocess.run(
-            line,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=options.timeout_seconds,
-            check=False,
-        )
+        said = _run_group(line, options.timeout_seconds)
     except subprocess.TimeoutExpired as error:
         raise HbfError(f"llama-bench did not end within {options.timeout_seconds:g} s (--timeout)") from error
     except OSError as error:
@@ -131,6 +126,26 @@ def run(binary: Path, model: Path, options: BenchOptions) -> BenchRun:
         major_faults=resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt - faults,
         records=records,
     )
+
+
+def _run_group(line: list[str], timeout_seconds: float) -> "subprocess.CompletedProcess[str]":
+    """Run in a process group of its own, and leave nobody of it behind, however this ends."""
+    process = subprocess.Popen(
+        line,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=timeout_seconds)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return subprocess.CompletedProcess(line, process.returncode, stdout, stderr)
 
 
 def _parse(output: str) -> list[dict[str, Any]]:

@@ -35,7 +35,6 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._runs = folder / "runs"
-        self._runs.mkdir(parents=True, exist_ok=True)
 
     def path_of(self, name: str) -> Path:
         """Where the run of a cell is kept."""
@@ -103,7 +102,8 @@ def columns(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all, and outlives a crash."""
+    """Write a file so that it appears whole or not at all, and outlives a crash. Makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", newline="") as file:

@@ -6,8 +6,6 @@ time that a reader spends thinking stays its own. The scheme needs no running to
 an absolute scale, so a reader that has caught up is owed nothing.
 """
 
-from collections import OrderedDict
-
 LIFETIME_NS = 100_000_000
 """Lateness older than this is forgotten: a reader back after a pause must see the full latency again."""
 
@@ -15,7 +13,7 @@ MAX_OWED_NS = 1_000_000_000
 """No more than a second is given back at once: a suspended machine must not answer with a burst."""
 
 MAX_READERS = 4096
-"""Threads come and go; the longest silent is dropped first."""
+"""Threads come and go; those that have been silent for longest are dropped first."""
 
 
 class Lateness:
@@ -27,28 +25,31 @@ class Lateness:
 
     def __init__(self) -> None:
         self.forgiven_ns = 0
-        self._newest: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._newest: dict[int, tuple[int, int, bool]] = {}
+
+    def replying(self, reader: int, deadline_ns: int, foreseen_ns: int) -> None:
+        """A reply that is due at deadline_ns is on its way to `reader`, to be there at about foreseen_ns."""
+        newest = self._newest
+        if reader not in newest and len(newest) >= MAX_READERS:
+            del newest[next(iter(newest))]
+        newest[reader] = (deadline_ns, foreseen_ns, False)
 
     def replied(self, reader: int, deadline_ns: int, done_ns: int) -> None:
-        """A reply that was due at deadline_ns reached `reader` at done_ns (early counts as negative)."""
-        newest = self._newest
-        newest[reader] = (deadline_ns, done_ns)
-        newest.move_to_end(reader)
-        if len(newest) > MAX_READERS:
-            newest.popitem(last=False)
-
-    def corrected(self, reader: int, deadline_ns: int, done_ns: int) -> None:
-        """The same reply's true time of arrival, where replied() had to foresee it."""
+        """That reply was there at done_ns (early is negative). Ignored if a newer one is on its way."""
         known = self._newest.get(reader)
         if known is not None and known[0] == deadline_ns:
-            self._newest[reader] = (deadline_ns, done_ns)
+            self._newest[reader] = (deadline_ns, done_ns, True)
 
     def owed(self, reader: int, arrival_ns: int) -> int:
         """By how many ns this arrival would have been earlier on the real device."""
         known = self._newest.get(reader)
         if known is None:
             return 0
-        deadline_ns, done_ns = known
+        deadline_ns, done_ns, certain = known
+        if not certain:
+            # The reader is back before the thread that served it could look at the clock: its reply came
+            # at most now, and there was no time to think.
+            done_ns = max(done_ns, arrival_ns)
         late = done_ns - deadline_ns
         if arrival_ns - done_ns > LIFETIME_NS:
             del self._newest[reader]
@@ -56,6 +57,6 @@ class Lateness:
             return 0
         if late > MAX_OWED_NS:
             self.forgiven_ns += late - MAX_OWED_NS
-            self._newest[reader] = (deadline_ns, deadline_ns + MAX_OWED_NS)
+            self._newest[reader] = (deadline_ns, deadline_ns + MAX_OWED_NS, True)
             return MAX_OWED_NS
         return late

@@ -45,12 +45,7 @@ class TierSpec:
 
     def __post_init__(self) -> None:
         if self.bandwidth_mbps is not None:
-            _check("bandwidth (--mbps)", self.bandwidth_mbps, MAX_MBPS, "MB/s")
-            if self.bytes_per_second < 1:
-                raise SpecError(
-                    f"bandwidth (--mbps) must be above 0 MB/s, got {self.bandwidth_mbps:g}; "
-                    "leave it out for an unthrottled tier"
-                )
+            _check("bandwidth (--mbps)", self.bandwidth_mbps, MAX_MBPS, "MB/s", least=1e-6)
         _check("latency (--lat)", self.latency_ms, MAX_LATENCY_MS, "ms")
         _check("page read time (--t-read)", self.t_read_us, MAX_LATENCY_MS * 1e3, "us")
         _check("planes (--planes)", self.planes, MAX_PLANES, "planes")
@@ -129,8 +124,9 @@ class TierSpec:
         return " + ".join(parts)
 
 
-def _check(name: str, value: Any, most: float, unit: str) -> None:
+def _check(name: str, value: Any, most: float, unit: str, least: float = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SpecError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or not 0 <= value <= most:
-        raise SpecError(f"{name} must be from 0 to {most:g} {unit}, got {value:g}")
+    if not math.isfinite(value) or not least <= value <= most:
+        bounds = f"above 0 and at most {most:g}" if least else f"from 0 to {most:g}"
+        raise SpecError(f"{name} must be {bounds} {unit}, got {value:g}")

@@ -4,6 +4,7 @@ One thread per request in flight: read the request, ask the filesystem, wait, re
 that one thread is always left to read, which is what lets an interrupt reach a read that waits.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -24,7 +25,6 @@ MAX_THREADS = 256
 MAX_BACKGROUND = 64
 _PAGE = 4096
 _VALID_SECONDS = 86_400
-_GONE = (errno.ENODEV, errno.EBADF)
 _RETRY = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 _WANTED_FLAGS = (
     abi.ASYNC_READ | abi.PARALLEL_DIROPS | abi.MAX_PAGES | abi.CACHE_SYMLINKS | abi.EXPLICIT_INVAL_DATA
@@ -115,17 +115,18 @@ class Session:
             if body is not None:
                 self._reply(request.unique, body)
 
-    def _reply(self, unique: int, body: bytes | memoryview) -> None:
-        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), 0, unique)
+    def _send(self, header: bytes, body: bytes | memoryview) -> None:
         os.writev(self.fd, [header, body])
 
+    def _reply(self, unique: int, body: bytes) -> None:
+        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), 0, unique)
+        with contextlib.suppress(OSError):
+            # Who asked was killed meanwhile (ENOENT), or the mount is gone (ENODEV).
+            self._send(header, body)
+
     def _reply_error(self, unique: int, code: int) -> None:
-        try:
-            os.write(self.fd, abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, unique))
-        except OSError as error:
-            # The kernel has ended this request already, or the mount is gone.
-            if error.errno not in (*_GONE, *_RETRY):
-                raise
+        with contextlib.suppress(OSError):
+            self._send(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, unique), b"")
 
     # Reading
 
@@ -139,8 +140,9 @@ class Session:
             service.abandon()
             _refuse(errno.EINTR)
         started_ns = time.monotonic_ns()
+        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(service.data), 0, request.unique)
         try:
-            self._reply(request.unique, service.data)
+            self._send(header, service.data)
         except OSError as error:
             # EFAULT: the source shrank under us. The kernel has already told the reader EIO; saying it
             # again is answered with ENOENT and does no harm.

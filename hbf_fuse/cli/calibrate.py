@@ -1,0 +1,102 @@
+"""`hbf calibrate`: what this machine can emulate."""
+
+import random
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from hbf_fuse.cli.common import Json, print_json, tell
+from hbf_fuse.errors import HbfError
+
+
+def calibrate(
+    full: Annotated[
+        bool, typer.Option("--full", help="The whole grid, both engines, 5 runs (about 15 minutes).")
+    ] = False,
+    runs: Annotated[int | None, typer.Option("--runs", help="Runs of each point.", min=1)] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="Where to store the envelope [default: ~/.cache/hbf/envelope.json]."
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", help="Also write every cell as Markdown tables.")
+    ] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Also write the heat map as SVG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure achieved against model over a grid of tiers: this machine's envelope.
+
+    Example: [bold]hbf calibrate --full --markdown accuracy.md[/bold]
+
+    Ctrl-C keeps the rounds that are complete.
+    """
+    from hbf_fuse.mount import envelope
+    from hbf_fuse.report import accuracy
+    from hbf_fuse.sweep import calibrate as calibration
+
+    plan = calibration.FULL if full else calibration.QUICK
+    plan = replace(plan, runs=runs or plan.runs)
+    target = output.absolute() if output else envelope.path()
+    document = None
+    columns = (
+        TextColumn("calibrating"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task("calibrating", total=len(plan.points()) * plan.runs * len(plan.engines))
+        source, mountpoint = Path(folder) / "noise", Path(folder) / "mnt"
+        block = random.Random(1).randbytes(1 << 24)  # noqa: S311 - data, not a secret
+        source.write_bytes(block * (calibration.SOURCE_BYTES // len(block)))
+        mountpoint.mkdir()
+        try:
+            for document in calibration.measure(
+                plan, source, mountpoint, tell, lambda: progress.advance(task)
+            ):
+                envelope.store(document, target)
+        except KeyboardInterrupt:
+            if document is None:
+                raise HbfError("interrupted before the first round was complete; nothing is stored") from None
+            tell(f"interrupted: keeping {document['runs']} of {plan.runs} rounds")
+    if document is None:
+        raise HbfError("nothing was measured")
+    if markdown:
+        markdown.write_text(
+            "\n".join(
+                f"## {engine}\n\n{accuracy.markdown(document, engine)}" for engine in document["engines"]
+            )
+        )
+    maps = [accuracy.heat_map(document, engine) for engine in document["engines"]]
+    if svg:
+        recorder = Console(record=True, width=100, file=svg.with_suffix(".txt").open("w"))
+        for heat in maps:
+            recorder.print(heat)
+        recorder.save_svg(str(svg), title="hbf calibrate")
+    if as_json:
+        print_json(document)
+        return
+    console = Console()
+    for heat in maps:
+        console.print(heat)
+    for line in accuracy.findings(document):
+        print(line)
+    tell(f"stored as {target}")

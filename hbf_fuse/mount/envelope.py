@@ -1,0 +1,61 @@
+"""What hbf calibrate found out about this machine, and what a mount may conclude from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.mount.source import cache_dir
+from hbf_fuse.tier import TierSpec
+
+_SAME = ("hbf_fuse", "kernel", "machine", "cpu", "cores", "memory_bytes")
+
+
+def path() -> Path:
+    """Where the envelope is kept."""
+    return cache_dir() / "envelope.json"
+
+
+def load(machine: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+    """The stored envelope, if it was measured on this machine by this version; else None and why not."""
+    file = path()
+    if not file.exists():
+        return None, "this machine's envelope is unknown; `hbf calibrate` measures it (about a minute)"
+    try:
+        known: dict[str, Any] = json.loads(file.read_text())
+        differing = [key for key in _SAME if known["machine"].get(key) != machine[key]]
+        known["engines"], known["cells"]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        return None, f"ignoring {file}: it is damaged; `hbf calibrate` makes a new one"
+    if differing:
+        return (
+            None,
+            f"ignoring {file}: it was measured with another {differing[0]}; run `hbf calibrate` again",
+        )
+    return known, ""
+
+
+def doubt(spec: TierSpec, known: dict[str, Any], engine: str) -> str:
+    """Why this machine may not serve a tier within tolerance, or nothing."""
+    facts = known["engines"].get(engine)
+    if facts is None or spec.bandwidth_mbps is None:
+        return ""
+    ceiling = facts["ceiling_mbps"]
+    if spec.bandwidth_mbps > ceiling:
+        return f"{spec.bandwidth_mbps:g} MB/s is above this machine's ceiling of {ceiling:.0f} MB/s"
+    cells = [cell for cell in known["cells"] if cell["engine"] == engine and cell["mbps"]]
+    reached = max((cell["mbps"] for cell in cells if cell["valid"]), default=0)
+    if spec.bandwidth_mbps > reached:
+        return f"{spec.bandwidth_mbps:g} MB/s is beyond what was within tolerance here, {reached:g} MB/s"
+    return ""
+
+
+def store(document: dict[str, Any], file: Path) -> None:
+    """Keep an envelope; HbfError if it cannot be written."""
+    temporary = file.with_name(f".{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(document, indent=1) + "\n")
+        temporary.replace(file)
+    except OSError as error:
+        raise HbfError(f"cannot write {file}: {error.strerror}") from error

@@ -1,0 +1,224 @@
+"""Achieved against model over a grid of tiers and readers: what this machine can emulate.
+
+The server runs in this process and changes its tier from point to point; the readers are processes of
+their own, one read in flight each, past the page cache, so that request size and queue depth are exact.
+Each point is measured as the clients see it and as the server counts it.
+"""
+
+import json
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs import Filesystem
+from hbf_fuse.fs.verdict import tolerance_pct
+from hbf_fuse.mount import floor
+from hbf_fuse.mount.server import MountConfig, mounted_here
+from hbf_fuse.sweep import conditions
+from hbf_fuse.tier import TierSpec, expect
+
+SOURCE_BYTES = 256 << 20
+POINT_SECONDS = 0.4
+SMALL = 4096
+LATENCY_TOLERANCE_NS = 25_000
+LATENCY_TOLERANCE = 0.02
+
+_READER = Path(__file__).with_name("reader.py")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A tier and its readers: `readers` processes with one read of `size` bytes in flight each."""
+
+    spec: TierSpec
+    size: int
+    readers: int
+
+    @property
+    def is_latency_point(self) -> bool:
+        """Judged by the time of a single small read, not by a rate."""
+        return self.size == SMALL and self.readers == 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure: every combination, `runs` times."""
+
+    mbps: tuple[float | None, ...]
+    lat_ms: tuple[float, ...]
+    sizes: tuple[int, ...]
+    readers: tuple[int, ...]
+    runs: int
+    engines: tuple[str, ...] = ("kernel",)
+
+    def points(self) -> list[Point]:
+        """All of them: rates over the grid, and single small reads at each latency above 0."""
+        rates = [
+            Point(TierSpec(mbps, lat), size, readers)
+            for mbps in self.mbps
+            for lat in self.lat_ms
+            for size in self.sizes
+            for readers in self.readers
+        ]
+        return rates + [Point(TierSpec(None, lat), SMALL, 1) for lat in self.lat_ms if lat]
+
+
+QUICK = Plan((100, 500, 1000, 2000), (0, 1), (1 << 17, 1 << 20), (1, 4), runs=3)
+FULL = Plan(
+    (50, 100, 250, 500, 1000, 1500, 2000), (0, 0.2, 1, 5), (1 << 17, 1 << 20), (1, 4), 5, ("kernel", "fusepy")
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of a point. Rates in decimal MB/s, times in ns."""
+
+    client_mbps: float
+    server_mbps: float
+    p50_ns: int
+    lateness_p99_ns: int
+    starved_ns: int
+
+
+def measure(
+    plan: Plan, source: Path, mountpoint: Path, tell: Callable[[str], None], step: Callable[[], None]
+) -> Iterator[dict[str, Any]]:
+    """Yields the envelope as it grows: after every round the same document with more runs in it.
+
+    step: called after every single run. Rounds interleave the engines and shuffle the points, so that a
+    machine that drifts does not look like a property of one of them.
+    """
+    points = plan.points()
+    samples: dict[tuple[str, Point], list[Sample]] = {(e, p): [] for e in plan.engines for p in points}
+    ceilings: dict[str, list[float]] = {engine: [] for engine in plan.engines}
+    floors: dict[str, list[dict[str, int]]] = {engine: [] for engine in plan.engines}
+    order = random.Random(1)  # noqa: S311 - an order, not a secret
+    for done in range(1, plan.runs + 1):
+        for engine in plan.engines:
+            fs = Filesystem(source, TierSpec())
+            config = MountConfig(source, mountpoint, TierSpec(), engine)
+            with mounted_here(fs, config, tell):
+                file = mountpoint / "model.gguf"
+                fs.costs.floor = floor.measure(fs, mountpoint)
+                floors[engine].append(asdict(fs.costs.floor))
+                ceilings[engine].append(_run(fs, file, Point(TierSpec(), 1 << 20, 4), 1500).client_mbps)
+                for point in order.sample(points, len(points)):
+                    samples[engine, point].append(_run(fs, file, point, _reads(point)))
+                    step()
+        yield _document(plan, done, samples, ceilings, floors)
+
+
+def _reads(point: Point) -> int:
+    """Reads per reader, so that a point takes about POINT_SECONDS by the model."""
+    rate = expect.closed_loop(point.spec, point.size, point.readers, reads=200) or 1e4
+    return max(12, min(4000, round(rate * 1e6 * POINT_SECONDS / point.size / point.readers)))
+
+
+def _run(fs: Filesystem, file: Path, point: Point, reads: int) -> Sample:
+    fs.serve_from(point.spec)
+    command = [sys.executable, "-I", "-S", str(_READER), str(file), str(point.size), str(reads)]
+    with ExitStack() as stack:
+        readers = []
+        for start in range(point.readers):
+            reader = subprocess.Popen(
+                [*command, str(start), str(point.readers)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(_end, reader)
+            readers.append(reader)
+        for reader in readers:
+            if reader.stdout is None or reader.stdout.readline() != "ready\n":
+                raise HbfError("a reader could not open the file on the mount")
+        for reader in readers:
+            if reader.stdin is not None:
+                reader.stdin.write("\n")
+                reader.stdin.flush()
+        said = [json.loads(reader.communicate()[0]) for reader in readers]
+    counters = fs.pacer.counters
+    nbytes = point.size * reads * point.readers
+    seconds = (max(one["end"] for one in said) - min(one["begin"] for one in said)) / 1e9
+    return Sample(
+        client_mbps=nbytes / seconds / 1e6,
+        server_mbps=nbytes * 1e3 / (counters.last_done_ns - counters.first_arrival_ns),
+        p50_ns=round(statistics.median(one["p50"] for one in said)),
+        lateness_p99_ns=counters.lateness.percentile(99),
+        starved_ns=counters.starved_ns,
+    )
+
+
+def _end(reader: "subprocess.Popen[str]") -> None:
+    if reader.poll() is None:
+        reader.kill()
+    reader.communicate()
+
+
+def _document(
+    plan: Plan,
+    done: int,
+    samples: dict[tuple[str, Point], list[Sample]],
+    ceilings: dict[str, list[float]],
+    floors: dict[str, list[dict[str, int]]],
+) -> dict[str, Any]:
+    cells = [_cell(engine, point, runs, ceilings[engine]) for (engine, point), runs in samples.items()]
+    return {
+        "machine": conditions.machine(),
+        "measured": conditions.now(),
+        "complete": done == plan.runs,
+        "runs": done,
+        "engines": {
+            engine: {
+                "ceiling_mbps": statistics.median(ceilings[engine]),
+                "floor_ns": statistics.median(floor["fixed_ns"] for floor in floors[engine]),
+                "floor_ns_per_mib": statistics.median(floor["per_mib_ns"] for floor in floors[engine]),
+                "share_valid": statistics.mean(cell["valid"] for cell in cells if cell["engine"] == engine),
+            }
+            for engine in plan.engines
+        },
+        "cells": cells,
+    }
+
+
+def _cell(engine: str, point: Point, runs: list[Sample], ceilings: list[float]) -> dict[str, Any]:
+    spec = point.spec
+    model = expect.closed_loop(spec, point.size, point.readers, _reads(point) * point.readers) or 0.0
+    client = statistics.median(run.client_mbps for run in runs)
+    p50 = statistics.median(run.p50_ns for run in runs)
+    cell = {
+        "engine": engine,
+        "mbps": spec.bandwidth_mbps,
+        "lat_ms": spec.latency_ms,
+        "size": point.size,
+        "readers": point.readers,
+        "model_mbps": model,
+        "client_mbps": client,
+        "server_mbps": statistics.median(run.server_mbps for run in runs),
+        "error_pct": (client / model - 1) * 100,
+        "error_pct_runs": [round((run.client_mbps / model - 1) * 100, 2) for run in runs],
+        "p50_us": p50 / 1000,
+        "lateness_p99_us": statistics.median(run.lateness_p99_ns for run in runs) / 1000,
+    }
+    if point.is_latency_point:
+        allowed = max(LATENCY_TOLERANCE_NS, LATENCY_TOLERANCE * spec.latency_ns)
+        valid = abs(p50 - spec.latency_ns) <= allowed
+        why = "" if valid else f"p50 is {(p50 - spec.latency_ns) / 1000:+.0f} us off"
+    else:
+        valid = abs(client / model - 1) * 100 <= tolerance_pct(spec)
+        why = "" if valid else _why(model, statistics.median(ceilings), runs)
+    return {**cell, "valid": valid, "why": why}
+
+
+def _why(model: float, ceiling: float, runs: list[Sample]) -> str:
+    if model > ceiling * 0.95:
+        return f"ceiling ({ceiling:.0f} MB/s)"
+    if statistics.median(run.starved_ns for run in runs) > 0.02 * POINT_SECONDS * 1e9:
+        return "CPU starved"
+    return "lateness"
