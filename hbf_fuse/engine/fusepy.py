@@ -100,6 +100,7 @@ class FusepyEngine:
     """libfuse's loop in a thread of its own."""
 
     def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool) -> None:
+        fs.replies_seen = False
         self._operations = _Operations(fs)
         self._mountpoint = mountpoint
         self._allow_other = allow_other

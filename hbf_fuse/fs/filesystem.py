@@ -47,6 +47,8 @@ class Filesystem:
     def __init__(self, source: Path, spec: TierSpec) -> None:
         self.source = source
         self.spec = spec
+        self.replies_seen = True
+        """Whether the engine knows when a reply was sent: see verdict.judge."""
         self.mount_facts: dict[str, Any] = {}
         """What the mounting side knows (engine, readahead, pid): shown in spec.json."""
         self._hidden = {b"spec.json": self._spec_json, b"stats.json": self._stats_json}
@@ -177,4 +179,12 @@ class Filesystem:
     def judge(self, nbytes: int, seconds: float, model_seconds: float) -> Verdict:
         """Whether bytes served in a time can be believed; see verdict.judge."""
         spec, pacer = self.pacer.tier.spec, self.pacer
-        return verdict.judge(spec, nbytes, seconds, model_seconds, pacer.counters, self.costs.copy_per_mib_ns)
+        return verdict.judge(
+            spec,
+            nbytes,
+            seconds,
+            model_seconds,
+            pacer.counters,
+            self.costs.copy_per_mib_ns,
+            self.replies_seen,
+        )

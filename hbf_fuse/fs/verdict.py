@@ -43,15 +43,23 @@ def judge(
     model_seconds: float,
     counters: Counters,
     copy_ns_per_mib: int,
+    replies_seen: bool,
 ) -> Verdict:
-    """Hold `nbytes` in `seconds` against the time that the model gives the very same reads."""
+    """Hold `nbytes` in `seconds` against the time that the model gives the very same reads.
+
+    replies_seen: whether the engine knows when its replies were sent; if not, its own slowness looks like
+    a slow reader and is not believed to be one.
+    """
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
     if not spec.throttled or seconds <= 0 or model_seconds <= 0:
         return Verdict(seconds, achieved, None, None, True, "")
     model = nbytes / model_seconds / 1e6
     error = (achieved / model - 1) * 100
     if abs(error) <= tolerance_pct(spec):
-        return Verdict(seconds, achieved, model, error, True, _remark(spec, model, counters))
+        remark = _remark(spec, model, counters)
+        if remark and not replies_seen:
+            remark = "below the link's rate, and libfuse's own work cannot be told from the reader's pauses"
+        return Verdict(seconds, achieved, model, error, replies_seen or not remark, remark)
     reason = _reason(seconds, counters, copy_ns_per_mib)
     return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
 

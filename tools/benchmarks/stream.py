@@ -1,0 +1,109 @@
+"""How close a cold sequential walk through a mapping comes to the bandwidth asked for, under both engines.
+
+Every round measures every combination once, in a new order, on a fresh mount. Prints JSON: per engine and
+bandwidth the median error in percent as the reader sees it, what the mount's own verdict says, and the
+server's CPU seconds per GB.
+
+    tools/bench_stream --mbps 250,500,1000 --rounds 5
+    tools/bench_stream --busy        with every core kept busy by another process
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+from readers import WAYS, make_source, read_rate
+
+from hbf_fuse.mount import live, tied
+from hbf_fuse.sweep import conditions
+from hbf_fuse.tier import TierSpec
+from hbf_fuse.units import parse_size
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--mbps", default="250,500,1000", help="bandwidths with commas")
+    parser.add_argument("--lat", default=0.0, type=float, help="latency in ms")
+    parser.add_argument("--size", default="512M", type=parse_size)
+    parser.add_argument("--rounds", default=5, type=int)
+    parser.add_argument("--way", default=WAYS[0], choices=WAYS)
+    parser.add_argument("--busy", action="store_true", help="keep every core busy with another process")
+    options = parser.parse_args()
+    rates = [float(text) for text in options.mbps.split(",")]
+    combinations = [(engine, mbps) for engine in ("kernel", "fusepy") for mbps in rates]
+    runs: dict[tuple[str, float], list[dict[str, float]]] = {pair: [] for pair in combinations}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hbf-bench-")))
+        source = make_source(folder, options.size)
+        (folder / "mnt").mkdir()
+        if options.busy:
+            for _ in range(os.cpu_count() or 1):
+                hog = multiprocessing.Process(target=_spin, daemon=True)
+                hog.start()
+                stack.callback(hog.kill)
+        for _ in range(options.rounds):
+            random.shuffle(combinations)
+            for engine, mbps in combinations:
+                spec = TierSpec(mbps, options.lat)
+                with tied.mounted(source, folder / "mnt", spec, engine) as mount:
+                    runs[engine, mbps].append(_measure(mount, options.way, mbps, options.size))
+    print(
+        json.dumps(
+            {
+                "way": options.way,
+                "lat_ms": options.lat,
+                "busy": options.busy,
+                "rounds": options.rounds,
+                "size": options.size,
+                "streams": [_summary(engine, mbps, runs[engine, mbps]) for engine, mbps in sorted(runs)],
+                "environment": {**conditions.machine(), **conditions.now()},
+            },
+            indent=1,
+        )
+    )
+
+
+def _measure(mount: Path, way: str, mbps: float, size: int) -> dict[str, float]:
+    server = psutil.Process(live.read_hidden(mount, "spec.json")["pid"])
+    before = sum(server.cpu_times()[:2])
+    rate = read_rate(mount / "model.gguf", way)
+    cpu = sum(server.cpu_times()[:2]) - before
+    staging = live.read_hidden(mount, "stats.json")["files"]["model.gguf"]["staging"]
+    return {
+        "error_pct": (rate / mbps - 1) * 100,
+        "model_error_pct": staging["error_pct"],
+        "valid": staging["valid"],
+        "cpu_seconds_per_gb": cpu / (size / 1e9),
+    }
+
+
+def _summary(engine: str, mbps: float, runs: list[dict[str, float]]) -> dict[str, object]:
+    medians = {
+        key: round(statistics.median(run[key] for run in runs), 3)
+        for key in ("error_pct", "model_error_pct", "cpu_seconds_per_gb")
+    }
+    return {
+        "engine": engine,
+        "mbps": mbps,
+        **medians,
+        "error_pct_runs": [round(run["error_pct"], 2) for run in runs],
+        "valid": f"{sum(run['valid'] for run in runs):.0f}/{len(runs)}",
+    }
+
+
+def _spin() -> None:
+    while True:
+        pass
+
+
+if __name__ == "__main__":
+    main()
