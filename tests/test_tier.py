@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hbf_fuse.tier import SpecError, Tier, TierSpec
 from hbf_fuse.tier.lateness import LIFETIME_NS, MAX_OWED_NS, MAX_READERS
+from hbf_fuse.tier.link import Link
 
 MS = 1_000_000
 specs = st.builds(
@@ -31,11 +32,31 @@ def test_no_window_is_faster_than_the_link_and_order_is_kept(spec, reads):
     for gap, nbytes, reader in reads:
         arrival += gap
         deadlines.append(tier.reserve(arrival, 0, nbytes, reader))
-        reply(tier, reader, deadlines[-1], deadlines[-1] + gap)
     assert deadlines == sorted(deadlines)
     for first, last in itertools.combinations(range(len(reads)), 2):
         moved = sum(nbytes for _, nbytes, _ in reads[first + 1 : last + 1])
         assert deadlines[last] - deadlines[first] >= moved * 1e9 / spec.bytes_per_second - 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 300)), min_size=1, max_size=60))
+def test_the_link_gives_no_moment_twice_and_wastes_none_that_is_wanted(reads):
+    """Against a link that is simulated moment by moment, for arrivals in any order."""
+    link, taken = Link(), set()
+    for arrival, duration in reads:
+        end = link.carry(arrival, duration)
+        wanted = (moment for moment in itertools.count(arrival) if moment not in taken)
+        expected = list(itertools.islice(wanted, duration))
+        taken.update(expected)
+        assert end == expected[-1] + 1
+
+
+def test_a_reader_brought_late_gets_the_link_time_that_stood_idle_for_it():
+    tier = Tier(TierSpec(bandwidth_mbps=1000))
+    assert tier.reserve(0, 0, 1000, reader=1) == 1000
+    reply(tier, 1, 1000, 9000)
+    assert tier.reserve(5000, 0, 1000, reader=2) == 6000
+    assert tier.reserve(9000, 0, 1000, reader=1) == 2000
+    assert tier.reserve(9000, 0, 1000, reader=2) == 10_000
 
 
 @given(specs, sizes, st.integers(1, 50))

@@ -8,21 +8,27 @@ from hbf_fuse.fs.estimate import Estimate
 _MIB = 1 << 20
 _LARGE = _MIB // 8
 
+CROWD = 4
+"""Readers at once for which the floor is measured as well."""
+
 
 @dataclass(frozen=True)
 class Floor:
     """What a reader waits beyond what the server can see: entering the kernel, and waking up at the end.
 
-    Measured at mount time by a reader outside the server (mount/probe.py): `fixed_ns` for a read of
-    4 KiB, growing to fixed_ns + per_mib_ns for 1 MiB. NVMeVirt subtracts such floors too.
+    Measured at mount time by readers outside the server (mount/probe.py). `fixed_ns` for a read of 4 KiB,
+    growing to fixed_ns + per_mib_ns for 1 MiB, of a reader that is alone; crowd_ns more among CROWD
+    readers, who share the cores with each other and with the server. NVMeVirt subtracts such floors too.
     """
 
     fixed_ns: int = 0
     per_mib_ns: int = 0
+    crowd_ns: int = 0
 
-    def of(self, nbytes: int) -> int:
-        """For a read of this size."""
-        return self.fixed_ns + self.per_mib_ns * nbytes // _MIB
+    def of(self, nbytes: int, others: int) -> int:
+        """For a read of this size, with `others` in flight."""
+        crowd_ns = self.crowd_ns * min(others, CROWD - 1) // (CROWD - 1)
+        return self.fixed_ns + self.per_mib_ns * nbytes // _MIB + crowd_ns
 
 
 class Costs:
@@ -58,4 +64,5 @@ class Costs:
             "copy_ns_per_mib": self._copy_per_mib.value,
             "floor_ns": self.floor.fixed_ns,
             "floor_ns_per_mib": self.floor.per_mib_ns,
+            "floor_crowd_ns": self.floor.crowd_ns,
         }

@@ -30,6 +30,8 @@ class Pacer:
         self.tier = Tier(spec)
         self.counters = Counters()
         self.costs = costs
+        self.log: list[tuple[int, int]] | None = None
+        """If a list: every read's reader and its time from arrival to data in ns, in order of completion."""
         self._throttled = spec.throttled
         self._lock = threading.Lock()
         self._thread = _ThreadState()
@@ -38,8 +40,9 @@ class Pacer:
         """Reserve the read's place in the tier's schedule."""
         nbytes = len(service.data)
         starved_ns = self._thread.cpu_wait.since_mark()
-        arrival_ns = service.arrival_ns - starved_ns - self.costs.floor.of(nbytes)
         with self._lock:
+            floor_ns = self.costs.floor.of(nbytes, self.counters.in_flight)
+            arrival_ns = service.arrival_ns - starved_ns - floor_ns
             self.counters.began(service.arrival_ns, nbytes, starved_ns)
             service.deadline_ns = self.tier.reserve(arrival_ns, service.offset, nbytes, service.reader)
         service.pacer = self
@@ -75,6 +78,8 @@ class Pacer:
             if self._throttled:
                 self.tier.lateness.replied(service.reader, service.deadline_ns, done_ns)
             self.counters.finished(service.arrival_ns, service.deadline_ns, done_ns, nbytes)
+            if self.log is not None:
+                self.log.append((service.reader, done_ns - service.arrival_ns))
             if service.arrival is not None:
                 service.arrival.add(service, done_ns, self.tier.lateness.forgiven_ns)
         self._thread.cpu_wait.mark()

@@ -10,6 +10,7 @@ import heapq
 from hbf_fuse.tier import jitter
 from hbf_fuse.tier.flash import Planes
 from hbf_fuse.tier.lateness import Lateness
+from hbf_fuse.tier.link import Link
 from hbf_fuse.tier.spec import TierSpec
 
 _SECOND_NS = 1_000_000_000
@@ -30,7 +31,7 @@ class Tier:
         self._draw_latency = (
             jitter.sampler(jitter.parse(spec.jitter), spec.latency_ms, spec.seed) if spec.jitter else None
         )
-        self._link_free_ns = 0
+        self._link = Link()
         # Transfer times seldom are whole ns: the remainder (in ns x bytes/s) goes to the next read, so
         # that the rate is exact over any number of reads.
         self._remainder = 0
@@ -46,23 +47,24 @@ class Tier:
         if self.spec.depth:
             arrival_ns = self._admit(arrival_ns)
         if self.planes is None:
-            self._link_free_ns = max(arrival_ns, self._link_free_ns) + self._transfer(nbytes)
+            carried_ns = self._carry(arrival_ns, nbytes)
         else:
             # The link starts with the first page and cannot end before the last one has come and gone.
             first_ready, all_ready, tail = self.planes.sense(arrival_ns, offset, nbytes)
-            streamed = max(first_ready, self._link_free_ns) + self._transfer(nbytes)
+            streamed_ns = self._carry(first_ready, nbytes)
             tail_ns = tail * _SECOND_NS // self._rate if self._rate else 0
-            self._link_free_ns = max(streamed, all_ready + tail_ns)
-        deadline_ns = self._link_free_ns + (self._draw_latency() if self._draw_latency else self._latency_ns)
+            carried_ns = max(streamed_ns, all_ready + tail_ns)
+        deadline_ns = carried_ns + (self._draw_latency() if self._draw_latency else self._latency_ns)
         if self.spec.depth:
             heapq.heappush(self._working, deadline_ns)
         return deadline_ns
 
-    def _transfer(self, nbytes: int) -> int:
+    def _carry(self, start_ns: int, nbytes: int) -> int:
+        """When the link has carried nbytes, which it could have from start_ns on."""
         if not self._rate:
-            return 0
-        transfer, self._remainder = divmod(nbytes * _SECOND_NS + self._remainder, self._rate)
-        return transfer
+            return start_ns
+        transfer_ns, self._remainder = divmod(nbytes * _SECOND_NS + self._remainder, self._rate)
+        return self._link.carry(start_ns, transfer_ns)
 
     def _admit(self, arrival_ns: int) -> int:
         """When the device takes the read: with `depth` of them at work, when the first of those is done."""

@@ -1,0 +1,56 @@
+"""The link: one pipe, busy or idle, on the device's own time scale."""
+
+REMEMBERED_NS = 100_000_000
+"""How far back idle time can still be used; as long as lateness is given back (see Lateness)."""
+
+MAX_GAPS = 64
+
+
+class Link:
+    """When the pipe is taken. Carries one read at a time, in the order of their ideal arrivals.
+
+    A read that the emulator brought late, whose ideal arrival lies in the past, takes the time that the
+    link has stood idle since then: on the real device it would have had it. Reads that come in order
+    never find such time, so this is plain next-available-time for them. No moment is given twice.
+    """
+
+    def __init__(self) -> None:
+        self._free_ns = 0
+        self._gaps: list[tuple[int, int]] = []
+
+    def carry(self, arrival_ns: int, duration_ns: int) -> int:
+        """Take the pipe for duration_ns from arrival_ns on, as early as it is idle; returns the end."""
+        free_ns = self._free_ns
+        if arrival_ns >= free_ns:
+            if arrival_ns > free_ns:
+                self._remember(free_ns, arrival_ns)
+            self._free_ns = arrival_ns + duration_ns
+            return self._free_ns
+        if duration_ns and self._gaps and self._gaps[-1][1] > arrival_ns:
+            end_ns, duration_ns = self._fill(arrival_ns, duration_ns)
+            if not duration_ns:
+                return end_ns
+        self._free_ns = free_ns + duration_ns
+        return self._free_ns
+
+    def _remember(self, start_ns: int, end_ns: int) -> None:
+        gaps = self._gaps
+        gaps.append((start_ns, end_ns))
+        if len(gaps) > MAX_GAPS or gaps[0][1] < end_ns - REMEMBERED_NS:
+            del gaps[0]
+
+    def _fill(self, arrival_ns: int, duration_ns: int) -> tuple[int, int]:
+        """Use idle time from arrival_ns on. Returns the end of the last piece and what is left to carry."""
+        left: list[tuple[int, int]] = []
+        end_ns = arrival_ns
+        for start, end in self._gaps:
+            begin = max(start, arrival_ns)
+            used = min(max(0, end - begin), duration_ns)
+            if not used:
+                left.append((start, end))
+                continue
+            duration_ns -= used
+            end_ns = begin + used
+            left += [piece for piece in ((start, begin), (end_ns, end)) if piece[0] < piece[1]]
+        self._gaps = left
+        return end_ns, duration_ns
