@@ -96,8 +96,7 @@ def mount(
     )
     if tied is not None:
         tier = TierSpec.from_dict(json.loads(tied))
-    if reason := beyond_real_time(tier):
-        tell(reason)
+    _warn(tier, engine)
     target = mountpoint.absolute(paths[-1])
     if repaired := mountpoint.prepare(target):
         tell(repaired)
@@ -124,6 +123,16 @@ def mount(
     else:
         daemon.start(config, tell)
         ready()
+
+
+def _warn(tier: TierSpec, engine: str) -> None:
+    """Say what may keep this machine from serving the tier within tolerance."""
+    from hbf_fuse.mount import envelope
+
+    known, ignored = envelope.load()
+    reasons = [beyond_real_time(tier), ignored, envelope.doubt(tier, known, engine) if known else ""]
+    for reason in filter(None, reasons):
+        tell(reason)
 
 
 main = single(mount)

@@ -6,6 +6,7 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount.source import cache_dir
+from hbf_fuse.observe import machine
 from hbf_fuse.tier import TierSpec
 
 _SAME = ("hbf_fuse", "kernel", "machine", "cpu", "cores", "memory_bytes")
@@ -16,14 +17,18 @@ def path() -> Path:
     return cache_dir() / "envelope.json"
 
 
-def load(machine: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """The stored envelope, if it was measured on this machine by this version; else None and why not."""
+def load() -> tuple[dict[str, Any] | None, str]:
+    """The stored envelope, if it was measured on this machine by this version; else None and why not.
+
+    Where there is none at all, the reason is empty: nothing is wrong with that.
+    """
     file = path()
     if not file.exists():
-        return None, "this machine's envelope is unknown; `hbf calibrate` measures it (about a minute)"
+        return None, ""
     try:
         known: dict[str, Any] = json.loads(file.read_text())
-        differing = [key for key in _SAME if known["machine"].get(key) != machine[key]]
+        here = machine.facts()
+        differing = [key for key in _SAME if known["machine"].get(key) != here[key]]
         known["engines"], known["cells"]
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         return None, f"ignoring {file}: it is damaged; `hbf calibrate` makes a new one"

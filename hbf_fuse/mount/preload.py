@@ -1,18 +1,23 @@
 """Reads a source into the page cache before serving it, so that its disk cannot be the bottleneck."""
 
+import mmap
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
 
-from hbf_fuse.units import format_size
+from hbf_fuse.tier import TierSpec
+from hbf_fuse.units import format_size, mbps
 
 _CHUNK = 8 << 20
+_SAMPLE_SECONDS = 0.3
+_LOOKS = 32
 
 
-def into_page_cache(files: Iterable[Path], tell: Callable[[str], None]) -> None:
-    """Read all files once. Says so and reads nothing if they and a reader's copy exceed free memory."""
+def into_page_cache(files: Iterable[Path], tell: Callable[[str], None]) -> bool:
+    """Read all files once. False, with a word, if they and a reader's copy exceed the memory available."""
     paths = list(files)
     total = sum(path.stat().st_blocks * 512 for path in paths)
     available = psutil.virtual_memory().available
@@ -21,11 +26,56 @@ def into_page_cache(files: Iterable[Path], tell: Callable[[str], None]) -> None:
             f"not preloading: {format_size(total)} of source and a reader's copy of it exceed the "
             f"{format_size(available)} of memory available; the source's disk must keep up with the tier"
         )
-        return
+        return False
     buffer = bytearray(_CHUNK)
     for path in paths:
         if path.stat().st_blocks * 512 >= path.stat().st_size:
             _read_once(path, buffer)
+    return True
+
+
+def doubt(path: Path, spec: TierSpec) -> str:
+    """Why a source that was not preloaded may be too slow for a tier, or nothing. Takes up to 0.3 s."""
+    if spec.bandwidth_mbps is None:
+        return ""
+    rate = _disk_mbps(path)
+    if rate is None or rate > spec.bandwidth_mbps:
+        return ""
+    return (
+        f"the disk under {path} gave {rate:.0f} MB/s, too slow for a tier of {spec.bandwidth_mbps:g} MB/s; "
+        "leave out --no-preload, or copy the file to a faster place"
+    )
+
+
+def _disk_mbps(path: Path) -> float | None:
+    """What the disk gives uncached, or None if that cannot be asked (tmpfs) or does not matter (cached)."""
+    buffer = mmap.mmap(-1, _CHUNK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    except OSError:
+        return None
+    try:
+        size, done, begin = os.fstat(fd).st_size, 0, time.monotonic()
+        if _cached(path, size):
+            return None
+        while done + _CHUNK <= size and time.monotonic() - begin < _SAMPLE_SECONDS:
+            done += os.preadv(fd, [buffer], done)
+        return mbps(done, time.monotonic() - begin) if done else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _cached(path: Path, size: int) -> bool:
+    """Whether pages all over the file are in the page cache."""
+    with path.open("rb", buffering=0) as file:
+        try:
+            for part in range(_LOOKS):
+                os.preadv(file.fileno(), [bytearray(1)], size * part // _LOOKS, os.RWF_NOWAIT)
+        except OSError:
+            return False
+    return True
 
 
 def _read_once(path: Path, buffer: bytearray) -> None:

@@ -43,8 +43,11 @@ def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[s
     tell: where remarks go, a line each. Raises HbfError if the mount cannot begin.
     """
     fs = Filesystem(config.source, config.spec)
-    if config.preload:
-        preload.into_page_cache([node.source for node in fs.tree.files() if node.source], tell)
+    files = [node.source for node in fs.tree.files() if node.source]
+    if not (config.preload and preload.into_page_cache(files, tell)):
+        for file in files[:1]:
+            if reason := preload.doubt(file, config.spec):
+                tell(reason)
     with mounted_here(fs, config, tell) as mount:
         _serve_until_told(mount, config.tied, when_ready, tell)
 

@@ -21,7 +21,7 @@ from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.verdict import tolerance_pct
 from hbf_fuse.mount import floor
 from hbf_fuse.mount.server import MountConfig, mounted_here
-from hbf_fuse.sweep import conditions
+from hbf_fuse.observe import machine
 from hbf_fuse.tier import TierSpec, expect
 
 SOURCE_BYTES = 256 << 20
@@ -170,8 +170,8 @@ def _document(
 ) -> dict[str, Any]:
     cells = [_cell(engine, point, runs, ceilings[engine]) for (engine, point), runs in samples.items()]
     return {
-        "machine": conditions.machine(),
-        "measured": conditions.now(),
+        "machine": machine.facts(),
+        "measured": machine.now(),
         "complete": done == plan.runs,
         "runs": done,
         "engines": {

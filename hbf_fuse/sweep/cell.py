@@ -11,7 +11,8 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import tied
-from hbf_fuse.sweep import conditions, llama
+from hbf_fuse.observe import machine
+from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
 
 SCHEMA = 1
@@ -42,7 +43,7 @@ def run(cell: Cell, scratch: Path) -> dict[str, Any]:
     Raises HbfError if the cell cannot be run.
     """
     binary = llama.find()
-    before = conditions.now()
+    before = machine.now()
     mountpoint = scratch / "mnt"
     mountpoint.mkdir(parents=True, exist_ok=True)
     try:
@@ -60,7 +61,7 @@ def run(cell: Cell, scratch: Path) -> dict[str, Any]:
         "command": bench.command,
         "llama_bench": {"version": llama.version(binary), "records": bench.records},
         "tier_stats": stats,
-        "environment": {**conditions.machine(), "before": before, "after": conditions.now()},
+        "environment": {**machine.facts(), "before": before, "after": machine.now()},
     }
 
 

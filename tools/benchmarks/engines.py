@@ -17,7 +17,7 @@ import psutil
 from readers import WAYS, make_source, read_rate
 
 from hbf_fuse.mount import live, tied
-from hbf_fuse.sweep import conditions
+from hbf_fuse.observe import machine
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import parse_size
 
@@ -61,7 +61,7 @@ def main() -> None:
                 },
                 "rounds": options.rounds,
                 "size": options.size,
-                "environment": {**conditions.machine(), **conditions.now()},
+                "environment": {**machine.facts(), **machine.now()},
             },
             indent=1,
         )

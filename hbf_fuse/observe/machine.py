@@ -1,4 +1,4 @@
-"""What a measurement was made on and under."""
+"""What a measurement is made on, and what it is made under."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ import hbf_fuse
 
 
 @cache
-def machine() -> dict[str, Any]:
+def facts() -> dict[str, Any]:
     """What does not change while a sweep runs. Host names and paths are left out: results get published."""
     return {
         "hbf_fuse": hbf_fuse.__version__,
