@@ -5,15 +5,17 @@ bandwidth the median error in percent as the reader sees it, what the mount's ow
 server's CPU seconds per GB.
 
     tools/bench_stream --mbps 250,500,1000 --rounds 5
-    tools/bench_stream --busy        with every core kept busy by another process
+    tools/bench_stream --busy spin       with every core kept busy by another process
+    tools/bench_stream --busy llama      while llama-bench decodes
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,9 +24,13 @@ import psutil
 from readers import WAYS, make_source, read_rate
 
 from hbf_fuse.mount import live, tied
+from hbf_fuse.mount.source import DEFAULT_PRESET, preset_model
 from hbf_fuse.observe import machine
+from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import parse_size
+
+BUSY = ("idle", "spin", "llama")
 
 
 def main() -> None:
@@ -36,7 +42,7 @@ def main() -> None:
     parser.add_argument("--size", default="512M", type=parse_size)
     parser.add_argument("--rounds", default=5, type=int)
     parser.add_argument("--way", default=WAYS[0], choices=WAYS)
-    parser.add_argument("--busy", action="store_true", help="keep every core busy with another process")
+    parser.add_argument("--busy", choices=BUSY, default="idle", help="what the cores do besides")
     options = parser.parse_args()
     rates = [float(text) for text in options.mbps.split(",")]
     combinations = [(engine, mbps) for engine in ("kernel", "fusepy") for mbps in rates]
@@ -45,11 +51,10 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hbf-bench-")))
         source = make_source(folder, options.size)
         (folder / "mnt").mkdir()
-        if options.busy:
-            for _ in range(os.cpu_count() or 1):
-                hog = multiprocessing.Process(target=_spin, daemon=True)
-                hog.start()
-                stack.callback(hog.kill)
+        for command in _hogs(options.busy):
+            hog = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(hog.wait)
+            stack.callback(hog.kill)
         for _ in range(options.rounds):
             random.shuffle(combinations)
             for engine, mbps in combinations:
@@ -100,9 +105,14 @@ def _summary(engine: str, mbps: float, runs: list[dict[str, float]]) -> dict[str
     }
 
 
-def _spin() -> None:
-    while True:
-        pass
+def _hogs(busy: str) -> list[list[str]]:
+    """Commands that keep the cores busy: a loop on each, or llama-bench decoding a model of its own."""
+    if busy == "spin":
+        return [[sys.executable, "-c", "while True: pass"]] * (os.cpu_count() or 1)
+    if busy == "llama":
+        model = preset_model(DEFAULT_PRESET, lambda message: None)
+        return [[str(llama.find()), "-m", str(model), "-p", "0", "-n", "1024", "-r", "10000"]]
+    return []
 
 
 if __name__ == "__main__":
