@@ -72,6 +72,22 @@ def test_a_small_read_costs_a_whole_page():
     assert tier.planes.bytes_sensed == 2 * 4096
 
 
+def test_read_amplification_is_whole_pages_over_bytes_asked():
+    tier = Tier(TierSpec(planes=4, page_bytes=16384, t_read_us=50))
+    for page in range(10):
+        tier.reserve(0, page * 16384, 4096)
+    assert tier.planes.to_dict()["read_amplification"] == 4
+
+
+def test_readers_share_the_link_evenly():
+    tier, done, shares = Tier(TierSpec(500, 0.3)), dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 0)
+    for _ in range(4000):
+        reader = min(done, key=done.get)
+        done[reader] = tier.reserve(done[reader], 0, 1 << 17, reader)
+        shares[reader] += 1
+    assert max(shares.values()) - min(shares.values()) <= 1
+
+
 def test_planes_work_at_once_and_one_plane_works_in_turn():
     spread = Tier(TierSpec(planes=4, page_bytes=4096, t_read_us=50))
     assert spread.reserve(0, 0, 4 * 4096) == 50 * US

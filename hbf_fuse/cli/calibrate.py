@@ -1,5 +1,6 @@
 """`hbf calibrate`: what this machine can emulate."""
 
+import io
 import random
 import tempfile
 from dataclasses import replace
@@ -19,6 +20,15 @@ from rich.progress import (
 
 from hbf_fuse.cli.common import Json, print_json, tell
 from hbf_fuse.errors import HbfError
+
+
+PROGRESS = (
+    TextColumn("calibrating"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 
 def calibrate(
@@ -42,7 +52,7 @@ def calibrate(
 
     Example: [bold]hbf calibrate --full --markdown accuracy.md[/bold]
 
-    Ctrl-C keeps the rounds that are complete.
+    Ctrl-C keeps what was measured so far.
     """
     from hbf_fuse.mount import envelope
     from hbf_fuse.report import accuracy
@@ -51,34 +61,25 @@ def calibrate(
     plan = calibration.FULL if full else calibration.QUICK
     plan = replace(plan, runs=runs or plan.runs)
     target = output.absolute() if output else envelope.path()
-    document = None
-    columns = (
-        TextColumn("calibrating"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     with (
         tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        Progress(*PROGRESS, console=Console(stderr=True)) as progress,
     ):
-        task = progress.add_task("calibrating", total=len(plan.points()) * plan.runs * len(plan.engines))
         source, mountpoint = Path(folder) / "noise", Path(folder) / "mnt"
         block = random.Random(1).randbytes(1 << 24)  # noqa: S311 - data, not a secret
         source.write_bytes(block * (calibration.SOURCE_BYTES // len(block)))
         mountpoint.mkdir()
+        measured = calibration.Calibration(plan, source, mountpoint, tell)
+        task = progress.add_task("calibrating", total=measured.steps)
         try:
-            for document in calibration.measure(
-                plan, source, mountpoint, tell, lambda: progress.advance(task)
-            ):
-                envelope.store(document, target)
+            for _ in measured.run():
+                progress.advance(task)
         except KeyboardInterrupt:
-            if document is None:
-                raise HbfError("interrupted before the first round was complete; nothing is stored") from None
-            tell(f"interrupted: keeping {document['runs']} of {plan.runs} rounds")
-    if document is None:
-        raise HbfError("nothing was measured")
+            tell("interrupted: keeping what was measured so far")
+    document = measured.document()
+    if not document["cells"]:
+        raise HbfError("interrupted before anything was measured; nothing is stored")
+    envelope.store(document, target)
     if markdown:
         markdown.write_text(
             "\n".join(
@@ -87,7 +88,7 @@ def calibrate(
         )
     maps = [accuracy.heat_map(document, engine) for engine in document["engines"]]
     if svg:
-        recorder = Console(record=True, width=100, file=svg.with_suffix(".txt").open("w"))
+        recorder = Console(record=True, width=100, file=io.StringIO())
         for heat in maps:
             recorder.print(heat)
         recorder.save_svg(str(svg), title="hbf calibrate")

@@ -57,6 +57,10 @@ def mount(
     engine: EngineName = "kernel",
     readahead: Readahead = 4096,
     preload: Preload = True,
+    priority: Annotated[
+        int,
+        typer.Option("--priority", help="The server's nice value: -20 is most urgent (below 0 needs root).", min=-20, max=19),
+    ] = 0,
     allow_other: Annotated[
         bool, typer.Option("--allow-other", help="Let other users read the mount.")
     ] = False,
@@ -107,6 +111,7 @@ def mount(
         engine=checked_engine(engine),
         readahead_kib=readahead,
         preload=preload,
+        priority=priority,
         allow_other=allow_other,
         tied=tied is not None,
     )

@@ -94,7 +94,7 @@ class Pacer:
         """Counters, and what the pacer reckons with."""
         with self._lock:
             planes = self.tier.planes
-            sensed = {"flash_bytes_sensed": planes.bytes_sensed} if planes else {}
+            sensed = planes.to_dict() if planes else {}
             forgiven = {"forgiven_seconds": self.tier.lateness.forgiven_ns / 1e9}
             return {**self.counters.to_dict(), **sensed, **forgiven, "costs": self.costs.to_dict()}
 

@@ -11,8 +11,13 @@ from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.costs import CROWD, Floor
 from hbf_fuse.tier import TierSpec
 
-LATENCY_MS = 0.5
-READS = 150
+USUAL_LATENCY_MS = 0.5
+LATENCIES_MS = (0.1, 2.0)
+"""The least and the greatest latency to measure the floor at: waking up costs more after a longer sleep."""
+
+PROBE_MS = 80
+"""About how long one measurement takes."""
+
 SMALL = 4096
 MIDDLE = 1 << 17
 LARGE = 1 << 20
@@ -22,36 +27,39 @@ MOST_NS = 500_000
 _PROBE = Path(__file__).with_name("probe.py")
 
 
-def measure(fs: Filesystem, mountpoint: Path) -> Floor:
-    """Read through the mount from outside for about 0.4 s, at a known latency. No floor if that fails.
+def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec) -> Floor:
+    """Read through the mount from outside for about 0.4 s, at about the latency of `spec`.
 
-    Leaves the filesystem serving from the probe's tier.
+    No floor if that fails. Leaves the filesystem serving from the probe's tier.
     """
     largest = max(fs.tree.files(), key=lambda node: node.size, default=None)
     if largest is None or largest.size < LARGE:
         return Floor()
     file = mountpoint / fs.tree.path_of(largest)
     fs.costs.floor = Floor()
-    fixed = _unseen(fs, file, SMALL, readers=1)
-    alone = Floor(fixed, max(0, _unseen(fs, file, LARGE, readers=1) - fixed))
-    crowded = _unseen(fs, file, MIDDLE, readers=CROWD)
+    least, most = LATENCIES_MS
+    probe = TierSpec(latency_ms=min(max(spec.latency_ms, least), most) if spec.latency_ms else USUAL_LATENCY_MS)
+    fixed = _unseen(fs, file, probe, SMALL, readers=1)
+    alone = Floor(fixed, max(0, _unseen(fs, file, probe, LARGE, readers=1) - fixed))
+    crowded = _unseen(fs, file, probe, MIDDLE, readers=CROWD)
     return Floor(alone.fixed_ns, alone.per_mib_ns, max(0, crowded - alone.of(MIDDLE, others=0)))
 
 
-def _unseen(fs: Filesystem, file: Path, size: int, readers: int) -> int:
+def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int) -> int:
     """Of a usual read's ns, those that pass at the reader and not between the server's arrival and reply."""
-    fs.serve_from(TierSpec(latency_ms=LATENCY_MS))
+    fs.serve_from(probe)
     fs.pacer.log = []
-    command = [sys.executable, "-I", "-S", str(_PROBE), str(file), str(size), str(READS)]
+    reads = max(40, min(150, round(PROBE_MS / probe.latency_ms)))
+    command = [sys.executable, "-I", "-S", str(_PROBE), str(file), str(size), str(reads)]
     probes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(readers)]
     try:
-        said = [(probe.pid, probe.communicate(timeout=30)[0]) for probe in probes]
+        said = [(reader.pid, reader.communicate(timeout=30)[0]) for reader in probes]
     except subprocess.TimeoutExpired:
         return 0
     finally:
-        for probe in probes:
-            probe.kill()
-            probe.wait()
+        for reader in probes:
+            reader.kill()
+            reader.wait()
     unseen = sorted(ns for pid, text in said for ns in _differences(text, pid, fs.pacer.log))
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]
     return max(0, min(MOST_NS, round(statistics.mean(usual)))) if usual else 0

@@ -32,6 +32,7 @@ class MountConfig:
     engine: str = "kernel"
     readahead_kib: int = DEFAULT_READAHEAD_KIB
     preload: bool = True
+    priority: int = 0
     allow_other: bool = False
     tied: bool = False
     """End when stdin closes: the mount of a process that may die without a word."""
@@ -42,6 +43,7 @@ def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[s
 
     tell: where remarks go, a line each. Raises HbfError if the mount cannot begin.
     """
+    _set_priority(config.priority, tell)
     fs = Filesystem(config.source, config.spec)
     files = [node.source for node in fs.tree.files() if node.source]
     if not (config.preload and preload.into_page_cache(files, tell)):
@@ -66,7 +68,7 @@ def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None
             readahead_kib=_raise_readahead(config, tell),
         )
         if config.spec.throttled:
-            fs.costs.floor = floor.measure(fs, config.mountpoint)
+            fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec)
             fs.serve_from(config.spec)
         yield mount
     finally:
@@ -93,6 +95,15 @@ def _serve_until_told(
         except HbfError:
             tell("the mount is in use: its users get errors from now on")
             mount.stop(lazy=True)
+
+
+def _set_priority(nice: int, tell: Callable[[str], None]) -> None:
+    if not nice:
+        return
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    except PermissionError:
+        tell(f"priority {nice} is not permitted; the server runs at {os.getpriority(os.PRIO_PROCESS, 0)}")
 
 
 def _stop_when_stdin_closes(stop: threading.Event) -> None:

@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.fs.costs import CROWD, Floor
 from hbf_fuse.fs.verdict import tolerance_pct
 from hbf_fuse.mount import floor
 from hbf_fuse.mount.server import MountConfig, mounted_here
@@ -26,6 +27,7 @@ from hbf_fuse.tier import TierSpec, expect
 
 SOURCE_BYTES = 256 << 20
 POINT_SECONDS = 0.4
+CEILING_READS = 1500
 SMALL = 4096
 LATENCY_TOLERANCE_NS = 25_000
 LATENCY_TOLERANCE = 0.02
@@ -87,32 +89,72 @@ class Sample:
     starved_ns: int
 
 
-def measure(
-    plan: Plan, source: Path, mountpoint: Path, tell: Callable[[str], None], step: Callable[[], None]
-) -> Iterator[dict[str, Any]]:
-    """Yields the envelope as it grows: after every round the same document with more runs in it.
+class Calibration:
+    """A plan being measured. What it has so far can be asked for at any time.
 
-    step: called after every single run. Rounds interleave the engines and shuffle the points, so that a
-    machine that drifts does not look like a property of one of them.
+    Rounds interleave the engines and shuffle the points, so that a machine that drifts does not look like
+    a property of one of them.
     """
-    points = plan.points()
-    samples: dict[tuple[str, Point], list[Sample]] = {(e, p): [] for e in plan.engines for p in points}
-    ceilings: dict[str, list[float]] = {engine: [] for engine in plan.engines}
-    floors: dict[str, list[dict[str, int]]] = {engine: [] for engine in plan.engines}
-    order = random.Random(1)  # noqa: S311 - an order, not a secret
-    for done in range(1, plan.runs + 1):
-        for engine in plan.engines:
-            fs = Filesystem(source, TierSpec())
-            config = MountConfig(source, mountpoint, TierSpec(), engine)
-            with mounted_here(fs, config, tell):
-                file = mountpoint / "model.gguf"
-                fs.costs.floor = floor.measure(fs, mountpoint)
-                floors[engine].append(asdict(fs.costs.floor))
-                ceilings[engine].append(_run(fs, file, Point(TierSpec(), 1 << 20, 4), 1500).client_mbps)
-                for point in order.sample(points, len(points)):
-                    samples[engine, point].append(_run(fs, file, point, _reads(point)))
-                    step()
-        yield _document(plan, done, samples, ceilings, floors)
+
+    def __init__(self, plan: Plan, source: Path, mountpoint: Path, tell: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.points = plan.points()
+        self._source = source
+        self._mountpoint = mountpoint
+        self._tell = tell
+        self._samples: dict[tuple[str, Point], list[Sample]] = {}
+        self._ceilings: dict[str, list[float]] = {}
+        self._floors: dict[str, list[Floor]] = {}
+
+    @property
+    def steps(self) -> int:
+        """How many runs there are in all."""
+        return len(self.points) * self.plan.runs * len(self.plan.engines)
+
+    def run(self) -> Iterator[None]:
+        """Measure; stops for a moment after every step."""
+        order = random.Random(1)  # noqa: S311 - an order, not a secret
+        for _ in range(self.plan.runs):
+            for engine in self.plan.engines:
+                yield from self._round(engine, order.sample(self.points, len(self.points)))
+
+    def _round(self, engine: str, points: list[Point]) -> Iterator[None]:
+        fs = Filesystem(self._source, TierSpec())
+        config = MountConfig(self._source, self._mountpoint, TierSpec(), engine)
+        with mounted_here(fs, config, self._tell):
+            file = self._mountpoint / "model.gguf"
+            floors = {lat: floor.measure(fs, self._mountpoint, TierSpec(None, lat)) for lat in self.plan.lat_ms}
+            self._floors.setdefault(engine, []).extend(floors.values())
+            ceiling = _run(fs, file, Point(TierSpec(), 1 << 20, CROWD), CEILING_READS).client_mbps
+            self._ceilings.setdefault(engine, []).append(ceiling)
+            for point in points:
+                # As a mount of this tier would: each has the floor of its own latency.
+                fs.costs.floor = floors[point.spec.latency_ms]
+                self._samples.setdefault((engine, point), []).append(_run(fs, file, point, _reads(point)))
+                yield
+
+    def document(self) -> dict[str, Any]:
+        """The envelope: what was measured so far."""
+        cells = [_cell(engine, point, runs, self._ceilings[engine]) for (engine, point), runs in self._samples.items()]
+        return {
+            "machine": machine.facts(),
+            "measured": machine.now(),
+            "complete": sum(len(runs) for runs in self._samples.values()) == self.steps,
+            "runs": self.plan.runs,
+            "engines": {engine: self._facts(engine, cells) for engine in self._ceilings},
+            "cells": cells,
+        }
+
+    def _facts(self, engine: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+        floors = self._floors[engine]
+        valid = [cell["valid"] for cell in cells if cell["engine"] == engine]
+        return {
+            "ceiling_mbps": statistics.median(self._ceilings[engine]),
+            "floor_ns": statistics.median(one.fixed_ns for one in floors),
+            "floor_ns_per_mib": statistics.median(one.per_mib_ns for one in floors),
+            "floor_crowd_ns": statistics.median(one.crowd_ns for one in floors),
+            "share_valid": statistics.mean(valid) if valid else 0.0,
+        }
 
 
 def _reads(point: Point) -> int:
@@ -159,32 +201,6 @@ def _end(reader: "subprocess.Popen[str]") -> None:
     if reader.poll() is None:
         reader.kill()
     reader.communicate()
-
-
-def _document(
-    plan: Plan,
-    done: int,
-    samples: dict[tuple[str, Point], list[Sample]],
-    ceilings: dict[str, list[float]],
-    floors: dict[str, list[dict[str, int]]],
-) -> dict[str, Any]:
-    cells = [_cell(engine, point, runs, ceilings[engine]) for (engine, point), runs in samples.items()]
-    return {
-        "machine": machine.facts(),
-        "measured": machine.now(),
-        "complete": done == plan.runs,
-        "runs": done,
-        "engines": {
-            engine: {
-                "ceiling_mbps": statistics.median(ceilings[engine]),
-                "floor_ns": statistics.median(floor["fixed_ns"] for floor in floors[engine]),
-                "floor_ns_per_mib": statistics.median(floor["per_mib_ns"] for floor in floors[engine]),
-                "share_valid": statistics.mean(cell["valid"] for cell in cells if cell["engine"] == engine),
-            }
-            for engine in plan.engines
-        },
-        "cells": cells,
-    }
 
 
 def _cell(engine: str, point: Point, runs: list[Sample], ceilings: list[float]) -> dict[str, Any]:

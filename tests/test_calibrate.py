@@ -1,0 +1,43 @@
+"""Calibration, in small."""
+
+import pytest
+
+from hbf_fuse.report import accuracy
+from hbf_fuse.sweep.calibrate import Calibration, Plan
+from hbf_fuse.tier import TierSpec, expect
+
+SMALL = Plan((200, 400), (0, 1), (1 << 17,), (1, 2), runs=1)
+
+
+@pytest.fixture
+def calibration(noise, tmp_path):
+    (tmp_path / "mnt").mkdir()
+    return Calibration(SMALL, noise(32 << 20), tmp_path / "mnt", print)
+
+
+def test_a_calibration_measures_every_point_near_the_model(calibration):
+    assert sum(1 for _ in calibration.run()) == calibration.steps == 9
+    document = calibration.document()
+    assert document["complete"]
+    rates = [cell for cell in document["cells"] if cell["mbps"]]
+    assert all(abs(cell["error_pct"]) < 25 for cell in rates)
+    assert all(cell["server_mbps"] == pytest.approx(cell["client_mbps"], rel=0.25) for cell in rates)
+    assert document["engines"]["kernel"]["ceiling_mbps"] > 400
+    assert accuracy.markdown(document, "kernel").count("\n") == 2 + 9
+    assert list(accuracy.findings(document))
+
+
+def test_an_interrupted_calibration_keeps_what_it_has(calibration, tmp_path):
+    running = calibration.run()
+    for _ in range(3):
+        next(running)
+    running.close()
+    document = calibration.document()
+    assert len(document["cells"]) == 3
+    assert not document["complete"]
+    assert not (tmp_path / "mnt").is_mount()
+
+
+def test_the_model_of_a_point_is_the_device_itself_in_virtual_time():
+    spec = TierSpec(400, 1)
+    assert expect.closed_loop(spec, 1 << 17, 2) == pytest.approx(spec.chunked_mbps(1 << 17, 2), rel=0.01)

@@ -1,0 +1,114 @@
+"""Nothing silently wrong: what a mount says of itself."""
+
+import mmap
+
+import pytest
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs import verdict
+from hbf_fuse.mount import envelope, live
+from hbf_fuse.observe import Counters, machine
+from hbf_fuse.tier import TierSpec
+
+GB = 1_000_000_000
+
+
+def judge(spec, seconds, model_seconds, copy_ns=100_000, replies_seen=True, starved_ns=0, late_ns=0):
+    counters = Counters()
+    counters.began(0, 1 << 20, starved_ns)
+    counters.finished(0, 0, late_ns, 1 << 20)
+    return verdict.judge(spec, GB, seconds, model_seconds, counters, copy_ns, replies_seen)
+
+
+def test_agreement_within_one_percent_is_valid():
+    told = judge(TierSpec(1000), 1.009, 1.0)
+    assert told.valid and not told.why
+    assert told.error_pct == pytest.approx(-0.89, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("case", "word"),
+    [
+        ({"starved_ns": 50_000_000}, "CPU starved"),
+        ({"copy_ns": 5_000_000}, "source too slow"),
+        ({"late_ns": 8_000_000}, "ceiling"),
+        ({}, "lateness"),
+    ],
+)
+def test_what_is_off_the_model_is_marked_with_the_reason(case, word):
+    told = judge(TierSpec(1000), 1.1, 1.0, **case)
+    assert not told.valid
+    assert word in told.why
+
+
+def test_fast_tiers_are_allowed_three_percent():
+    assert judge(TierSpec(2000), 0.514, 0.5).valid
+    assert not judge(TierSpec(1000), 1.028, 1.0).valid
+
+
+def test_a_reader_with_too_little_in_flight_is_correct_and_says_so():
+    told = judge(TierSpec(1000, 5), 2.0, 2.0)
+    assert told.valid
+    assert "readahead window" in told.why
+
+
+def test_an_engine_that_cannot_see_its_replies_is_not_believed_below_the_link():
+    assert not judge(TierSpec(1000), 2.0, 2.0, replies_seen=False).valid
+    assert judge(TierSpec(1000), 1.0, 1.0, replies_seen=False).valid
+
+
+def test_a_window_bound_walk_on_a_real_mount_is_reported_as_correct(mount, noise):
+    path = mount(noise(48 << 20), mbps=800, lat=20)
+    with (path / "model.gguf").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        for at in range(0, len(view), mmap.PAGESIZE):
+            view[at]
+    staging = live.read_hidden(path, "stats.json")["files"]["model.gguf"]["staging"]
+    assert staging["model_mbps"] < 700
+    assert abs(staging["error_pct"]) < 10
+    assert staging["why"]
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def an_envelope(**changes):
+    cell = {"engine": "kernel", "mbps": 1000, "valid": True}
+    facts = {**machine.facts(), **changes}
+    return {"machine": facts, "engines": {"kernel": {"ceiling_mbps": 3000}}, "cells": [cell]}
+
+
+def test_a_tier_outside_the_envelope_is_doubted(cache):
+    envelope.store(an_envelope(), envelope.path())
+    known, ignored = envelope.load()
+    assert not ignored
+    assert "ceiling" in envelope.doubt(TierSpec(4000), known, "kernel")
+    assert "1000 MB/s" in envelope.doubt(TierSpec(2000), known, "kernel")
+    assert not envelope.doubt(TierSpec(900), known, "kernel")
+    assert not envelope.doubt(TierSpec(), known, "kernel")
+
+
+@pytest.mark.parametrize("change", [{"kernel": "2.4"}, {"hbf_fuse": "0.0"}, {"memory_bytes": 1}])
+def test_an_envelope_of_another_machine_or_version_is_ignored_with_a_word(cache, change):
+    envelope.store(an_envelope(**change), envelope.path())
+    known, ignored = envelope.load()
+    assert known is None
+    assert "ignoring" in ignored
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"machine": 3, "engines": 1, "cells": 2}'])
+def test_a_damaged_envelope_is_ignored_with_a_word(cache, text):
+    envelope.path().parent.mkdir(parents=True)
+    envelope.path().write_text(text)
+    known, ignored = envelope.load()
+    assert known is None
+    assert "damaged" in ignored
+
+
+def test_an_envelope_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HbfError):
+        envelope.store({}, tmp_path / "file" / "envelope.json")
+
+
