@@ -59,7 +59,10 @@ def test_an_engine_that_cannot_see_its_replies_is_not_believed_below_the_link():
 
 def test_a_window_bound_walk_on_a_real_mount_is_reported_as_correct(mount, noise):
     path = mount(noise(48 << 20), mbps=800, lat=20)
-    with (path / "model.gguf").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+    with (
+        (path / "model.gguf").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view,
+    ):
         for at in range(0, len(view), mmap.PAGESIZE):
             view[at]
     staging = live.read_hidden(path, "stats.json")["files"]["model.gguf"]["staging"]
@@ -110,5 +113,3 @@ def test_an_envelope_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HbfError):
         envelope.store({}, tmp_path / "file" / "envelope.json")
-
-

@@ -21,7 +21,6 @@ from rich.progress import (
 from hbf_fuse.cli.common import Json, print_json, tell
 from hbf_fuse.errors import HbfError
 
-
 PROGRESS = (
     TextColumn("calibrating"),
     BarColumn(),

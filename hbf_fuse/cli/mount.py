@@ -59,7 +59,12 @@ def mount(
     preload: Preload = True,
     priority: Annotated[
         int,
-        typer.Option("--priority", help="The server's nice value: -20 is most urgent (below 0 needs root).", min=-20, max=19),
+        typer.Option(
+            "--priority",
+            help="The server's nice value: -20 is most urgent (below 0 needs root).",
+            min=-20,
+            max=19,
+        ),
     ] = 0,
     allow_other: Annotated[
         bool, typer.Option("--allow-other", help="Let other users read the mount.")

@@ -38,7 +38,9 @@ def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec) -> Floor:
     file = mountpoint / fs.tree.path_of(largest)
     fs.costs.floor = Floor()
     least, most = LATENCIES_MS
-    probe = TierSpec(latency_ms=min(max(spec.latency_ms, least), most) if spec.latency_ms else USUAL_LATENCY_MS)
+    probe = TierSpec(
+        latency_ms=min(max(spec.latency_ms, least), most) if spec.latency_ms else USUAL_LATENCY_MS
+    )
     fixed = _unseen(fs, file, probe, SMALL, readers=1)
     alone = Floor(fixed, max(0, _unseen(fs, file, probe, LARGE, readers=1) - fixed))
     crowded = _unseen(fs, file, probe, MIDDLE, readers=CROWD)

@@ -123,7 +123,9 @@ class Calibration:
         config = MountConfig(self._source, self._mountpoint, TierSpec(), engine)
         with mounted_here(fs, config, self._tell):
             file = self._mountpoint / "model.gguf"
-            floors = {lat: floor.measure(fs, self._mountpoint, TierSpec(None, lat)) for lat in self.plan.lat_ms}
+            floors = {
+                lat: floor.measure(fs, self._mountpoint, TierSpec(None, lat)) for lat in self.plan.lat_ms
+            }
             self._floors.setdefault(engine, []).extend(floors.values())
             ceiling = _run(fs, file, Point(TierSpec(), 1 << 20, CROWD), CEILING_READS).client_mbps
             self._ceilings.setdefault(engine, []).append(ceiling)
@@ -135,7 +137,10 @@ class Calibration:
 
     def document(self) -> dict[str, Any]:
         """The envelope: what was measured so far."""
-        cells = [_cell(engine, point, runs, self._ceilings[engine]) for (engine, point), runs in self._samples.items()]
+        cells = [
+            _cell(engine, point, runs, self._ceilings[engine])
+            for (engine, point), runs in self._samples.items()
+        ]
         return {
             "machine": machine.facts(),
             "measured": machine.now(),
