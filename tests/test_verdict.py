@@ -52,6 +52,12 @@ def test_a_reader_with_too_little_in_flight_is_correct_and_says_so():
     assert "readahead window" in told.why
 
 
+def test_a_slow_reader_on_a_starved_machine_is_not_believed_to_be_slow_by_itself():
+    assert "CPU starved" in judge(TierSpec(1000), 2.0, 2.0, starved_ns=GB).why
+    assert not judge(TierSpec(1000), 2.0, 2.0, starved_ns=GB).valid
+    assert judge(TierSpec(1000), 1.0, 1.0, starved_ns=GB).valid
+
+
 def test_an_engine_that_cannot_see_its_replies_is_not_believed_below_the_link():
     assert not judge(TierSpec(1000), 2.0, 2.0, replies_seen=False).valid
     assert judge(TierSpec(1000), 1.0, 1.0, replies_seen=False).valid

@@ -75,10 +75,12 @@ def calibrate(
                 progress.advance(task)
         except KeyboardInterrupt:
             tell("interrupted: keeping what was measured so far")
-    document = measured.document()
+        finally:
+            document = measured.document()
+            if document["cells"]:
+                envelope.store(document, target)
     if not document["cells"]:
         raise HbfError("interrupted before anything was measured; nothing is stored")
-    envelope.store(document, target)
     if markdown:
         markdown.write_text(
             "\n".join(

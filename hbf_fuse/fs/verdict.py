@@ -57,9 +57,15 @@ def judge(
     error = (achieved / model - 1) * 100
     if abs(error) <= tolerance_pct(spec):
         remark = _remark(spec, model, counters)
-        if remark and not replies_seen:
-            remark = "below the link's rate, and libfuse's own work cannot be told from the reader's pauses"
-        return Verdict(seconds, achieved, model, error, replies_seen or not remark, remark)
+        if not remark:
+            return Verdict(seconds, achieved, model, error, True, "")
+        if not replies_seen:
+            doubt = "below the link's rate, and libfuse's own work cannot be told from the reader's pauses"
+            return Verdict(seconds, achieved, model, error, False, doubt)
+        if starved := _starved(seconds, counters):
+            doubt = f"below the link's rate while the machine was busy: {starved}"
+            return Verdict(seconds, achieved, model, error, False, doubt)
+        return Verdict(seconds, achieved, model, error, True, remark)
     reason = _reason(seconds, counters, copy_ns_per_mib)
     return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
 
@@ -82,11 +88,17 @@ def _remark(spec: TierSpec, model: float, counters: Counters) -> str:
 
 
 def _reason(seconds: float, counters: Counters, copy_ns_per_mib: int) -> str:
-    if counters.starved_ns > _STARVED_SHARE * seconds * 1e9:
-        return f"CPU starved (the server's threads waited {counters.starved_ns / 1e9:.2f} s for a CPU)"
+    if starved := _starved(seconds, counters):
+        return starved
     if copy_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
         return f"source too slow, or memory short (a reply of 1 MiB takes {copy_ns_per_mib / 1e6:.1f} ms)"
     lateness = counters.lateness.percentile(50)
     if lateness > 1_000_000:
         return f"ceiling (half of all replies were more than {lateness / 1e6:.1f} ms late)"
     return f"lateness (p99 {counters.lateness.percentile(99) / 1e6:.1f} ms)"
+
+
+def _starved(seconds: float, counters: Counters) -> str:
+    if counters.starved_ns <= _STARVED_SHARE * seconds * 1e9:
+        return ""
+    return f"CPU starved (the server's threads waited {counters.starved_ns / 1e9:.2f} s for a CPU)"
