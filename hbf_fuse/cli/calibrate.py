@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 from hbf_fuse.cli.common import Json, print_json, tell
 from hbf_fuse.errors import HbfError
@@ -89,10 +91,7 @@ def calibrate(
         )
     maps = [accuracy.heat_map(document, engine) for engine in document["engines"]]
     if svg:
-        recorder = Console(record=True, width=100, file=io.StringIO())
-        for heat in maps:
-            recorder.print(heat)
-        recorder.save_svg(str(svg), title="hbf calibrate")
+        svg.write_text(_svg(maps))
     if as_json:
         print_json(document)
         return
@@ -102,3 +101,12 @@ def calibrate(
     for line in accuracy.findings(document):
         print(line)
     tell(f"stored as {target}")
+
+
+def _svg(maps: list[Table]) -> str:
+    """The heat maps as one picture that asks nobody for a font."""
+    recorder = Console(record=True, width=100, file=io.StringIO())
+    for heat in maps:
+        recorder.print(heat)
+    drawn = recorder.export_svg(title="hbf calibrate")
+    return re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)

@@ -22,7 +22,9 @@ from hbf_fuse.tier import TierSpec
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-m", "--model", type=Path)
     parser.add_argument("-p", "--n-prompt", default=256, type=int)
     parser.add_argument("-n", "--n-gen", default=64, type=int)
@@ -30,7 +32,9 @@ def main() -> None:
     options = parser.parse_args()
     model = options.model or preset_model(DEFAULT_PRESET, lambda message: None)
     places = ["file", "mount"]
-    rates: dict[tuple[str, str], list[float]] = {(place, kind): [] for place in places for kind in ("pp", "tg")}
+    rates: dict[tuple[str, str], list[float]] = {
+        (place, kind): [] for place in places for kind in ("pp", "tg")
+    }
     with tempfile.TemporaryDirectory(prefix="hbf-bench-") as folder:
         point = Path(folder) / "mnt"
         point.mkdir()
@@ -46,7 +50,9 @@ def main() -> None:
         json.dumps(
             {
                 "tokens_per_second_median": medians,
-                "mount_over_file": {kind: medians[f"mount {kind}"] / medians[f"file {kind}"] for kind in ("pp", "tg")},
+                "mount_over_file": {
+                    kind: medians[f"mount {kind}"] / medians[f"file {kind}"] for kind in ("pp", "tg")
+                },
                 "rounds": options.rounds,
                 "environment": {**machine.facts(), **machine.now()},
             },
@@ -56,7 +62,19 @@ def main() -> None:
 
 
 def _rates(model: Path, n_prompt: int, n_gen: int) -> dict[str, float]:
-    command = [str(llama.find()), "-m", str(model), "-p", str(n_prompt), "-n", str(n_gen), "-r", "1", "-o", "jsonl"]
+    command = [
+        str(llama.find()),
+        "-m",
+        str(model),
+        "-p",
+        str(n_prompt),
+        "-n",
+        str(n_gen),
+        "-r",
+        "1",
+        "-o",
+        "jsonl",
+    ]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     records = [json.loads(line) for line in said.splitlines()]
     return {"pp" if record["n_prompt"] else "tg": record["avg_ts"] for record in records}
