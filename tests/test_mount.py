@@ -30,9 +30,13 @@ def walk(path: Path) -> float:
 @pytest.mark.parametrize("engine", ["kernel", "fusepy"])
 @pytest.mark.parametrize("mbps", [100, 400])
 def test_a_stream_takes_as_long_as_the_link_says(mount, noise, mbps, engine):
-    size = 40_000_003
-    seconds = walk(mount(noise(size), mbps=mbps, engine=engine) / "model.gguf")
-    assert size / mbps / 1e6 * 0.97 < seconds < size / mbps / 1e6 * 1.5
+    source, expected = noise(40_000_003), 40_000_003 / mbps / 1e6
+    for _ in range(3):
+        seconds = walk(mount(source, mbps=mbps, engine=engine) / "model.gguf")
+        assert seconds > expected * 0.95, "faster than the link"
+        if seconds < expected * 1.5:
+            return
+    pytest.fail(f"three walks in a row took much longer than {expected:.3f} s, the last {seconds:.3f} s")
 
 
 @pytest.mark.parametrize("lat", [2, 20])

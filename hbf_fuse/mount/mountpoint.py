@@ -1,7 +1,10 @@
 """What is at a mountpoint: free, ours, somebody else's, or left behind by a server that died."""
 
 import errno
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +69,7 @@ def prepare(mountpoint: Path) -> str | None:
             if mountpoint.exists():
                 raise HbfError(f"mountpoint {mountpoint} is not a directory; name an empty directory")
             raise HbfError(f"mountpoint {mountpoint} does not exist; make it with `mkdir -p {mountpoint}`")
-        entry = find(mountpoint)
-        if entry is not None and entry.fstype.startswith("fuse"):
-            raise HbfError(
-                f"{mountpoint} is mounted already ({entry.fstype}); end it with `hbf-umount {mountpoint}`"
-            )
+        _refuse_mounted(mountpoint)
         if any(mountpoint.iterdir()):
             raise HbfError(f"mountpoint {mountpoint} is not empty; use an empty directory")
     except PermissionError as error:
@@ -80,6 +79,26 @@ def prepare(mountpoint: Path) -> str | None:
     if os.geteuid() != 0 and not os.access(mountpoint, os.W_OK):
         raise HbfError(f"mountpoint {mountpoint} is not writable by you; use a directory of your own")
     return repaired
+
+
+@contextmanager
+def claimed(mountpoint: Path) -> Iterator[None]:
+    """Nobody else begins a mount here meanwhile: of two that try, the later one gets an HbfError."""
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _refuse_mounted(mountpoint)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _refuse_mounted(mountpoint: Path) -> None:
+    entry = find(mountpoint)
+    if entry is not None and entry.fstype.startswith("fuse"):
+        raise HbfError(
+            f"{mountpoint} is mounted already ({entry.fstype}); end it with `hbf-umount {mountpoint}`"
+        )
 
 
 def readahead_file(mountpoint: Path) -> Path:

@@ -50,8 +50,14 @@ def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[s
         for file in files[:1]:
             if reason := preload.doubt(file, config.spec):
                 tell(reason)
+    stop = _stop_event(config.tied)
     with mounted_here(fs, config, tell) as mount:
-        _serve_until_told(mount, config.tied, when_ready, tell)
+        when_ready()
+        # Signals reach Python between two waits of the main thread.
+        while not mount.join(timeout=0.1) and not stop.is_set():
+            pass
+        if stop.is_set():
+            _stop(mount, tell)
 
 
 @contextmanager
@@ -60,41 +66,47 @@ def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other)
     watcher = _start_watcher(config.mountpoint)
     try:
-        mount.start()
-        fs.mount_facts.update(
-            engine=config.engine,
-            pid=os.getpid(),
-            version=hbf_fuse.__version__,
-            readahead_kib=_raise_readahead(config, tell),
-        )
-        if config.spec.throttled:
-            fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec)
-            fs.serve_from(config.spec)
-        yield mount
+        with mountpoint.claimed(config.mountpoint):
+            mount.start()
+        try:
+            _settle(fs, config, tell)
+            yield mount
+        finally:
+            if not mount.join(timeout=0):
+                mount.stop(lazy=True)
     finally:
-        if not mount.join(timeout=0):
-            mount.stop(lazy=True)
         _dismiss(watcher)
 
 
-def _serve_until_told(
-    mount: Engine, tied: bool, when_ready: Callable[[], None], tell: Callable[[str], None]
-) -> None:
+def _settle(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) -> None:
+    """What can only be done once the mount answers: readahead, and the machine's floor."""
+    fs.mount_facts.update(
+        engine=config.engine,
+        pid=os.getpid(),
+        version=hbf_fuse.__version__,
+        readahead_kib=_raise_readahead(config, tell),
+    )
+    if config.spec.throttled:
+        fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec)
+        fs.serve_from(config.spec)
+
+
+def _stop_event(tied: bool) -> threading.Event:
+    """Set by SIGTERM, SIGINT or SIGHUP, and if tied by the end of stdin."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
     if tied:
         threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
-    when_ready()
-    # Signals reach Python between two waits of the main thread.
-    while not mount.join(timeout=0.1) and not stop.is_set():
-        pass
-    if stop.is_set():
-        try:
-            mount.stop(lazy=False)
-        except HbfError:
-            tell("the mount is in use: its users get errors from now on")
-            mount.stop(lazy=True)
+    return stop
+
+
+def _stop(mount: Engine, tell: Callable[[str], None]) -> None:
+    try:
+        mount.stop(lazy=False)
+    except HbfError:
+        tell("the mount is in use: its users get errors from now on")
+        mount.stop(lazy=True)
 
 
 def _set_priority(nice: int, tell: Callable[[str], None]) -> None:
