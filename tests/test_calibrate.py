@@ -35,6 +35,7 @@ def test_an_interrupted_calibration_keeps_what_it_has(calibration, tmp_path):
     document = calibration.document()
     assert len(document["cells"]) == 3
     assert not document["complete"]
+    assert accuracy.heat_map(document, "kernel").row_count
     assert not (tmp_path / "mnt").is_mount()
 
 

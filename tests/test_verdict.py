@@ -13,11 +13,22 @@ from hbf_fuse.tier import TierSpec
 GB = 1_000_000_000
 
 
-def judge(spec, seconds, model_seconds, copy_ns=100_000, replies_seen=True, starved_ns=0, late_ns=0):
+def judge(
+    spec, seconds, model_seconds, copy_ns=100_000, replies_seen=True, starved_ns=0, late_ns=0, idle_cores=1.0
+):
     counters = Counters()
     counters.began(0, 1 << 20, starved_ns)
     counters.finished(0, 0, late_ns, 1 << 20)
-    return verdict.judge(spec, GB, seconds, model_seconds, counters, copy_ns, replies_seen)
+    return verdict.judge(
+        spec,
+        GB,
+        seconds,
+        model_seconds,
+        counters,
+        copy_ns,
+        replies_seen=replies_seen,
+        idle_cores=idle_cores,
+    )
 
 
 def test_agreement_within_one_percent_is_valid():
@@ -56,6 +67,12 @@ def test_a_slow_reader_on_a_starved_machine_is_not_believed_to_be_slow_by_itself
     assert "CPU starved" in judge(TierSpec(1000), 2.0, 2.0, starved_ns=GB).why
     assert not judge(TierSpec(1000), 2.0, 2.0, starved_ns=GB).valid
     assert judge(TierSpec(1000), 1.0, 1.0, starved_ns=GB).valid
+
+
+def test_a_slow_reader_is_not_believed_when_no_core_was_idle():
+    assert "CPU starved" in judge(TierSpec(1000), 2.0, 2.0, idle_cores=0.0).why
+    assert judge(TierSpec(1000), 2.0, 2.0, idle_cores=None).valid
+    assert judge(TierSpec(1000), 1.0, 1.0, idle_cores=0.0).valid
 
 
 def test_an_engine_that_cannot_see_its_replies_is_not_believed_below_the_link():

@@ -3,8 +3,10 @@
 from typing import Any
 
 from hbf_fuse.fs.service import Service
+from hbf_fuse.observe import machine
 
 _PAGE = 4096
+_TICKS_SECONDS = 0.1
 
 
 class Arrival:
@@ -22,6 +24,7 @@ class Arrival:
         self.forgiven_ns = 0
         self._pages = -(-size // _PAGE)
         self._seen = bytearray(self._pages)
+        self._idle_before = self._idle_after = 0.0
 
     @property
     def complete(self) -> bool:
@@ -38,6 +41,8 @@ class Arrival:
         """
         if self.complete:
             return
+        if not self.first_arrival_ns:
+            self._idle_before = machine.idle_core_seconds()
         self.first_arrival_ns = min(self.first_arrival_ns or service.arrival_ns, service.arrival_ns)
         first = service.offset // _PAGE
         end = -(-(service.offset + len(service.data)) // _PAGE)
@@ -48,11 +53,20 @@ class Arrival:
             self.complete_ns = max(self.complete_ns, done_ns)
             self.complete_deadline_ns = max(self.complete_deadline_ns, service.deadline_ns)
             self.forgiven_ns = forgiven_ns
+            if self.complete:
+                self._idle_after = machine.idle_core_seconds()
 
     @property
     def seconds(self) -> float:
         """From the first read's arrival until the newest first-time byte was with a reader."""
         return (self.complete_ns - self.first_arrival_ns) / 1e9
+
+    @property
+    def idle_cores(self) -> float | None:
+        """How many cores were idle on average until all had arrived; None before, or if it was too short."""
+        if not self.complete or self.seconds < _TICKS_SECONDS:
+            return None
+        return (self._idle_after - self._idle_before) / self.seconds
 
     @property
     def model_seconds(self) -> float:

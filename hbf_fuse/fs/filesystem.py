@@ -168,23 +168,21 @@ class Filesystem:
         files = {
             self.tree.path_of(self.tree.nodes[ino]): {
                 **arrival.to_dict(),
-                "staging": self.judge(
-                    arrival.arrived_bytes, arrival.seconds, arrival.model_seconds
-                ).to_dict(),
+                "staging": self._judge(arrival).to_dict(),
             }
             for ino, arrival in begun.items()
         }
         return {"now_ns": time.monotonic_ns(), **self.pacer.stats(), "files": files}
 
-    def judge(self, nbytes: int, seconds: float, model_seconds: float) -> Verdict:
-        """Whether bytes served in a time can be believed; see verdict.judge."""
-        spec, pacer = self.pacer.tier.spec, self.pacer
+    def _judge(self, arrival: Arrival) -> Verdict:
+        """Whether a file's first pass can be believed; see verdict.judge."""
         return verdict.judge(
-            spec,
-            nbytes,
-            seconds,
-            model_seconds,
-            pacer.counters,
+            self.pacer.tier.spec,
+            arrival.arrived_bytes,
+            arrival.seconds,
+            arrival.model_seconds,
+            self.pacer.counters,
             self.costs.copy_per_mib_ns,
-            self.replies_seen,
+            replies_seen=self.replies_seen,
+            idle_cores=arrival.idle_cores,
         )

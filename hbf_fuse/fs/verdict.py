@@ -14,6 +14,7 @@ FAST_MBPS = 1500.0
 _STARVED_SHARE = 0.02
 _SLOW_SOURCE_NS_PER_MIB = 1_500_000
 _WINDOW_SHARE = 0.97
+_IDLE_CORES = 0.05
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,16 @@ def judge(
     model_seconds: float,
     counters: Counters,
     copy_ns_per_mib: int,
-    replies_seen: bool,
+    *,
+    replies_seen: bool = True,
+    idle_cores: float | None = None,
 ) -> Verdict:
     """Hold `nbytes` in `seconds` against the time that the model gives the very same reads.
 
     replies_seen: whether the engine knows when its replies were sent; if not, its own slowness looks like
     a slow reader and is not believed to be one.
+    idle_cores: how many cores were idle meanwhile, None if unknown. With none idle, a reader's pauses may be
+    the emulator's doing, and are not believed to be its own either.
     """
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
     if not spec.throttled or seconds <= 0 or model_seconds <= 0:
@@ -62,8 +67,9 @@ def judge(
         if not replies_seen:
             doubt = "below the link's rate, and libfuse's own work cannot be told from the reader's pauses"
             return Verdict(seconds, achieved, model, error, False, doubt)
-        if starved := _starved(seconds, counters):
-            doubt = f"below the link's rate while the machine was busy: {starved}"
+        starved = _starved(seconds, counters)
+        if starved or (idle_cores is not None and idle_cores < _IDLE_CORES):
+            doubt = f"below the link's rate on a busy machine: {starved or 'CPU starved (no core was idle)'}"
             return Verdict(seconds, achieved, model, error, False, doubt)
         return Verdict(seconds, achieved, model, error, True, remark)
     reason = _reason(seconds, counters, copy_ns_per_mib)

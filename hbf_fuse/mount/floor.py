@@ -53,7 +53,10 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
     fs.pacer.log = []
     reads = max(40, min(150, round(PROBE_MS / probe.latency_ms)))
     command = [sys.executable, "-I", "-S", str(_PROBE), str(file), str(size), str(reads)]
-    probes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(readers)]
+    probes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        for _ in range(readers)
+    ]
     try:
         said = [(reader.pid, reader.communicate(timeout=30)[0]) for reader in probes]
     except subprocess.TimeoutExpired:

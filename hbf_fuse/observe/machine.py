@@ -36,6 +36,11 @@ def now() -> dict[str, Any]:
     }
 
 
+def idle_core_seconds() -> float:
+    """Idle time of all cores together since boot, in seconds, in steps of a clock tick (10 ms)."""
+    return psutil.cpu_times().idle
+
+
 def _cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -55,7 +55,7 @@ def heat_map(envelope: dict[str, Any], engine: str) -> Table:
         table.add_column(f"{size // 1024} KiB x {readers}", justify="right")
     for mbps, lat in sorted({(cell["mbps"], cell["lat_ms"]) for cell in cells}):
         row = {(c["size"], c["readers"]): c for c in cells if (c["mbps"], c["lat_ms"]) == (mbps, lat)}
-        table.add_row(f"{mbps:g} + {lat:g}", *(_heat(row[shape]) for shape in shapes))
+        table.add_row(f"{mbps:g} + {lat:g}", *(_heat(row[shape]) if shape in row else "" for shape in shapes))
     return table
 
 

@@ -132,7 +132,8 @@ class Calibration:
             for point in points:
                 # As a mount of this tier would: each has the floor of its own latency.
                 fs.costs.floor = floors[point.spec.latency_ms]
-                self._samples.setdefault((engine, point), []).append(_run(fs, file, point, _reads(point)))
+                sample = _run(fs, file, point, _reads(point))
+                self._samples.setdefault((engine, point), []).append(sample)
                 yield
 
     def document(self) -> dict[str, Any]:
@@ -179,6 +180,8 @@ def _run(fs: Filesystem, file: Path, point: Point, reads: int) -> Sample:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                # Ctrl-C is for us: we end the readers.
+                start_new_session=True,
             )
             stack.callback(_end, reader)
             readers.append(reader)
