@@ -1,7 +1,8 @@
 """How close a cold sequential walk through a mapping comes to the bandwidth asked for, under both engines.
 
 Every round measures every combination once, in a new order, on a fresh mount. Prints JSON: per engine and
-bandwidth the median error in percent as the reader sees it, what the mount's own verdict says, and the
+bandwidth the median error in percent of the link as the reader's whole walk sees it and as staging
+(docs/definitions.md), the mount's error against its own model, and the
 server's CPU seconds per GB.
 
     tools/bench_stream --mbps 250,500,1000 --rounds 5
@@ -85,6 +86,7 @@ def _measure(mount: Path, way: str, mbps: float, size: int) -> dict[str, float]:
     staging = live.read_hidden(mount, "stats.json")["files"]["model.gguf"]["staging"]
     return {
         "error_pct": (rate / mbps - 1) * 100,
+        "stage_error_pct": (staging["achieved_mbps"] / mbps - 1) * 100,
         "model_error_pct": staging["error_pct"],
         "valid": staging["valid"],
         "cpu_seconds_per_gb": cpu / (size / 1e9),
@@ -94,7 +96,7 @@ def _measure(mount: Path, way: str, mbps: float, size: int) -> dict[str, float]:
 def _summary(engine: str, mbps: float, runs: list[dict[str, float]]) -> dict[str, object]:
     medians = {
         key: round(statistics.median(run[key] for run in runs), 3)
-        for key in ("error_pct", "model_error_pct", "cpu_seconds_per_gb")
+        for key in ("error_pct", "stage_error_pct", "model_error_pct", "cpu_seconds_per_gb")
     }
     return {
         "engine": engine,
