@@ -75,6 +75,12 @@ def test_a_slow_reader_is_not_believed_when_no_core_was_idle():
     assert judge(TierSpec(1000), 1.0, 1.0, idle_cores=0.0).valid
 
 
+def test_more_than_the_link_is_never_believed():
+    told = judge(TierSpec(1000), 0.985, 0.985)
+    assert not told.valid
+    assert "faster than the link" in told.why
+
+
 def test_an_engine_that_cannot_see_its_replies_is_not_believed_below_the_link():
     assert not judge(TierSpec(1000), 2.0, 2.0, replies_seen=False).valid
     assert judge(TierSpec(1000), 1.0, 1.0, replies_seen=False).valid

@@ -37,7 +37,7 @@ class Verdict:
         return asdict(self)
 
 
-def judge(
+def judge(  # noqa: PLR0911 - a verdict per case
     spec: TierSpec,
     nbytes: int,
     seconds: float,
@@ -60,6 +60,10 @@ def judge(
         return Verdict(seconds, achieved, None, None, True, "")
     model = nbytes / model_seconds / 1e6
     error = (achieved / model - 1) * 100
+    if spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance_pct(spec) / 100):
+        excess = (achieved / spec.bandwidth_mbps - 1) * 100
+        above = f"faster than the link by {excess:.1f}%: too much lateness was given back"
+        return Verdict(seconds, achieved, model, error, False, above)
     if abs(error) <= tolerance_pct(spec):
         remark = _remark(spec, model, counters)
         if not remark:

@@ -22,7 +22,8 @@ class Link:
         """Take the pipe for duration_ns from arrival_ns on, as early as it is idle; returns the end."""
         free_ns = self._free_ns
         if arrival_ns >= free_ns:
-            if arrival_ns > free_ns:
+            # Before the first read there was nothing that anybody could have used.
+            if arrival_ns > free_ns > 0:
                 self._remember(free_ns, arrival_ns)
             self._free_ns = arrival_ns + duration_ns
             return self._free_ns
