@@ -1,15 +1,18 @@
-"""The few system calls that Python does not wrap: mount(2), umount2(2), prctl(2).
+"""The few system calls that Python does not wrap: mount(2), umount2(2), prctl(2), mincore(2).
 
 Each raises OSError with the kernel's errno.
 """
 
 import ctypes
+import mmap
 import os
+import signal
 
 MS_NOSUID = 2
 MS_NODEV = 4
 MNT_DETACH = 2
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -35,3 +38,28 @@ def umount(target: str, flags: int = 0) -> None:
 def sharpen_timers() -> None:
     """Let this thread's sleeps end within 1 ns of slack instead of the default 50 us."""
     _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the thread that started it ends, however that happens."""
+    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
+def resident_pages(file: mmap.mmap) -> int:
+    """How many pages of a file mapped with ACCESS_COPY are in the page cache, as mincore(2) says.
+
+    For a file that the caller neither owns nor may write, the kernel calls every page resident.
+    """
+    pages = -(-len(file) // mmap.PAGESIZE)
+    found = (ctypes.c_ubyte * pages)()
+    start = ctypes.c_char.from_buffer(file)
+    try:
+        address = ctypes.c_void_p(ctypes.addressof(start))
+        _check(_libc.mincore(address, ctypes.c_size_t(len(file)), found), "mincore")
+    finally:
+        del start
+    # Only the lowest bit of each byte is defined.
+    return pages - bytes(found).translate(_EVEN_OR_ODD).count(0)
+
+
+_EVEN_OR_ODD = bytes(value & 1 for value in range(256))

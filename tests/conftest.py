@@ -11,6 +11,7 @@ import pytest
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import presets, synth
 from hbf_fuse.mount import tied
+from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
 
@@ -49,7 +50,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
             count += 1
             point = tmp_path / f"mnt{count}"
             point.mkdir()
-            return stack.enter_context(tied.mounted(source, point, TierSpec(mbps, lat), engine))
+            return stack.enter_context(tied.mounted(MountConfig(source, point, TierSpec(mbps, lat), engine)))
 
         yield make
 

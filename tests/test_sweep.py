@@ -9,17 +9,29 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.report import page, summary
 from hbf_fuse.sweep import cell as cells
 from hbf_fuse.sweep import grid as grids
-from hbf_fuse.sweep import llama
+from hbf_fuse.sweep import llama, loop
+from hbf_fuse.sweep import place as places
+from hbf_fuse.sweep.cell import Cell, Model
 from hbf_fuse.sweep.llama import BenchOptions
 from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec
 
-QUICK = BenchOptions(n_prompt=8, n_gen=4, timeout_seconds=60)
+QUICK = BenchOptions(n_prompt=8, n_gen=4)
+
+
+def planned(model, **fields):
+    grid = grids.from_fields({"lat": [0], "n_prompt": [8], "n_gen": [4], "timeout": 60, **fields})
+    return grid.cells(Model.of(model))
+
+
+def sweep(cells, results, done=lambda document, known: None):
+    return loop.run(cells, results, [], done)
 
 
 def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
-    cell = cells.Cell(tiny_model, TierSpec(200, 0), bench=QUICK)
-    document = cells.run(cell, tmp_path / "scratch")
+    cell = Cell(Model.of(tiny_model), TierSpec(200, 0), bench=QUICK)
+    with places.lent(tmp_path / "scratch") as place:
+        document = cells.run(cell, place)
     metrics = document["metrics"]
     assert 150 < metrics["stage_effective_mbps"] < 206
     assert metrics["tier_bytes_read"] >= tiny_model.stat().st_size
@@ -33,11 +45,11 @@ def test_the_mixture_of_experts_preset_runs(llama_bench, tmp_path):
     from hbf_fuse.gguf import presets, synth
 
     synth.write(presets.load("tiny-moe"), tmp_path / "moe.gguf")
-    assert llama.run(llama_bench, tmp_path / "moe.gguf", QUICK).tg > 0
+    assert llama.run(llama_bench, tmp_path / "moe.gguf", QUICK, 60).tg > 0
 
 
 def test_a_sweep_goes_on_where_it_stopped_and_repeats_nothing(tiny_model, llama_bench, tmp_path):
-    grid = grids.Grid(tiny_model, (None, 800.0), (0.0,), repeats=2, bench=QUICK)
+    cells = planned(tiny_model, mbps=["max", 800], repeats=2)
     results = Results(tmp_path / "results")
     seen = []
 
@@ -47,9 +59,9 @@ def test_a_sweep_goes_on_where_it_stopped_and_repeats_nothing(tiny_model, llama_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        grids.run(grid, results, stop_after_two)
+        sweep(cells, results, stop_after_two)
     known = []
-    measured, failed = grids.run(grid, results, lambda document, was_known: known.append(was_known))
+    measured, failed = sweep(cells, Results(results.folder), lambda document, was: known.append(was))
     assert (measured, failed) == (2, 0)
     assert known.count(True) == 2
     with (tmp_path / "results" / "cells.csv").open() as file:
@@ -67,9 +79,8 @@ def test_a_failed_cell_keeps_its_reason_and_the_sweep_goes_on(tiny_model, tmp_pa
     )
     fake.chmod(0o755)
     monkeypatch.setenv("HBF_LLAMA_BENCH", str(fake))
-    grid = grids.Grid(tiny_model, (500.0, 900.0), (0.0,), repeats=1, bench=QUICK)
     results = Results(tmp_path / "results")
-    measured, failed = grids.run(grid, results, lambda document, known: None)
+    measured, failed = sweep(planned(tiny_model, mbps=[500, 900], repeats=1), results)
     assert (measured, failed) == (2, 2)
     assert "oh no" in results.all()[0]["error"]
     assert "oh no" in page.markdown(results.all())
@@ -77,11 +88,86 @@ def test_a_failed_cell_keeps_its_reason_and_the_sweep_goes_on(tiny_model, tmp_pa
 
 def test_a_folder_of_another_sweep_is_refused(tiny_model, tmp_path):
     results = Results(tmp_path)
-    grids._claim(results, grids.Grid(tiny_model, (500.0,), (0.0,), bench=QUICK))
-    with pytest.raises(HbfError, match="another sweep"):
-        grids._claim(results, grids.Grid(tiny_model, (500.0,), (0.0,), bench=BenchOptions(n_prompt=9)))
+    loop._claim(results, planned(tiny_model, mbps=[500])[0])
+    loop._claim(results, planned(tiny_model, mbps=[900], n_gen=[8])[0])
+    with pytest.raises(HbfError, match="another engine"):
+        loop._claim(results, planned(tiny_model, mbps=[500], engine="fusepy")[0])
+    with pytest.raises(HbfError, match="another tier"):
+        loop._claim(results, planned(tiny_model, mbps=[500], tier={"depth": 2})[0])
 
 
-def test_an_empty_grid_is_refused(tiny_model):
-    with pytest.raises(HbfError, match="empty"):
-        grids.Grid(tiny_model, (), (0.0,)).cells()
+def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(
+    tiny_model, llama_bench, tmp_path
+):
+    cell = Cell(Model.of(tiny_model), TierSpec(200, 2), mode="stage", bench=QUICK)
+    with places.lent(tmp_path / "scratch") as place:
+        metrics = cells.run(cell, place)["metrics"]
+        assert Model.of(place.memory_path).sha256 == cell.model.sha256
+    chunked = cell.spec.chunked_mbps(places.CHUNK_BYTES)
+    assert 0.8 * chunked < metrics["stage_effective_mbps"] < 1.02 * chunked
+    assert metrics["total_first_run_seconds"] == metrics["stage_seconds"] + metrics["bench_wall_seconds"]
+    assert metrics["resident_before_bytes"] == 0
+    assert metrics["tier_bytes_read"] == tiny_model.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"mbps": []}, "mbps: the list is empty"),
+        ({"mbps": [-5]}, "bandwidth"),
+        ({"lat": ["slow"]}, "lat.0"),
+        ({"n_prompt": [0], "n_gen": [0]}, "measure nothing"),
+        ({"repeats": 0}, "repeats"),
+        ({"repeats": 10**6}, "make sense"),
+        ({"mode": ["fast"]}, "mode.0"),
+        ({"colour": "blue"}, "unknown key; known: model, mode, mbps"),
+        ({"tier": {"wings": 2}}, "unknown tier parameter 'wings'"),
+        ({"tier": {"latency_ms": 2}}, "axis lat"),
+        ({"tier": {"profile": "nosuch"}}, "nosuch"),
+        ({"engine": "steam"}, "kernel or fusepy"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused_with_the_place(fields, words):
+    with pytest.raises(HbfError, match=words):
+        grids.from_fields(fields)
+
+
+def test_a_toml_file_is_a_grid_and_options_override_it(tiny_model, tmp_path):
+    file = tmp_path / "grid.toml"
+    file.write_text('mbps = [100, "max"]\nlat = [0.5]\nrepeats = 2\n[tier]\njitter = "uniform:0.1"\n')
+    grid = grids.from_fields({"repeats": 1}, file)
+    assert {cell.spec for cell in grid.cells(Model.of(tiny_model))} == {
+        TierSpec(100, 0.5, jitter="uniform:0.1"),
+        TierSpec(None, 0.5, jitter="uniform:0.1"),
+    }
+    file.write_text("mbps = [")
+    with pytest.raises(HbfError, match="is not TOML"):
+        grids.from_fields({}, file)
+
+
+def test_a_profile_gives_the_axes_that_the_grid_does_not_name():
+    grid = grids.from_fields({"tier": {"profile": "sata-ssd"}, "lat": [1]})
+    assert len(grid.mbps) == 1 and grid.lat == (1,)
+
+
+def test_the_same_seed_gives_the_same_order_and_repeats_are_shuffled_apart(tiny_model):
+    def order(seed):
+        return [cell.name for cell in planned(tiny_model, mbps=[1, 2, 3, 4, 5, 6], seed=seed, repeats=2)]
+
+    assert order(1) == order(1) != order(2)
+    assert [name[:-3] for name in order(1)[:6]] != [name[:-3] for name in order(1)[6:]]
+    assert len(set(order(1))) == 12
+
+
+def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
+    results = Results(tmp_path)
+    cell = {"mode": "mmap", "tier_mbps": 5, "tier_lat_ms": 0, "repeat": 1, "name": "a", "bench": {}}
+    cell["bench"] = {"n_prompt": 1, "n_gen": 1, "threads": 0}
+    results.store({"cell": cell, "error": "no"})
+    text = results.csv_path.read_text()
+    assert Results(tmp_path).set_aside_edited_csv() is None
+    results.store({"cell": {**cell, "name": "b", "repeat": 2}, "error": "no"})
+    results.csv_path.write_text(text)
+    assert Results(tmp_path).set_aside_edited_csv() is None
+    results.csv_path.write_text(text.replace("no", "yes"))
+    assert Results(tmp_path).set_aside_edited_csv() == tmp_path / "cells.edited.csv"

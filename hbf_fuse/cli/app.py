@@ -10,6 +10,7 @@ from hbf_fuse.cli.bench import bench
 from hbf_fuse.cli.calibrate import calibrate
 from hbf_fuse.cli.common import guarded, new_app
 from hbf_fuse.cli.mount import mount
+from hbf_fuse.cli.report import report
 from hbf_fuse.cli.status import status
 from hbf_fuse.cli.sweep import sweep
 from hbf_fuse.cli.umount import umount
@@ -25,6 +26,7 @@ app.command()(status)
 app.command()(bench)
 app.command()(calibrate)
 app.command()(sweep)
+app.command()(report)
 app.add_typer(model.app, name="model")
 app.add_typer(profile.app, name="profile")
 

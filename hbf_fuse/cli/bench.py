@@ -49,6 +49,9 @@ def bench(
     n_gen: NGen = 256,
     threads: Threads = 0,
     timeout: Timeout = 3600.0,
+    mode: Annotated[
+        str, typer.Option("--mode", help="mmap: from the mount; stage: from a copy made through it.")
+    ] = "mmap",
     engine: EngineName = "kernel",
     output: Annotated[Path, typer.Option("-o", "--output", help="Results folder.")] = Path("results/bench"),
     as_json: Json = False,
@@ -58,10 +61,10 @@ def bench(
     Example: [bold]hbf bench --mbps 500 --lat 1 -p 64 -n 16[/bold]
     """
     from hbf_fuse.sweep import cell as cells
+    from hbf_fuse.sweep import place as places
     from hbf_fuse.sweep.llama import BenchOptions
     from hbf_fuse.sweep.results import Results
 
-    options = BenchOptions(n_prompt, n_gen, threads, timeout)
     tier = tier_spec(
         profile,
         mbps=mbps,
@@ -73,9 +76,17 @@ def bench(
         t_read=t_read,
         depth=depth,
     )
-    cell = cells.Cell(gguf_source(model), tier, engine=checked_engine(engine), bench=options)
+    cell = cells.Cell(
+        model=cells.Model.of(gguf_source(model)),
+        spec=tier,
+        mode=cells.checked_mode(mode),
+        engine=checked_engine(engine),
+        bench=BenchOptions(n_prompt, n_gen, threads),
+        timeout_seconds=timeout,
+    )
     results = Results(output.absolute())
-    document = cells.run(cell, results.folder / "tmp")
+    with places.lent(results.folder / "tmp") as place:
+        document = cells.run(cell, place)
     path = results.store(document)
     tell(f"stored as {path}")
     if as_json:

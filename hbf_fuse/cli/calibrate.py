@@ -10,26 +10,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
-from hbf_fuse.cli.common import Json, print_json, tell
+from hbf_fuse.cli.common import Json, print_json, progress_of, tell
 from hbf_fuse.errors import HbfError
-
-PROGRESS = (
-    TextColumn("calibrating"),
-    BarColumn(),
-    MofNCompleteColumn(),
-    TimeElapsedColumn(),
-    TimeRemainingColumn(),
-)
 
 
 def calibrate(
@@ -62,19 +46,16 @@ def calibrate(
     plan = calibration.FULL if full else calibration.QUICK
     plan = replace(plan, runs=runs or plan.runs)
     target = output.absolute() if output else envelope.path()
-    with (
-        tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder,
-        Progress(*PROGRESS, console=Console(stderr=True)) as progress,
-    ):
+    with tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder:
         source, mountpoint = Path(folder) / "noise", Path(folder) / "mnt"
         block = random.Random(1).randbytes(1 << 24)  # noqa: S311 - data, not a secret
         source.write_bytes(block * (calibration.SOURCE_BYTES // len(block)))
         mountpoint.mkdir()
         measured = calibration.Calibration(plan, source, mountpoint, tell)
-        task = progress.add_task("calibrating", total=measured.steps)
         try:
-            for _ in measured.run():
-                progress.advance(task)
+            with progress_of("calibrating", measured.steps) as advance:
+                for _ in measured.run():
+                    advance("calibrating")
         except KeyboardInterrupt:
             tell("interrupted: keeping what was measured so far")
         finally:

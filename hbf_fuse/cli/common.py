@@ -3,11 +3,21 @@
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from hbf_fuse.errors import HbfError
 
@@ -33,6 +43,22 @@ def new_app(**options: Any) -> typer.Typer:
         rich_markup_mode="rich",
         **options,
     )
+
+
+@contextmanager
+def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on stderr with the time left; yields what counts one step and says what the last one was."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    # Steps may take minutes: the speed is that of the last hour.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda last: progress.update(task, advance=1, description=last)
 
 
 def guarded(action: Callable[[], Any]) -> None:

@@ -1,6 +1,5 @@
 """`hbf-mount` and `hbf mount`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -72,12 +71,6 @@ def mount(
     foreground: Annotated[
         bool, typer.Option("-f", "--foreground", help="Stay, until Ctrl-C or umount.")
     ] = False,
-    tied: Annotated[
-        str | None,
-        typer.Option(
-            "--tied", hidden=True, help="With -f, a tier as JSON: says `ready`, ends when stdin closes."
-        ),
-    ] = None,
 ) -> None:
     """Serve a model from an emulated tier; returns when the mount answers.
 
@@ -88,7 +81,6 @@ def mount(
     synthetic model that is made once.
     """
     from hbf_fuse.mount import daemon, mountpoint, server, source
-    from hbf_fuse.mount import tied as tied_mount
 
     if len(paths) > 2:
         raise typer.BadParameter("give at most a SOURCE and a MOUNTPOINT")
@@ -103,8 +95,6 @@ def mount(
         t_read=t_read,
         depth=depth,
     )
-    if tied is not None:
-        tier = TierSpec.from_dict(json.loads(tied))
     _warn(tier, engine)
     target = mountpoint.absolute(paths[-1])
     if repaired := mountpoint.prepare(target):
@@ -118,14 +108,11 @@ def mount(
         preload=preload,
         priority=priority,
         allow_other=allow_other,
-        tied=tied is not None,
     )
     if target == config.source or target in config.source.parents:
         raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")
 
     def ready() -> None:
-        if tied is not None:
-            print(tied_mount.READY, end="", flush=True)
         tell(f"{config.source} is served at {target} ({tier})")
 
     if foreground:

@@ -1,98 +1,181 @@
 """`hbf sweep` and `hbf-sweep`: the grid."""
 
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
-from hbf_fuse.cli.bench import Model, NGen, NPrompt, Threads, Timeout, gguf_source
-from hbf_fuse.cli.common import Json, print_json, single, tell
+from hbf_fuse.cli.bench import Model, gguf_source
+from hbf_fuse.cli.common import Json, print_json, progress_of, single, tell
 from hbf_fuse.cli.options import EngineName, checked_engine
+from hbf_fuse.cli.report import TargetSeconds, write_report
 from hbf_fuse.errors import HbfError
+
+if TYPE_CHECKING:
+    from hbf_fuse.sweep.cell import Cell
+    from hbf_fuse.sweep.conditions import Concern
+    from hbf_fuse.sweep.grid import Grid
+    from hbf_fuse.sweep.results import Results
+
+ASK_CELLS = 1000
+ASK_SECONDS = 86_400
+"""More than this by the tier model alone, and a person is asked."""
+
+_GRID = "Grid (lists with commas)"
+
+
+def _axis(*names: str, about: str) -> Any:
+    return typer.Option(*names, help=about, rich_help_panel=_GRID, show_default=False)
 
 
 def sweep(
+    file: Annotated[
+        Path | None, typer.Argument(help="A grid as TOML; options override it.", show_default=False)
+    ] = None,
+    mode: Annotated[
+        str | None,
+        _axis("--mode", about="mmap: from the mount; stage: from a copy made through it. [default: mmap]"),
+    ] = None,
     mbps: Annotated[
-        str, typer.Option("--mbps", help="Bandwidths in MB/s with commas; `max` is unthrottled.")
-    ] = "250,500,1000,2000",
-    lat: Annotated[str, typer.Option("--lat", help="Latencies in ms with commas.")] = "0,1,5",
-    repeats: Annotated[int, typer.Option("--repeats", help="How often each point is measured.", min=1)] = 3,
+        str | None,
+        _axis("--mbps", about="Bandwidths in MB/s; max is unthrottled. [default: 250,500,1000,2000]"),
+    ] = None,
+    lat: Annotated[str | None, _axis("--lat", about="Latencies in ms. [default: 0,1,5]")] = None,
+    n_prompt: Annotated[
+        str | None, _axis("-p", "--n-prompt", about="llama-bench's -p. [default: 256]")
+    ] = None,
+    n_gen: Annotated[str | None, _axis("-n", "--n-gen", about="llama-bench's -n. [default: 256]")] = None,
+    threads: Annotated[
+        str | None,
+        _axis("-t", "--threads", about="llama-bench's -t; 0 leaves it to llama-bench. [default: 0]"),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", help="How often each point is measured. [default: 3]", min=1)
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="A known device's values for what is not given.")
+    ] = None,
+    jitter: Annotated[str | None, typer.Option("--jitter", help="As for hbf-mount.")] = None,
     model: Model = None,
-    n_prompt: NPrompt = 256,
-    n_gen: NGen = 256,
-    threads: Threads = 0,
-    timeout: Timeout = 3600.0,
     engine: EngineName = "kernel",
-    seed: Annotated[int, typer.Option("--seed", help="Order of the cells.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Order of the cells. [default: 0]")] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout", help="Seconds after which a llama-bench counts as hung. [default: 3600]", min=1
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse to measure on a machine that is not quiet.")
+    ] = False,
+    target_seconds: TargetSeconds = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before a very long sweep.")] = False,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Results folder; an unfinished sweep in it goes on.")
     ] = Path("results/sweep"),
     as_json: Json = False,
 ) -> None:
-    """Measure a grid of tiers: cells.csv, one JSON per run, and report.md with the summary table.
+    """Measure a grid of tiers: cells.csv, one JSON per run, report.md and report.html.
 
     Example: [bold]hbf sweep --mbps 250,500,1000 --lat 0,1 --repeats 3 -p 64 -n 16[/bold]
 
     Stop it with Ctrl-C whenever you like: the same command goes on where it stopped.
     """
-    from hbf_fuse.report import page, summary
+    from hbf_fuse.report import summary
+    from hbf_fuse.sweep import cell as cells
+    from hbf_fuse.sweep import conditions, llama, results
     from hbf_fuse.sweep import grid as grids
-    from hbf_fuse.sweep import llama
-    from hbf_fuse.sweep.results import Results, write_whole
 
-    links = tuple(None if text == "max" else number(text, "--mbps") for text in listed(mbps))
-    latencies = tuple(number(text, "--lat") for text in listed(lat))
-    checked_engine(engine)
+    given: dict[str, Any] = {
+        "mode": mode and listed(mode),
+        "mbps": mbps and [part if part == "max" else number(part, "--mbps") for part in listed(mbps)],
+        "lat": lat and [number(part, "--lat") for part in listed(lat)],
+        "n_prompt": n_prompt and [number(part, "-p") for part in listed(n_prompt)],
+        "n_gen": n_gen and [number(part, "-n") for part in listed(n_gen)],
+        "threads": threads and [number(part, "-t") for part in listed(threads)],
+        "repeats": repeats,
+        "seed": seed,
+        "timeout": timeout,
+        "engine": checked_engine(engine) if engine != "kernel" else None,
+        "tier": {key: value for key, value in (("profile", profile), ("jitter", jitter)) if value} or None,
+    }
+    grid = grids.from_fields({key: value for key, value in given.items() if value is not None}, file)
     llama.find()
-    grid = grids.Grid(
-        model=gguf_source(model),
-        mbps=links,
-        lat_ms=latencies,
-        repeats=repeats,
-        seed=seed,
-        engine=engine,
-        bench=llama.BenchOptions(n_prompt, n_gen, threads, timeout),
-    )
-    results = Results(output.absolute())
-    total = len(grid.cells())
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("sweep", total=total)
-
-        def done(document: dict[str, Any], known: bool) -> None:
-            progress.update(
-                task, advance=1, description=_last(document) if not known else "found finished cells"
-            )
-
-        measured, failed = grids.run(grid, results, done)
-    documents = results.all()
-    report = output.absolute() / "report.md"
-    write_whole(report, page.markdown(documents))
+    source = gguf_source(model or _named_in(file, grid))
+    concerns = conditions.judge(source.stat().st_size)
+    _tell_concerns(concerns, strict)
+    folder = results.Results(output.absolute())
+    if edited := folder.set_aside_edited_csv():
+        tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
+    tell("reading the model once for its hash")
+    planned = grid.cells(cells.Model.of(source))
+    failed = _measure(planned, folder, concerns, sure=yes)
+    documents = folder.all()
+    report = write_report(folder, target_seconds)
     rows = summary.summarize(documents)
     if as_json:
         print_json(rows)
     else:
         print(summary.markdown(rows))
-    tell(f"{measured} of {total} cells measured now; report: {report}")
+    tell(f"report: {report}")
     if failed:
         raise HbfError(
-            f"{failed} of {total} cells failed; {report} has the reasons, the same command tries them again"
+            f"{failed} of {len(planned)} cells failed; {report} has the reasons, "
+            "the same command tries them again"
         )
+
+
+def _measure(planned: "list[Cell]", folder: "Results", concerns: "list[Concern]", sure: bool) -> int:
+    """Measure what is missing, with a bar; returns how many cells failed."""
+    from hbf_fuse.sweep import grid as grids
+    from hbf_fuse.sweep import loop
+
+    missing = [cell for cell in planned if not folder.has(cell.name)]
+    if len(missing) < len(planned):
+        tell(f"{len(planned) - len(missing)} of {len(planned)} cells are there already")
+    staging = grids.staging_seconds(missing)
+    if not sure and (len(missing) > ASK_CELLS or staging > ASK_SECONDS):
+        took = timedelta(seconds=round(staging))
+        _ask(f"{len(missing)} cells: staging alone takes {took}, and llama-bench comes on top")
+    with progress_of("sweep", len(missing)) as advance:
+
+        def done(document: dict[str, Any], known: bool) -> None:
+            if not known:
+                advance(_last(document))
+
+        try:
+            measured, failed = loop.run(planned, folder, concerns, done)
+        except KeyboardInterrupt:
+            tell(f"stopped; finished cells are kept in {folder.folder}, the same command goes on")
+            raise
+    tell(f"{measured} of {len(planned)} cells measured now")
+    return failed
+
+
+def _ask(what: str) -> None:
+    """Go on only if a person says so."""
+    import sys
+
+    if not sys.stdin.isatty():
+        raise HbfError(f"{what}; say --yes if that is what you want")
+    if not typer.confirm(f"hbf: {what}. Go on?", err=True):
+        raise HbfError("nothing was measured")
+
+
+def _tell_concerns(concerns: "list[Concern]", strict: bool) -> None:
+    for concern in concerns:
+        tell(str(concern))
+    if strict and concerns:
+        names = ", ".join(concern.name for concern in concerns)
+        raise HbfError(f"--strict: this machine is not fit to measure on ({names}); nothing was measured")
+
+
+def _named_in(file: Path | None, grid: "Grid") -> Path | None:
+    """The model that a TOML file names, relative to that file."""
+    if file is None or grid.model is None:
+        return None
+    return file.parent / Path(grid.model).expanduser()
 
 
 def listed(text: str) -> list[str]:

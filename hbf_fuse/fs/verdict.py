@@ -93,7 +93,7 @@ def _remark(spec: TierSpec, model: float, counters: Counters) -> str:
     window = counters.in_flight_max * counters.largest_read / (1 << 20)
     return (
         f"{model:.0f} of {link:g} MB/s is what the model gives these reads: the reader paused, or had too "
-        f"little in flight for the latency (at most {window:.3g} MiB: the readahead window)"
+        f"little in flight for the latency (at most {window:.3g} MiB: the readahead window or its own)"
     )
 
 

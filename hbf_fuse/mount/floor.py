@@ -15,7 +15,7 @@ USUAL_LATENCY_MS = 0.5
 LATENCIES_MS = (0.1, 2.0)
 """The least and the greatest latency to measure the floor at: waking up costs more after a longer sleep."""
 
-PROBE_MS = 80
+PROBE_MS = 40
 """About how long one measurement takes."""
 
 SMALL = 4096
@@ -28,7 +28,7 @@ _PROBE = Path(__file__).with_name("probe.py")
 
 
 def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec) -> Floor:
-    """Read through the mount from outside for about 0.4 s, at about the latency of `spec`.
+    """Read through the mount from outside for about 0.2 s, at about the latency of `spec`.
 
     No floor if that fails. Leaves the filesystem serving from the probe's tier.
     """

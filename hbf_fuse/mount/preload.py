@@ -8,12 +8,12 @@ from pathlib import Path
 
 import psutil
 
+from hbf_fuse.observe import residency
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, mbps
 
 _CHUNK = 8 << 20
 _SAMPLE_SECONDS = 0.3
-_LOOKS = 32
 
 
 def into_page_cache(files: Iterable[Path], tell: Callable[[str], None]) -> bool:
@@ -29,7 +29,7 @@ def into_page_cache(files: Iterable[Path], tell: Callable[[str], None]) -> bool:
         return False
     buffer = bytearray(_CHUNK)
     for path in paths:
-        if path.stat().st_blocks * 512 >= path.stat().st_size:
+        if path.stat().st_blocks * 512 >= path.stat().st_size and not _is_cached(path):
             _read_once(path, buffer)
     return True
 
@@ -56,7 +56,7 @@ def _disk_mbps(path: Path) -> float | None:
         return None
     try:
         size, done, begin = os.fstat(fd).st_size, 0, time.monotonic()
-        if _cached(path, size):
+        if _is_cached(path):
             return None
         while done + _CHUNK <= size and time.monotonic() - begin < _SAMPLE_SECONDS:
             done += os.preadv(fd, [buffer], done)
@@ -67,15 +67,9 @@ def _disk_mbps(path: Path) -> float | None:
         os.close(fd)
 
 
-def _cached(path: Path, size: int) -> bool:
-    """Whether pages all over the file are in the page cache."""
-    with path.open("rb", buffering=0) as file:
-        try:
-            for part in range(_LOOKS):
-                os.preadv(file.fileno(), [bytearray(1)], size * part // _LOOKS, os.RWF_NOWAIT)
-        except OSError:
-            return False
-    return True
+def _is_cached(path: Path) -> bool:
+    resident = residency.resident_bytes(path)
+    return resident is not None and resident >= path.stat().st_size
 
 
 def _read_once(path: Path, buffer: bytearray) -> None:

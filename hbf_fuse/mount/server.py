@@ -34,14 +34,19 @@ class MountConfig:
     preload: bool = True
     priority: int = 0
     allow_other: bool = False
-    tied: bool = False
-    """End when stdin closes: the mount of a process that may die without a word."""
 
 
-def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[str], None]) -> None:
+def serve(
+    config: MountConfig,
+    when_ready: Callable[[], None],
+    tell: Callable[[str], None],
+    until_stdin_closes: bool = False,
+) -> None:
     """Mount, call when_ready, and return when the mount has ended: by SIGTERM, SIGINT, SIGHUP or umount.
 
-    tell: where remarks go, a line each. Raises HbfError if the mount cannot begin.
+    tell: where remarks go, a line each.
+    until_stdin_closes: end with that, too: the mount of a process that may die without a word.
+    Raises HbfError if the mount cannot begin.
     """
     _set_priority(config.priority, tell)
     fs = Filesystem(config.source, config.spec)
@@ -50,13 +55,12 @@ def serve(config: MountConfig, when_ready: Callable[[], None], tell: Callable[[s
         for file in files[:1]:
             if reason := preload.doubt(file, config.spec):
                 tell(reason)
-    stop = _stop_event(config.tied)
+    stop = _stop_event(until_stdin_closes)
     with mounted_here(fs, config, tell) as mount:
         when_ready()
-        # Signals reach Python between two waits of the main thread.
-        while not mount.join(timeout=0.1) and not stop.is_set():
-            pass
-        if stop.is_set():
+        threading.Thread(target=_set_when_ended, args=(mount, stop), daemon=True).start()
+        stop.wait()
+        if not mount.join(timeout=0):
             _stop(mount, tell)
 
 
@@ -91,12 +95,12 @@ def _settle(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) ->
         fs.serve_from(config.spec)
 
 
-def _stop_event(tied: bool) -> threading.Event:
-    """Set by SIGTERM, SIGINT or SIGHUP, and if tied by the end of stdin."""
+def _stop_event(until_stdin_closes: bool) -> threading.Event:
+    """Set by SIGTERM, SIGINT or SIGHUP, and if so wished by the end of stdin."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    if tied:
+    if until_stdin_closes:
         threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
     return stop
 
@@ -116,6 +120,11 @@ def _set_priority(nice: int, tell: Callable[[str], None]) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
     except PermissionError:
         tell(f"priority {nice} is not permitted; the server runs at {os.getpriority(os.PRIO_PROCESS, 0)}")
+
+
+def _set_when_ended(mount: Engine, stop: threading.Event) -> None:
+    mount.join()
+    stop.set()
 
 
 def _stop_when_stdin_closes(stop: threading.Event) -> None:

@@ -1,5 +1,9 @@
-"""A mount that lives as long as a `with` block, and never longer than the process that asked for it."""
+"""A mount that lives as long as a `with` block, and never longer than the process that asked for it.
 
+Run as a module, it is the server of such a mount: `python -m hbf_fuse.mount.tied CONFIG`, CONFIG as JSON.
+"""
+
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount import live
+from hbf_fuse.mount import live, mountpoint, server
+from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
 
 READY = "ready\n"
@@ -17,24 +22,14 @@ _END_SECONDS = 20
 
 
 @contextmanager
-def mounted(source: Path, mountpoint: Path, spec: TierSpec, engine: str = "kernel") -> Iterator[Path]:
-    """Serve `source` at `mountpoint` from a process of its own; unmounted at the end, whatever happens.
+def mounted(config: MountConfig) -> Iterator[Path]:
+    """Serve from a process of its own; yields the mountpoint and unmounts at the end, whatever happens.
 
     The server reads its stdin and ends when that closes: with this process, however it dies.
     Raises HbfError with the server's own words if the mount cannot begin.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "hbf_fuse",
-        "mount",
-        "--foreground",
-        "--tied",
-        json.dumps(spec.to_dict()),
-    ]
-    command += ["--engine", engine, "--", str(source), str(mountpoint)]
-    server = subprocess.Popen(
-        command,
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hbf_fuse.mount.tied", _packed(config)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -42,10 +37,10 @@ def mounted(source: Path, mountpoint: Path, spec: TierSpec, engine: str = "kerne
         start_new_session=True,
     )
     try:
-        _wait_until_ready(server)
-        yield mountpoint
+        _wait_until_ready(process)
+        yield config.mountpoint
     finally:
-        _end(server)
+        _end(process)
 
 
 def stats(mountpoint: Path) -> dict[str, Any]:
@@ -53,19 +48,50 @@ def stats(mountpoint: Path) -> dict[str, Any]:
     return live.read_hidden(mountpoint, "stats.json")
 
 
-def _wait_until_ready(server: "subprocess.Popen[str]") -> None:
-    if server.stdout is None or server.stdout.readline() != READY:
-        _, said = server.communicate()
-        lines = [line.removeprefix("hbf: ") for line in said.splitlines() if line.strip()]
+def _wait_until_ready(process: "subprocess.Popen[str]") -> None:
+    if process.stdout is None or process.stdout.readline() != READY:
+        _, said = process.communicate()
+        lines = [line for line in said.splitlines() if line.strip()]
         raise HbfError(lines[-1] if lines else "the mount's server ended without a word")
 
 
-def _end(server: "subprocess.Popen[str]") -> None:
-    if server.poll() is not None:
+def _end(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is not None:
         return
     try:
-        server.communicate("", timeout=_END_SECONDS)
+        process.communicate("", timeout=_END_SECONDS)
     except subprocess.TimeoutExpired:
         # The watcher unmounts what a killed server leaves behind.
-        server.kill()
-        server.communicate()
+        process.kill()
+        process.communicate()
+
+
+def _packed(config: MountConfig) -> str:
+    paths = {"source": str(config.source), "mountpoint": str(config.mountpoint)}
+    return json.dumps({**dataclasses.asdict(config), **paths})
+
+
+def _unpacked(text: str) -> MountConfig:
+    fields = json.loads(text)
+    paths = {key: Path(fields[key]) for key in ("source", "mountpoint")}
+    return MountConfig(**{**fields, **paths, "spec": TierSpec.from_dict(fields["spec"])})
+
+
+def _remark(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Serve the mount of argv[1] until stdin closes."""
+    config = _unpacked(sys.argv[1])
+    try:
+        if repaired := mountpoint.prepare(config.mountpoint):
+            _remark(repaired)
+        server.serve(config, lambda: print(READY, end="", flush=True), _remark, until_stdin_closes=True)
+    except (HbfError, ValueError) as error:
+        _remark(" ".join(str(error).split()))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,8 @@ import psutil
 
 import hbf_fuse
 
+_CPUS = Path("/sys/devices/system/cpu")
+
 
 @cache
 def facts() -> dict[str, Any]:
@@ -23,22 +25,60 @@ def facts() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
+        "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
+        "virtual": _is_virtual(),
         "python": sys.version.split()[0],
     }
 
 
 def now() -> dict[str, Any]:
-    """What does: time (UTC), load average over a minute, memory available in bytes."""
+    """What does, as far as the machine tells; None for what it does not.
+
+    Time (UTC), load average over a minute, memory available and swap used in bytes, CPU governors and MHz,
+    whether on mains power, how often cores were throttled since boot, CPU seconds stolen by the host.
+    """
+    frequency, battery = psutil.cpu_freq(), psutil.sensors_battery()
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "load_1min": os.getloadavg()[0],
         "memory_available_bytes": psutil.virtual_memory().available,
+        "swap_used_bytes": psutil.swap_memory().used,
+        "governors": sorted(
+            {path.read_text().strip() for path in _CPUS.glob("cpu*/cpufreq/scaling_governor")}
+        ),
+        "cpu_mhz": round(frequency.current) if frequency else None,
+        "on_mains": battery.power_plugged if battery else None,
+        "throttle_count": _throttle_count(),
+        "stolen_seconds": psutil.cpu_times().steal,
     }
+
+
+def busy_core_seconds() -> float:
+    """CPU time that all processes together and the kernel used since boot, in steps of a clock tick."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.irq + times.softirq
 
 
 def idle_core_seconds() -> float:
     """Idle time of all cores together since boot, in seconds, in steps of a clock tick (10 ms)."""
     return psutil.cpu_times().idle
+
+
+def _governors() -> list[str]:
+    return sorted({path.read_text().strip() for path in _CPUS.glob("cpu*/cpufreq/scaling_governor")})
+
+
+def _throttle_count() -> int | None:
+    """How often cores were slowed down for heat since boot."""
+    counts = [int(path.read_text()) for path in _CPUS.glob("cpu*/thermal_throttle/core_throttle_count")]
+    return sum(counts) if counts else None
+
+
+def _is_virtual() -> bool:
+    return any(
+        line.startswith("flags") and " hypervisor" in line
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+    )
 
 
 def _cpu_model() -> str:

@@ -6,7 +6,7 @@ from hbf_fuse.report import summary
 from hbf_fuse.units import format_size
 
 
-def markdown(documents: list[dict[str, Any]]) -> str:
+def markdown(documents: list[dict[str, Any]], target_seconds: float | None = None) -> str:
     """The whole page."""
     rows = summary.summarize(documents)
     return (

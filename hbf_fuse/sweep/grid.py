@@ -1,101 +1,150 @@
-"""A grid of cells and the loop over it. Finished cells are never measured again, so it can be resumed."""
+"""What a sweep measures: every combination of some lists, from the command line or a TOML file."""
 
-import dataclasses
 import itertools
-import json
+import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.sweep import cell as cells
-from hbf_fuse.sweep.cell import Cell
+from hbf_fuse.sweep.cell import Cell, Mode, Model
 from hbf_fuse.sweep.llama import BenchOptions
-from hbf_fuse.sweep.results import Results, write_whole
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.sweep.place import CHUNK_BYTES
+from hbf_fuse.tier import TierSpec, profiles
 
 MAX_CELLS = 100_000
+_AXES = ("mode", "mbps", "lat", "n_prompt", "n_gen", "threads")
+_GRID_OF_ITS_OWN = {"bandwidth_mbps": "mbps", "latency_ms": "lat"}
+
+Count = Annotated[int, Field(ge=0, le=1 << 20)]
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Every combination of these, `repeats` times. mbps None is unthrottled."""
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A list of an axis: not empty, each value once."""
+    if not values:
+        raise ValueError("the list is empty, so the grid would be; give at least one value")
+    return tuple(dict.fromkeys(values))
 
-    model: Path
-    mbps: tuple[float | None, ...]
-    lat_ms: tuple[float, ...]
-    repeats: int = 3
+
+def _known(engine: str) -> str:
+    from hbf_fuse.engine import ENGINES
+
+    if engine not in ENGINES:
+        raise ValueError(f"must be {' or '.join(ENGINES)}")
+    return engine
+
+
+class Grid(BaseModel):
+    """Every combination of mode, mbps, lat, n_prompt, n_gen and threads, `repeats` times.
+
+    mbps in decimal MB/s, "max" for unthrottled; lat in ms; n_prompt, n_gen and threads as llama-bench has
+    them (threads 0 leaves it to llama-bench); timeout in seconds for each llama-bench. tier: what all tiers
+    of the grid have in common, with the names of TierSpec, and `profile` to begin with a profile's values.
+    An unknown key is an error.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str | None = None
+    mode: Annotated[tuple[Mode, ...], AfterValidator(_unique)] = ("mmap",)
+    mbps: Annotated[tuple[float | Literal["max"], ...], AfterValidator(_unique)] = (250, 500, 1000, 2000)
+    lat: Annotated[tuple[float, ...], AfterValidator(_unique)] = (0, 1, 5)
+    n_prompt: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (256,)
+    n_gen: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (256,)
+    threads: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (0,)
+    repeats: Annotated[int, Field(ge=1)] = 3
     seed: int = 0
-    engine: str = "kernel"
-    bench: BenchOptions = dataclasses.field(default_factory=BenchOptions)
+    engine: Annotated[str, AfterValidator(_known)] = "kernel"
+    timeout: Annotated[float, Field(ge=1)] = 3600.0
+    tier: dict[str, Any] = {}
 
-    def cells(self) -> list[Cell]:
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_gives_the_axes(cls, fields: Any) -> Any:
+        """A profile's bandwidth and latency, where the grid does not say others."""
+        tier = fields.get("tier", {}) if isinstance(fields, dict) else {}
+        if not isinstance(tier, dict) or "profile" not in tier:
+            return fields
+        spec = profiles.load(str(tier["profile"])).spec().to_dict()
+        axes = {"mbps": [spec.pop("bandwidth_mbps") or "max"], "lat": [spec.pop("latency_ms")]}
+        rest = {key: value for key, value in tier.items() if key != "profile"}
+        return {**axes, **fields, "tier": {**spec, **rest}}
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        for key, axis in _GRID_OF_ITS_OWN.items():
+            if key in self.tier:
+                raise ValueError(f"tier.{key} is the axis {axis} of the grid")
+        if self.size > MAX_CELLS:
+            raise ValueError(f"the grid has {self.size} cells; at most {MAX_CELLS} make sense")
+        if 0 in self.n_prompt and 0 in self.n_gen:
+            raise ValueError("-p 0 and -n 0 together would measure nothing")
+        for mbps, lat in itertools.product(self.mbps, self.lat):
+            self.spec(mbps, lat)
+        return self
+
+    @property
+    def size(self) -> int:
+        """How many cells there are."""
+        return math.prod(len(getattr(self, axis)) for axis in _AXES) * self.repeats
+
+    def spec(self, mbps: float | Literal["max"], lat: float) -> TierSpec:
+        """The tier of a point. SpecError for what no tier can be."""
+        link = None if mbps == "max" else mbps
+        return TierSpec.from_dict({**self.tier, "bandwidth_mbps": link, "latency_ms": lat})
+
+    def cells(self, model: Model) -> list[Cell]:
         """All cells in the order of measuring: a repeat of everything, then the next, each shuffled by the
         seed, so that a machine that drifts does not look like an effect of the tier.
         """
-        points = list(dict.fromkeys(itertools.product(self.mbps, self.lat_ms)))
-        if not points or self.repeats < 1:
-            raise HbfError("the grid is empty; give at least one --mbps, one --lat and one repeat")
-        if len(points) * self.repeats > MAX_CELLS:
-            raise HbfError(f"the grid has {len(points) * self.repeats} cells; at most {MAX_CELLS} make sense")
+        points = list(itertools.product(*(getattr(self, axis) for axis in _AXES)))
         order = random.Random(self.seed)  # noqa: S311 - an order, not a secret
         ordered = []
         for repeat in range(1, self.repeats + 1):
             order.shuffle(points)
             ordered += [
-                Cell(self.model, TierSpec(mbps, lat), repeat, "mmap", self.engine, self.bench)
-                for mbps, lat in points
+                Cell(
+                    model=model,
+                    spec=self.spec(mbps, lat),
+                    repeat=repeat,
+                    mode=mode,
+                    engine=self.engine,
+                    bench=BenchOptions(n_prompt, n_gen, threads),
+                    timeout_seconds=self.timeout,
+                )
+                for mode, mbps, lat, n_prompt, n_gen, threads in points
             ]
         return ordered
 
 
-def run(grid: Grid, results: Results, done: Callable[[dict[str, Any], bool], None]) -> tuple[int, int]:
-    """Measure what is missing. Returns (cells measured now, cells that failed).
-
-    done: called after each cell with its document and whether it was there before. A cell that fails
-    keeps its reason and is tried again by the next run. HbfError if the folder holds another sweep.
-    """
-    planned = grid.cells()
-    _claim(results, grid)
-    measured = failed = 0
-    for cell in planned:
-        document = results.load(cell.name)
-        known = document is not None and "error" not in document
-        if document is None or not known:
-            document = _measure(cell, results)
-            measured += 1
-        failed += "error" in document
-        done(document, known)
-    results.write_csv()
-    return measured, failed
-
-
-def _measure(cell: Cell, results: Results) -> dict[str, Any]:
+def from_fields(fields: dict[str, Any], file: Path | None = None) -> Grid:
+    """A grid of what a TOML file says, overridden by `fields`. HbfError names what is wrong and where."""
     try:
-        document = cells.run(cell, results.folder / "tmp")
-    except HbfError as error:
-        document = {"schema": cells.SCHEMA, "cell": cells.describe(cell), "error": str(error)}
-    results.store(document)
-    results.write_csv()
-    return document
+        return Grid.model_validate({**(_toml(file) if file else {}), **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:2]) or "grid"
+        what = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            what = f"unknown key; known: {', '.join(Grid.model_fields)}"
+        raise HbfError(f"{f'{file}: ' if file else ''}{where}: {what}") from error
 
 
-def _claim(results: Results, grid: Grid) -> None:
-    """Note what this folder holds, or make sure that it is the same sweep."""
-    first = cells.describe(grid.cells()[0])
-    identity = {key: first[key] for key in ("model", "bench", "engine")}
-    path = results.folder / "sweep.json"
-    if not path.exists():
-        write_whole(path, json.dumps(identity, indent=1) + "\n")
-        return
+def staging_seconds(cells: list[Cell]) -> float:
+    """What staging alone takes in all these cells by the tier model."""
+    return sum(_staging_seconds(cell) for cell in cells)
+
+
+def _staging_seconds(cell: Cell) -> float:
+    rate = cell.spec.chunked_mbps(CHUNK_BYTES) if cell.mode == "stage" else cell.spec.bandwidth_mbps
+    return cell.model.size / (rate * 1e6) if rate else 0.0
+
+
+def _toml(file: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text())
-    except ValueError as error:
-        raise HbfError(f"{path} is damaged; use another results folder") from error
-    if known != identity:
-        raise HbfError(
-            f"{results.folder} holds another sweep (other model, llama-bench options or engine); "
-            "use another folder (-o)"
-        )
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HbfError(f"{file} is not TOML: {error}") from error

@@ -1,14 +1,13 @@
 """llama-bench: finding it, asking which flags it has, running it, believing only sound output."""
 
-import contextlib
 import json
 import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount.source import cache_dir
+from hbf_fuse.sweep import child
 
 _FLAG = re.compile(r"(?<![\w-])-{1,2}[a-zA-Z][\w-]*")
 
@@ -27,19 +27,19 @@ class BenchOptions:
     n_prompt: int = 256
     n_gen: int = 256
     threads: int = 0
-    timeout_seconds: float = 3600.0
 
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What one process did. pp and tg are tokens/s (None if not asked for); times are CLOCK_MONOTONIC."""
+    """What one process did. pp and tg are tokens/s, None if not asked for."""
 
     command: list[str]
     pp: float | None
     tg: float | None
-    started_ns: int
     wall_seconds: float
     load_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
     major_faults: int
     records: list[dict[str, Any]]
 
@@ -99,15 +99,24 @@ def command(binary: Path, model: Path, options: BenchOptions) -> list[str]:
     return line
 
 
-def run(binary: Path, model: Path, options: BenchOptions) -> BenchRun:
-    """Run once. HbfError if it fails, prints nonsense, or takes longer than the timeout."""
+def run(
+    binary: Path,
+    model: Path,
+    options: BenchOptions,
+    timeout_seconds: float,
+    pass_fds: Sequence[int] = (),
+) -> BenchRun:
+    """Run once. HbfError if it fails, prints nonsense, or takes longer than the timeout.
+
+    pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd.
+    """
     line = command(binary, model, options)
     faults = resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt
     started_ns = time.monotonic_ns()
     try:
-        said = _run_group(line, options.timeout_seconds)
+        said = child.run_group(line, timeout_seconds, pass_fds)
     except subprocess.TimeoutExpired as error:
-        raise HbfError(f"llama-bench did not end within {options.timeout_seconds:g} s (--timeout)") from error
+        raise HbfError(f"llama-bench did not end within {timeout_seconds:g} s (--timeout)") from error
     except OSError as error:
         raise HbfError(f"cannot run {binary}: {error.strerror}") from error
     wall = (time.monotonic_ns() - started_ns) / 1e9
@@ -115,37 +124,18 @@ def run(binary: Path, model: Path, options: BenchOptions) -> BenchRun:
         last = (said.stderr.strip() or said.stdout.strip() or "no message").splitlines()[-1]
         raise HbfError(f"llama-bench failed with exit code {said.returncode}: {last[:300]}")
     records = _parse(said.stdout)
-    sampled = sum(sum(record["samples_ns"]) for record in records) / 1e9
+    prefill, decode = _sampled(records, generating=False), _sampled(records, generating=True)
     return BenchRun(
         command=line,
         pp=_rate(records, options.n_prompt, 0),
         tg=_rate(records, 0, options.n_gen),
-        started_ns=started_ns,
         wall_seconds=wall,
-        load_seconds=wall - sampled,
+        load_seconds=wall - prefill - decode,
+        prefill_seconds=prefill,
+        decode_seconds=decode,
         major_faults=resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt - faults,
         records=records,
     )
-
-
-def _run_group(line: list[str], timeout_seconds: float) -> "subprocess.CompletedProcess[str]":
-    """Run in a process group of its own, and leave nobody of it behind, however this ends."""
-    process = subprocess.Popen(
-        line,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        stdout, stderr = process.communicate(timeout=timeout_seconds)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return subprocess.CompletedProcess(line, process.returncode, stdout, stderr)
 
 
 def _parse(output: str) -> list[dict[str, Any]]:
@@ -162,6 +152,11 @@ def _parse(output: str) -> list[dict[str, Any]]:
             f"llama-bench printed something that is no result ({error}): {output[:80]!r}"
         ) from error
     return records
+
+
+def _sampled(records: list[dict[str, Any]], generating: bool) -> float:
+    """Seconds of all samples of prefill, or of decode."""
+    return sum(sum(record["samples_ns"]) for record in records if bool(record["n_gen"]) == generating) / 1e9
 
 
 def _rate(records: list[dict[str, Any]], n_prompt: int, n_gen: int) -> float | None:

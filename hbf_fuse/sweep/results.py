@@ -1,6 +1,7 @@
 """A results folder. `runs/*.json`, one per finished cell, are the truth; the CSV is derived from them."""
 
 import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 
+_AXES = ("tier_mbps", "tier_lat_ms", "repeat", "mode")
 _METRICS = (
     "stage_seconds",
     "stage_effective_mbps",
@@ -23,10 +25,16 @@ _METRICS = (
     "stall_seconds",
     "major_faults",
     "load_seconds",
+    "prefill_seconds",
+    "decode_seconds",
     "lateness_p50_us",
     "lateness_p99_us",
     "in_flight_max",
+    "resident_before_bytes",
+    "harness_seconds",
+    "other_cpu_seconds",
 )
+_BENCH = ("n_prompt", "n_gen", "threads")
 
 
 class Results:
@@ -34,56 +42,83 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.csv_path = folder / "cells.csv"
         self._runs = folder / "runs"
+        self._known: dict[str, dict[str, Any]] | None = None
 
     def path_of(self, name: str) -> Path:
         """Where the run of a cell is kept."""
         return self._runs / f"{name}.json"
 
     def store(self, document: dict[str, Any]) -> Path:
-        """Keep one run."""
+        """Keep one run, and bring the CSV up to date."""
+        known = self._all()
         path = self.path_of(document["cell"]["name"])
         write_whole(path, json.dumps(document, indent=1) + "\n")
+        known[document["cell"]["name"]] = document
+        self.write_csv()
         return path
+
+    def has(self, name: str) -> bool:
+        """Whether a cell was measured; one that failed was not."""
+        return "metrics" in (self.load(name) or {})
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """A finished run by its cell's name, or None. HbfError if the file is no run of ours."""
-        path = self.path_of(name)
-        if not path.exists():
-            return None
-        try:
-            document: dict[str, Any] = json.loads(path.read_text())
-            if not isinstance(document["cell"], dict):
-                raise TypeError
-        except (ValueError, KeyError, TypeError) as error:
-            raise HbfError(f"{path} is not a run of hbf; move it away to measure this cell again") from error
-        return document
+        """A run by its cell's name, or None. HbfError if a file in runs/ is no run of ours."""
+        return self._all().get(name)
 
     def all(self) -> list[dict[str, Any]]:
-        """Every finished run, by name."""
-        found = (self.load(path.stem) for path in sorted(self._runs.glob("*.json")))
-        return [document for document in found if document is not None]
+        """Every run, in the order of the CSV."""
+        return sorted(self._all().values(), key=_order)
 
     def write_csv(self) -> Path:
-        """cells.csv: one row per finished run, ordered by tier and repeat."""
-        rows = sorted((row(document) for document in self.all()), key=_order)
-        path = self.folder / "cells.csv"
-        lines = _Lines()
-        writer = csv.DictWriter(lines, columns(rows), restval="")
+        """cells.csv: one row per run, ordered by mode, tier, llama-bench's axes and repeat."""
+        rows = [row(document) for document in self.all()]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns(rows), restval="")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(path, "".join(lines.kept))
-        return path
+        write_whole(self.csv_path, text.getvalue())
+        return self.csv_path
+
+    def set_aside_edited_csv(self) -> Path | None:
+        """Keep a CSV that says what no run says under another name, which is returned; else None.
+
+        A CSV that lacks rows is nobody's edit: that is how a crash leaves it.
+        """
+        if not self.csv_path.exists():
+            return None
+        derived = [_as_text(row(document)) for document in self.all()]
+        try:
+            with self.csv_path.open(newline="") as file:
+                edited = any(not _is_among(found, derived) for found in csv.DictReader(file))
+        except (csv.Error, UnicodeDecodeError):
+            edited = True
+        return self.csv_path.replace(self.csv_path.with_name("cells.edited.csv")) if edited else None
+
+    def _all(self) -> dict[str, dict[str, Any]]:
+        if self._known is None:
+            self._known = {path.stem: _read(path) for path in sorted(self._runs.glob("[!.]*.json"))}
+        return self._known
 
 
-class _Lines:
-    """Where csv writes to."""
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        if document["cell"]["name"] != path.stem:
+            raise ValueError
+        _order(document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise HbfError(f"{path} is not a run of this hbf; move it away to measure this cell again") from error
+    return document
 
-    def __init__(self) -> None:
-        self.kept: list[str] = []
 
-    def write(self, text: str) -> None:
-        self.kept.append(text)
+def _as_text(values: dict[str, Any]) -> dict[str, str]:
+    return {key: "" if value is None else str(value) for key, value in values.items()}
+
+
+def _is_among(found: dict[Any, Any], derived: list[dict[str, str]]) -> bool:
+    return any(all(known.get(key, "") == value for key, value in found.items()) for known in derived)
 
 
 def row(document: dict[str, Any]) -> dict[str, Any]:
@@ -91,9 +126,12 @@ def row(document: dict[str, Any]) -> dict[str, Any]:
     cell, metrics = document["cell"], dict(document.get("metrics", {}))
     metrics.setdefault("valid", False)
     metrics.setdefault("why", document.get("error", ""))
-    start = {key: cell[key] for key in ("tier_mbps", "tier_lat_ms", "repeat", "mode")}
     names = {"pp": f"pp{cell['bench']['n_prompt']}", "tg": f"tg{cell['bench']['n_gen']}"}
-    return {**start, **{names.get(key, key): _short(metrics.get(key)) for key in _METRICS}}
+    return {
+        **{key: cell[key] for key in _AXES},
+        **{names.get(key, key): _short(metrics.get(key)) for key in _METRICS},
+        **{key: cell["bench"][key] for key in _BENCH},
+    }
 
 
 def columns(rows: list[dict[str, Any]]) -> list[str]:
@@ -113,11 +151,18 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _short(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def _order(values: dict[str, Any]) -> tuple[Any, ...]:
-    return values["mode"], values["tier_mbps"] or float("inf"), values["tier_lat_ms"], values["repeat"]
+def _order(document: dict[str, Any]) -> tuple[Any, ...]:
+    cell, bench = document["cell"], document["cell"]["bench"]
+    tier = cell["tier_mbps"] or float("inf"), cell["tier_lat_ms"]
+    return cell["mode"], *tier, *(bench[key] for key in _BENCH), cell["repeat"]

@@ -17,6 +17,7 @@ import psutil
 from readers import WAYS, make_source, read_rate
 
 from hbf_fuse.mount import live, tied
+from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import parse_size
@@ -42,7 +43,7 @@ def main() -> None:
                 if engine == "native":
                     rates[f"native {way}"].append(read_rate(source, way))
                     continue
-                with tied.mounted(source, point, TierSpec(), engine) as mount:
+                with tied.mounted(MountConfig(source, point, TierSpec(), engine)) as mount:
                     server = psutil.Process(live.read_hidden(mount, "spec.json")["pid"])
                     before = sum(server.cpu_times()[:2])
                     rates[f"{engine} {way}"].append(read_rate(mount / "model.gguf", way))

@@ -25,6 +25,7 @@ import psutil
 from readers import WAYS, make_source, read_rate
 
 from hbf_fuse.mount import live, tied
+from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.mount.source import DEFAULT_PRESET, preset_model
 from hbf_fuse.observe import machine
 from hbf_fuse.sweep import llama
@@ -60,7 +61,7 @@ def main() -> None:
             random.shuffle(combinations)
             for engine, mbps in combinations:
                 spec = TierSpec(mbps, options.lat)
-                with tied.mounted(source, folder / "mnt", spec, engine) as mount:
+                with tied.mounted(MountConfig(source, folder / "mnt", spec, engine)) as mount:
                     runs[engine, mbps].append(_measure(mount, options.way, mbps, options.size))
     print(
         json.dumps(

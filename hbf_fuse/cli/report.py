@@ -1,0 +1,63 @@
+"""`hbf report`: what people read of a sweep, or of two."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hbf_fuse.cli.common import Json, print_json, tell
+from hbf_fuse.errors import HbfError
+
+if TYPE_CHECKING:
+    from hbf_fuse.sweep.results import Results
+
+TargetSeconds = Annotated[
+    float | None,
+    typer.Option(
+        "--target-seconds", help="Say which bandwidth would bring the first run down to this.", min=0
+    ),
+]
+
+
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="One results folder, or two to compare.")],
+    target_seconds: TargetSeconds = None,
+    as_json: Json = False,
+) -> None:
+    """Make a sweep's report.md, report.html and plots/ anew, or compare two sweeps.
+
+    Example: [bold]hbf report results/sweep --target-seconds 30[/bold]
+    """
+    from hbf_fuse.report import compare, summary
+    from hbf_fuse.sweep.results import Results
+
+    if len(folders) > 2:
+        raise typer.BadParameter("give one results folder, or two to compare")
+    sweeps = [Results(folder.absolute()) for folder in folders]
+    for known in sweeps:
+        if not known.all():
+            raise HbfError(f"{known.folder} holds no runs; name the folder that `hbf sweep -o` was given")
+    if len(sweeps) == 2:
+        rows = compare.rows(*(known.all() for known in sweeps))
+        if as_json:
+            print_json(rows)
+        else:
+            print(compare.markdown(rows, *(str(folder) for folder in folders)))
+        return
+    path = write_report(sweeps[0], target_seconds)
+    if as_json:
+        print_json(summary.summarize(sweeps[0].all()))
+    else:
+        print(path.read_text())
+    tell(f"report: {path}")
+
+
+def write_report(results: "Results", target_seconds: float | None) -> Path:
+    """report.md, and report.html with plots/ where the libraries for them are; returns the last one made."""
+    from hbf_fuse.report import page
+    from hbf_fuse.sweep.results import write_whole
+
+    documents = results.all()
+    path = results.folder / "report.md"
+    write_whole(path, page.markdown(documents, target_seconds))
+    return path

@@ -1,0 +1,102 @@
+"""The loop over a grid's cells. Finished cells are never measured again, so it can be resumed."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.sweep import cell as cells
+from hbf_fuse.sweep import place as places
+from hbf_fuse.sweep.cell import Cell, Model
+from hbf_fuse.sweep.conditions import Concern, git_state
+from hbf_fuse.sweep.place import Place
+from hbf_fuse.sweep.results import Results, write_whole
+
+
+def run(
+    planned: list[Cell],
+    results: Results,
+    concerns: list[Concern],
+    done: Callable[[dict[str, Any], bool], None],
+) -> tuple[int, int]:
+    """Measure what is missing. Returns (cells measured now, cells that failed).
+
+    concerns: what was wrong with the machine before; kept with each run.
+    done: called after each cell with its document and whether it was there before. A cell that fails
+    keeps its reason and is tried again by the next run. HbfError if the folder holds another sweep, or
+    another process sweeps into it.
+    """
+    measured = failed = 0
+    scratch = results.folder / "tmp"
+    with _locked(results):
+        _claim(results, planned[0])
+        shutil.rmtree(scratch, ignore_errors=True)  # of a sweep that was killed
+        git = git_state()
+        with places.lent(scratch) as place:
+            for cell in planned:
+                known = results.has(cell.name)
+                document = results.load(cell.name) if known else None
+                if document is None:
+                    document = _measure(cell, place)
+                    document["conditions"] = {"concerns": [str(one) for one in concerns], "git": git}
+                    results.store(document)
+                    measured += 1
+                elif document["cell"] != cells.describe(cell):
+                    raise _another_sweep(results, "a run of another kind with the same name")
+                failed += "error" in document
+                done(document, known)
+        results.write_csv()
+    return measured, failed
+
+
+def _measure(cell: Cell, place: Place) -> dict[str, Any]:
+    try:
+        return cells.run(cell, place)
+    except HbfError as error:
+        return {"schema": cells.SCHEMA, "cell": cells.describe(cell), "error": str(error)}
+
+
+@contextmanager
+def _locked(results: Results) -> Iterator[None]:
+    """Nobody else sweeps into this folder meanwhile."""
+    results.folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(results.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise HbfError(f"another process sweeps into {results.folder}; use another folder (-o)") from error
+    finally:
+        os.close(fd)
+
+
+def _claim(results: Results, first: Cell) -> None:
+    """Note what this folder holds before anything is measured, or make sure that it is the same sweep."""
+    path = results.folder / "sweep.json"
+    identity = _identity(first)
+    if not path.exists():
+        write_whole(path, json.dumps(identity, indent=1) + "\n")
+        return
+    try:
+        known = json.loads(path.read_text())
+    except ValueError as error:
+        raise HbfError(f"{path} is damaged; use another results folder") from error
+    for key, value in identity.items():
+        if not isinstance(known, dict) or known.get(key) != value:
+            raise _another_sweep(results, f"another {key}")
+
+
+def _identity(cell: Cell) -> dict[str, Any]:
+    """What all cells of a sweep share; the rest is in their names."""
+    described = cells.describe(cell)
+    tier = {key: value for key, value in described["tier"].items() if not key.endswith(("_mbps", "_ms"))}
+    model: Model = cell.model
+    return {"model": {"size": model.size, "sha256": model.sha256}, "engine": cell.engine, "tier": tier}
+
+
+def _another_sweep(results: Results, what: str) -> HbfError:
+    return HbfError(f"{results.folder} holds another sweep ({what}); use another folder (-o)")

@@ -1,0 +1,66 @@
+"""What a machine lends to one cell after another: a directory for its mount, and memory for its copy."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.sweep import child
+
+CHUNK_BYTES = 4 << 20
+"""What mode `stage` has in flight: the reference experiment's chunk."""
+
+PIECE_BYTES = 1 << 20
+"""The largest read that FUSE passes on whole with the kernel's default of 256 pages."""
+
+_COPIER = Path(__file__).with_name("copier.py")
+
+
+class Place:
+    """No figure passes from cell to cell through it. The memory is kept because a virtual machine may need
+    seconds to get it from its host; it has no name and is gone with this process.
+    """
+
+    def __init__(self, mountpoint: Path, memory: int) -> None:
+        self.mountpoint = mountpoint
+        self.memory = memory
+        """A descriptor of what is in memory; its path is memory_path here and in children that get it."""
+
+    @property
+    def memory_path(self) -> Path:
+        """Where a process that has the descriptor finds the copy."""
+        return Path(f"/proc/self/fd/{self.memory}")
+
+    def copy(self, file: Path) -> float:
+        """Copy a file from a mount into the memory, CHUNK_BYTES in flight; returns the seconds it took.
+
+        HbfError if it cannot be copied.
+        """
+        line = [sys.executable, "-I", "-S", str(_COPIER), str(file), str(self.memory_path)]
+        said = child.run_group([*line, str(CHUNK_BYTES), str(PIECE_BYTES)], pass_fds=(self.memory,))
+        try:
+            answer = json.loads(said.stdout)
+        except ValueError:
+            raise HbfError(f"copying {file} ended without a result: {said.stderr[-300:]}") from None
+        if "error" in answer:
+            raise HbfError(f"copying the model into memory failed: {answer['error']}")
+        return float(answer["seconds"])
+
+
+@contextmanager
+def lent(scratch: Path) -> Iterator[Place]:
+    """A place in `scratch`, a directory made and removed for it."""
+    mountpoint = scratch / "mnt"
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    memory = os.memfd_create("hbf-stage", os.MFD_CLOEXEC)
+    try:
+        yield Place(mountpoint, memory)
+    finally:
+        os.close(memory)
+        with contextlib.suppress(OSError):
+            mountpoint.rmdir()
+            scratch.rmdir()
