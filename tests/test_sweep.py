@@ -14,7 +14,7 @@ from hbf_fuse.sweep import place as places
 from hbf_fuse.sweep.cell import Cell, Model
 from hbf_fuse.sweep.llama import BenchOptions
 from hbf_fuse.sweep.results import Results
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier import TierSpec, expect
 
 QUICK = BenchOptions(n_prompt=8, n_gen=4)
 
@@ -103,7 +103,7 @@ def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(
     with places.lent(tmp_path / "scratch") as place:
         metrics = cells.run(cell, place)["metrics"]
         assert Model.of(place.memory_path).sha256 == cell.model.sha256
-    chunked = cell.spec.chunked_mbps(places.CHUNK_BYTES)
+    chunked = cell.spec.chunked_mbps(expect.CHUNK_BYTES)
     assert 0.8 * chunked < metrics["stage_effective_mbps"] < 1.02 * chunked
     assert metrics["total_first_run_seconds"] == metrics["stage_seconds"] + metrics["bench_wall_seconds"]
     assert metrics["resident_before_bytes"] == 0

@@ -55,10 +55,18 @@ def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    console = Console(stderr=True)
     # Steps may take minutes: the speed is that of the last hour.
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600) as progress:
+    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda last: progress.update(task, advance=1, description=last)
+
+        def advance(last: str) -> None:
+            progress.update(task, advance=1, description=last)
+            if not console.is_terminal and last != what:
+                # A log gets a line for each step that has something to say.
+                tell(f"{progress.tasks[task].completed:.0f} of {total}: {last}")
+
+        yield advance
 
 
 def guarded(action: Callable[[], Any]) -> None:

@@ -48,16 +48,26 @@ def report(
     if as_json:
         print_json(summary.summarize(sweeps[0].all()))
     else:
-        print(path.read_text())
+        print(summary.markdown(sweeps[0].all()))
     tell(f"report: {path}")
 
 
 def write_report(results: "Results", target_seconds: float | None) -> Path:
-    """report.md, and report.html with plots/ where the libraries for them are; returns the last one made."""
+    """report.md, and report.html with plots/ where the libraries for them are; returns the better one."""
     from hbf_fuse.report import page
     from hbf_fuse.sweep.results import write_whole
 
     documents = results.all()
     path = results.folder / "report.md"
     write_whole(path, page.markdown(documents, target_seconds))
+    try:
+        from hbf_fuse.report import html
+    except ImportError as error:
+        tell(f"no report.html and plots: {error.name} is missing; `pip install 'hbf-fuse[report]'` brings it")
+        return path
+    text, drawn = html.render(documents, target_seconds)
+    for plot in drawn:
+        write_whole(results.folder / "plots" / f"{plot.name}.svg", plot.svg + "\n")
+    path = results.folder / "report.html"
+    write_whole(path, text)
     return path

@@ -117,7 +117,7 @@ def sweep(
     if as_json:
         print_json(rows)
     else:
-        print(summary.markdown(rows))
+        print(summary.markdown(documents))
     tell(f"report: {report}")
     if failed:
         raise HbfError(

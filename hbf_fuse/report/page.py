@@ -1,45 +1,122 @@
-"""report.md: the summary table with what it was measured on and what to be careful with."""
+"""A sweep as a page: tables, findings, environment. The same parts make report.md and report.html."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from hbf_fuse.report import summary
+from hbf_fuse.report import findings, summary
+from hbf_fuse.report.summary import COLUMNS, Series
 from hbf_fuse.units import format_size
+
+LEGEND = (
+    "Times are seconds, medians over the repeats; stage_eff and model_mbps are decimal MB/s; pp and tg are "
+    "llama-bench's tokens/s. `valid` counts the repeats whose stage rate agrees with the tier model."
+)
+_TITLES = {
+    "mmap": "Weights mapped from the tier",
+    "stage": "Weights copied through the tier, then mapped from the copy",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """What there is to say of a series."""
+
+    title: str
+    series: Series
+    rows: list[dict[str, Any]]
+    checks: list[str]
+    meaning: list[str]
+
+
+def sections(documents: list[dict[str, Any]], target_seconds: float | None = None) -> list[Section]:
+    """One per series."""
+    return [
+        Section(
+            title=f"{_TITLES[series.mode]} ({series.title})",
+            series=series,
+            rows=[point.row() for point in series.points],
+            checks=findings.checks(series),
+            meaning=findings.meaning(series, target_seconds),
+        )
+        for series in summary.series_of(documents)
+    ]
 
 
 def markdown(documents: list[dict[str, Any]], target_seconds: float | None = None) -> str:
-    """The whole page."""
-    rows = summary.summarize(documents)
-    return (
-        "\n".join(["# Sweep", "", summary.markdown(rows), *_remarks(documents), "", *_environment(documents)])
-        + "\n"
-    )
+    """report.md."""
+    parts = ["# Sweep", "", LEGEND, ""]
+    for section in sections(documents, target_seconds):
+        parts += [f"## {section.title}", "", summary.table(COLUMNS, section.rows)]
+        parts += ["### What it means", "", *_list(section.meaning), ""]
+        parts += ["### Whether to believe it", "", *_list(section.checks), ""]
+    parts += ["## Notable runs", "", *_list(remarks(documents) or ["None."]), ""]
+    parts += ["## Measured on", "", *_list(environment(documents)), ""]
+    return "\n".join(parts)
 
 
-def _remarks(documents: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "pp and tg are llama-bench's tokens/s; times are seconds; stage_eff and model_mbps are decimal MB/s.",
-        "`valid` counts the repeats whose stage rate agrees with the tier model.",
-        "",
-    ]
-    for document in documents:
-        reason = document.get("error") or document.get("metrics", {}).get("why")
-        if reason:
-            lines.append(f"- {document['cell']['name']}: {reason}")
-    return lines
+def remarks(documents: list[dict[str, Any]]) -> list[str]:
+    """Runs that failed, or that are not valid, and why."""
+    told = ((document, _remark(document)) for document in documents)
+    return [f"{document['cell']['name']}: {remark}" for document, remark in told if remark]
 
 
-def _environment(documents: list[dict[str, Any]]) -> list[str]:
+def environment(documents: list[dict[str, Any]]) -> list[str]:
+    """What it was measured on, and what was not as it should be."""
     finished = [document for document in documents if "environment" in document]
     if not finished:
         return ["No cell was finished."]
     document = finished[0]
     machine, cell = document["environment"], document["cell"]
-    return [
-        "## Measured on",
-        "",
-        f"- {machine['cpu']}, {machine['cores']} cores, {format_size(machine['memory_bytes'])}, "
-        f"Linux {machine['kernel']}, Python {machine['python']}, hbf-fuse {machine['hbf_fuse']}",
-        f"- llama-bench {document['llama_bench']['version']}, "
-        f"-p {cell['bench']['n_prompt']} -n {cell['bench']['n_gen']}",
-        f"- a model of {format_size(cell['model']['size'])}, engine {cell['engine']}, mode {cell['mode']}",
+    times = sorted(each["environment"]["before"]["time"] for each in finished)
+    lines = [
+        f"{machine['cpu']}{' (virtual)' if machine['virtual'] else ''}, {machine['cores']} cores, "
+        f"{format_size(machine['memory_bytes'])}, Linux {machine['kernel']}, Python {machine['python']}",
+        f"hbf-fuse {machine['hbf_fuse']}{_commit(document)}, engine {cell['engine']}",
+        f"llama-bench {document['llama_bench']['version']}: `{' '.join(document['command'])}`",
+        f"{cell['model']['name']}, {format_size(cell['model']['size'])}, "
+        f"SHA-256 {cell['model']['sha256'][:16]}...",
+        f"from {times[0]} to {times[-1]}",
     ]
+    concerns = dict.fromkeys(
+        concern for each in finished for concern in each.get("conditions", {}).get("concerns", [])
+    )
+    return [*lines, *(f"Not controlled: {concern}" for concern in concerns), *_drift(finished)]
+
+
+def _remark(document: dict[str, Any]) -> str:
+    metrics = document.get("metrics")
+    if metrics is None:
+        return f"failed: {document['error']}"
+    return "" if metrics["valid"] else f"not valid: {metrics['why']}"
+
+
+def _commit(document: dict[str, Any]) -> str:
+    git = document.get("conditions", {}).get("git")
+    if not git:
+        return ""
+    return f" at {git['commit'][:12]}{', changed' if git['changed'] else ''}"
+
+
+def _drift(documents: list[dict[str, Any]]) -> list[str]:
+    """What the machine did meanwhile: heat, and time that the host took."""
+    lines = []
+    throttled = [
+        document["cell"]["name"]
+        for document in documents
+        if document["environment"]["before"]["throttle_count"]
+        != document["environment"]["after"]["throttle_count"]
+    ]
+    if throttled:
+        lines.append(f"Cores were slowed down for heat during {', '.join(throttled)}")
+    stolen = sum(
+        document["environment"]["after"]["stolen_seconds"]
+        - document["environment"]["before"]["stolen_seconds"]
+        for document in documents
+    )
+    if stolen >= 1:
+        lines.append(f"The host took {stolen:.1f} CPU seconds for others during the cells")
+    return lines
+
+
+def _list(lines: list[str]) -> list[str]:
+    return [f"- {line}" for line in lines]

@@ -1,8 +1,12 @@
-"""The summary table: the reference experiment's columns by name, then ours."""
+"""Runs, sorted into series and points; and the summary table: the reference's columns by name, then ours."""
 
-import statistics
 from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from hbf_fuse.report.statistics import Spread
+from hbf_fuse.tier import TierSpec, expect
 
 COLUMNS = (
     "tier_mbps",
@@ -20,45 +24,139 @@ COLUMNS = (
     "tier_error_pct_median",
     "valid",
 )
+_SERIES = ("mode", "n_prompt", "n_gen", "threads")
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """A tier as one series measured it. spec: the tier; documents: one per repeat, failed ones too."""
+
+    spec: TierSpec
+    mode: str
+    documents: tuple[dict[str, Any], ...]
+
+    @property
+    def label(self) -> str:
+        """Bandwidth and latency as "500/1"."""
+        link = "max" if self.spec.bandwidth_mbps is None else f"{self.spec.bandwidth_mbps:g}"
+        return f"{link}/{self.spec.latency_ms:g}"
+
+    @cached_property
+    def runs(self) -> list[dict[str, Any]]:
+        """The metrics of the repeats that were finished."""
+        return [document["metrics"] for document in self.documents if "metrics" in document]
+
+    @property
+    def repeats(self) -> list[int]:
+        """The numbers of those repeats."""
+        return [document["cell"]["repeat"] for document in self.documents if "metrics" in document]
+
+    @property
+    def valid_count(self) -> int:
+        """How many repeats agree with the tier model."""
+        return sum(run["valid"] for run in self.runs)
+
+    @property
+    def valid(self) -> bool:
+        """Whether most repeats do, so that the median is one that does."""
+        return self.valid_count * 2 > len(self.documents)
+
+    @property
+    def ideal_mbps(self) -> float | None:
+        """What the tier's bandwidth and latency come to in this mode; see expect.staging_mbps."""
+        return expect.staging_mbps(self.spec, chunked=self.mode == "stage")
+
+    def spread(self, metric: str) -> Spread | None:
+        """A metric over the repeats; None if none has it."""
+        return Spread.of([run[metric] for run in self.runs if run.get(metric) is not None])
+
+    def median(self, metric: str) -> float | None:
+        """The median of a metric over the repeats."""
+        spread = self.spread(metric)
+        return spread.median if spread else None
+
+    def row(self) -> dict[str, Any]:
+        """The point under the names of COLUMNS."""
+        stage = self.spread("stage_seconds")
+        return {
+            "tier_mbps": self.spec.bandwidth_mbps or float("inf"),
+            "tier_lat_ms": self.spec.latency_ms,
+            "repeats": len(self.documents),
+            "stage_seconds_median": stage and stage.median,
+            "stage_eff_median": self.median("stage_effective_mbps"),
+            "pp_median": self.median("pp"),
+            "tg_median": self.median("tg"),
+            "stage_seconds_min": stage and stage.least,
+            "stage_seconds_max": stage and stage.most,
+            "bench_wall_median": self.median("bench_wall_seconds"),
+            "total_first_run_median": self.median("total_first_run_seconds"),
+            "model_mbps_median": self.median("model_mbps"),
+            "tier_error_pct_median": self.median("tier_error_pct"),
+            "valid": f"{self.valid_count}/{len(self.documents)}",
+            "stage_seconds_interval": stage and [stage.low, stage.high],
+        }
+
+
+@dataclass(frozen=True)
+class Series:
+    """All tiers measured in one mode with one set of llama-bench's axes."""
+
+    mode: str
+    n_prompt: int
+    n_gen: int
+    threads: int
+    points: tuple[Point, ...]
+
+    @property
+    def title(self) -> str:
+        """As headings have it."""
+        threads = f" -t {self.threads}" if self.threads else ""
+        return f"{self.mode}, -p {self.n_prompt} -n {self.n_gen}{threads}"
+
+
+def series_of(documents: list[dict[str, Any]]) -> list[Series]:
+    """The runs of a sweep, sorted: series by mode and axes, points by tier, repeats by number."""
+    sorted_in: dict[tuple[Any, ...], dict[tuple[float, float], list[dict[str, Any]]]] = defaultdict(dict)
+    for document in sorted(documents, key=lambda each: int(each["cell"]["repeat"])):
+        cell = document["cell"]
+        series = (cell["mode"], *(cell["bench"][axis] for axis in _SERIES[1:]))
+        tier = cell["tier_mbps"] or float("inf"), cell["tier_lat_ms"]
+        sorted_in[series].setdefault(tier, []).append(document)
+    return [
+        Series(mode, n_prompt, n_gen, threads, _points(mode, tiers))
+        for (mode, n_prompt, n_gen, threads), tiers in sorted(sorted_in.items(), key=lambda item: item[0])
+    ]
+
+
+def _points(mode: str, tiers: dict[tuple[float, float], list[dict[str, Any]]]) -> tuple[Point, ...]:
+    return tuple(
+        Point(TierSpec.from_dict(tiers[tier][0]["cell"]["tier"]), mode, tuple(tiers[tier]))
+        for tier in sorted(tiers)
+    )
 
 
 def summarize(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per tier point, ordered by tier; failed runs are left out of the figures, not of `valid`.
-
-    valid counts the repeats that agree with the tier model, as in "3/3".
-    """
-    points: dict[tuple[float, float], list[dict[str, Any]]] = defaultdict(list)
-    for document in documents:
-        cell = document["cell"]
-        points[cell["tier_mbps"] or float("inf"), cell["tier_lat_ms"]].append(document)
-    return [_row(mbps, lat, points[mbps, lat]) for mbps, lat in sorted(points)]
+    """One row per point of every series; failed runs count in `valid`, as in "2/3", and in no figure."""
+    return [
+        {**point.row(), **{axis: getattr(series, axis) for axis in _SERIES}}
+        for series in series_of(documents)
+        for point in series.points
+    ]
 
 
-def _row(mbps: float, lat_ms: float, documents: list[dict[str, Any]]) -> dict[str, Any]:
-    runs = [document["metrics"] for document in documents if "metrics" in document]
-    stage = [run["stage_seconds"] for run in runs]
-    return {
-        "tier_mbps": mbps,
-        "tier_lat_ms": lat_ms,
-        "repeats": len(documents),
-        "stage_seconds_median": _median(runs, "stage_seconds"),
-        "stage_eff_median": _median(runs, "stage_effective_mbps"),
-        "pp_median": _median(runs, "pp"),
-        "tg_median": _median(runs, "tg"),
-        "stage_seconds_min": min(stage, default=None),
-        "stage_seconds_max": max(stage, default=None),
-        "bench_wall_median": _median(runs, "bench_wall_seconds"),
-        "total_first_run_median": _median(runs, "total_first_run_seconds"),
-        "model_mbps_median": _median(runs, "model_mbps"),
-        "tier_error_pct_median": _median(runs, "tier_error_pct"),
-        "valid": f"{sum(run['valid'] for run in runs)}/{len(documents)}",
-    }
+def markdown(documents: list[dict[str, Any]]) -> str:
+    """A Markdown table per series."""
+    tables = [
+        f"### {series.title}\n\n{table(COLUMNS, [point.row() for point in series.points])}"
+        for series in series_of(documents)
+    ]
+    return "\n".join(tables)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " ---: |" * len(COLUMNS)]
-    lines += ["| " + " | ".join(cell_text(row[column]) for column in COLUMNS) + " |" for row in rows]
+def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    """Rows as a Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " ---: |" * len(columns)]
+    lines += ["| " + " | ".join(cell_text(row[column]) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -69,8 +167,3 @@ def cell_text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
     return str(value)
-
-
-def _median(runs: list[dict[str, Any]], key: str) -> float | None:
-    values = [run[key] for run in runs if run[key] is not None]
-    return statistics.median(values) if values else None

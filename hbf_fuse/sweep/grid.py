@@ -12,8 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from hbf_fuse.errors import HbfError
 from hbf_fuse.sweep.cell import Cell, Mode, Model
 from hbf_fuse.sweep.llama import BenchOptions
-from hbf_fuse.sweep.place import CHUNK_BYTES
-from hbf_fuse.tier import TierSpec, profiles
+from hbf_fuse.tier import TierSpec, expect, profiles
 
 MAX_CELLS = 100_000
 _AXES = ("mode", "mbps", "lat", "n_prompt", "n_gen", "threads")
@@ -139,7 +138,7 @@ def staging_seconds(cells: list[Cell]) -> float:
 
 
 def _staging_seconds(cell: Cell) -> float:
-    rate = cell.spec.chunked_mbps(CHUNK_BYTES) if cell.mode == "stage" else cell.spec.bandwidth_mbps
+    rate = expect.staging_mbps(cell.spec, chunked=cell.mode == "stage")
     return cell.model.size / (rate * 1e6) if rate else 0.0
 
 

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.sweep import child
-
-CHUNK_BYTES = 4 << 20
-"""What mode `stage` has in flight: the reference experiment's chunk."""
+from hbf_fuse.tier.expect import CHUNK_BYTES
 
 PIECE_BYTES = 1 << 20
 """The largest read that FUSE passes on whole with the kernel's default of 256 pages."""

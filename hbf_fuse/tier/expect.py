@@ -5,6 +5,9 @@ import heapq
 from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.spec import TierSpec
 
+CHUNK_BYTES = 4 << 20
+"""What a staging copy has in flight: the reference experiment's chunk."""
+
 READS = 4000
 """Enough for the mean of any jitter with a mean to settle within a percent or so."""
 
@@ -26,3 +29,12 @@ def closed_loop(spec: TierSpec, nbytes: int, depth: int, reads: int = READS) -> 
         last = max(last, deadline)
         heapq.heappush(ready, (deadline, reader))
     return reads * nbytes * 1e3 / last if last else None
+
+
+def staging_mbps(spec: TierSpec, chunked: bool) -> float | None:
+    """Decimal MB/s that staging a large model comes to by bandwidth and latency alone.
+
+    chunked: one chunk of CHUNK_BYTES in flight; else so much is in flight that latency hides behind it.
+    Without jitter and flash detail. None where nothing bounds it.
+    """
+    return spec.chunked_mbps(CHUNK_BYTES) if chunked else spec.bandwidth_mbps

@@ -1,0 +1,297 @@
+"""What a sweep shows, in sentences written from its data: checks first, then what it means.
+
+A sentence says how many points it holds for, and names those that it does not hold for.
+"""
+
+import statistics
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from hbf_fuse.fs.verdict import tolerance_pct
+from hbf_fuse.report.statistics import Spread
+from hbf_fuse.report.summary import Point, Series
+from hbf_fuse.tier.expect import CHUNK_BYTES
+
+OTHERS_SHARE = 0.05
+"""Of a cell's time: more than this used by other processes is worth naming."""
+
+CHANCE_FACTOR = 3.0
+CHANCE_PCT = 2.0
+"""pp and tg of tiers may lie this much further apart than repeats do, or this far, and be called equal."""
+
+_WATCHED = {
+    "stage_seconds": "stage time",
+    "bench_wall_seconds": "wall time",
+    "pp": "pp",
+    "tg": "tg",
+}
+
+
+def checks(series: Series) -> list[str]:
+    """Whether the figures can be believed."""
+    points = [point for point in series.points if point.runs]
+    if not points:
+        return ["No cell was finished."]
+    found = [_against_model(points), _against_ideal(series, points), _ordered(points)]
+    found += [_repeats(points), *_outliers(points), _cold(points), _overhead(points), *_disturbed(points)]
+    return [sentence for sentence in found if sentence]
+
+
+def meaning(series: Series, target_seconds: float | None = None) -> list[str]:
+    """What dominates the first run, where the knee is, and what a target needs."""
+    points = [point for point in series.points if point.runs]
+    if not points:
+        return []
+    found = [*_dominant(points), _knee(points), *_speed_once_loaded(points)]
+    if target_seconds is not None:
+        found += _break_even(series, points, target_seconds)
+    return [sentence for sentence in found if sentence]
+
+
+def rest_seconds(point: Point) -> float:
+    """What the first run takes beside staging, median over the repeats."""
+    rests = [float(run["total_first_run_seconds"] - run["stage_seconds"]) for run in point.runs]
+    return statistics.median(rests)
+
+
+# Checks
+
+
+def _against_model(points: list[Point]) -> str:
+    judged = [point for point in points if point.median("tier_error_pct") is not None]
+    if not judged:
+        return ""
+    good = [point for point in judged if point.valid]
+    worst = max((abs(point.median("tier_error_pct") or 0.0) for point in good), default=0.0)
+    text = f"Stage time follows the tier model within {worst:.2g}% in {len(good)} of {len(judged)} points."
+    for point in judged:
+        if point not in good:
+            reasons = sorted({run["why"] for run in point.runs if not run["valid"]})
+            failed = [document["error"] for document in point.documents if "error" in document]
+            text += f" {point.label} is not valid: {'; '.join([*reasons, *failed])}."
+    return text
+
+
+def _against_ideal(series: Series, points: list[Point]) -> str:
+    """The measured stage time against what bandwidth and latency come to on the back of an envelope."""
+    formula = f"{CHUNK_BYTES >> 20} MiB chunks at bandwidth and latency"
+    if series.mode == "mmap":
+        formula = "size / bandwidth"
+    errors = {
+        point: (rate / point.ideal_mbps - 1) * 100
+        for point in points
+        if point.ideal_mbps and (rate := point.median("stage_effective_mbps"))
+    }
+    if not errors:
+        return ""
+    near = {point: error for point, error in errors.items() if abs(error) <= tolerance_pct(point.spec)}
+    worst = max((abs(error) for error in near.values()), default=0.0)
+    text = f"Stage time follows {formula} within {worst:.2g}% in {len(near)} of {len(errors)} points."
+    bound = [
+        f"{point.label} ({error:+.1f}%)"
+        for point, error in errors.items()
+        if point not in near and point.valid and error < 0
+    ]
+    if bound:
+        text += f" Bound by what was in flight, as the model says: {', '.join(bound)}."
+    return text
+
+
+def _ordered(points: list[Point]) -> str:
+    """More bandwidth must not stage slower, more latency not faster."""
+    wrong = []
+    for key, other in ((_latency, _bandwidth), (_bandwidth, _negative_latency)):
+        for value in dict.fromkeys(key(point) for point in points):
+            line = sorted((point for point in points if key(point) == value), key=other)
+            wrong += [
+                f"{slow.label} and {fast.label}" for slow, fast in pairwise(line) if _slower(fast, slow)
+            ]
+    if wrong:
+        return f"Not in the order of the tiers, beyond tolerance: {'; '.join(wrong)}."
+    rates = [(point.median("model_mbps"), point.median("stage_effective_mbps")) for point in points]
+    model, achieved = np.array([pair for pair in rates if None not in pair], dtype=float).reshape(-1, 2).T
+    text = "Stage time falls with bandwidth and rises with latency, everywhere."
+    if len(model) > 2 and model.std() > 0:
+        text += f" Achieved and model rate correlate with r = {np.corrcoef(model, achieved)[0, 1]:.5f}."
+    return text
+
+
+def _slower(fast: Point, slow: Point) -> bool:
+    """Whether the tier that cannot be slower took longer, by more than tolerance."""
+    quick, long = fast.median("stage_seconds"), slow.median("stage_seconds")
+    if quick is None or long is None:
+        return False
+    return quick > long * (1 + max(tolerance_pct(fast.spec), tolerance_pct(slow.spec)) / 100)
+
+
+def _repeats(points: list[Point]) -> str:
+    widths = [spread.width_pct for point in points if (spread := _stage(point)) and len(spread.values) > 1]
+    if not widths:
+        return "One repeat a point: nothing is known about the spread."
+    copied = [point.label for point in points if _all_alike(point)]
+    text = (
+        "Each repeat is a mount and a process of its own; stage times of a point lie "
+        f"{statistics.median(widths):.2g}% apart in the median, {max(widths):.2g}% at most."
+    )
+    return text + (f" Repeats of {', '.join(copied)} are alike in every figure." if copied else "")
+
+
+def _all_alike(point: Point) -> bool:
+    figures = {(run["stage_seconds"], run["bench_wall_seconds"], run["pp"], run["tg"]) for run in point.runs}
+    return len(point.runs) > 1 and len(figures) == 1
+
+
+def _outliers(points: list[Point]) -> Iterator[str]:
+    named = [
+        f"{point.label} repeat {point.repeats[place]}: {name} {spread.values[place]:.3g} "
+        f"against {spread.median:.3g}"
+        for point in points
+        for metric, name in _WATCHED.items()
+        if (spread := point.spread(metric))
+        for place in spread.outliers()
+    ]
+    if named:
+        yield f"Outliers: {'; '.join(named)}."
+
+
+def _cold(points: list[Point]) -> str:
+    known = [run.get("resident_before_bytes") for point in points for run in point.runs]
+    if None in known:
+        return "Whether the cache was cold is not known: the kernel tells the owner of the model only."
+    warm = sum(bool(resident) for resident in known)
+    return f"No byte of the model was resident before {len(known) - warm} of {len(known)} runs."
+
+
+def _overhead(points: list[Point]) -> str:
+    spent = [run["harness_seconds"] for point in points for run in point.runs if "harness_seconds" in run]
+    return f"Mounting, checking and unmounting took {statistics.median(spent):.2f} s a cell." if spent else ""
+
+
+def _disturbed(points: list[Point]) -> Iterator[str]:
+    named = [
+        f"{point.label} repeat {point.repeats[place]} ({run['other_cpu_seconds']:.1f} s)"
+        for point in points
+        for place, run in enumerate(point.runs)
+        if run.get("other_cpu_seconds", 0) > OTHERS_SHARE * run["total_first_run_seconds"]
+    ]
+    if named:
+        yield f"Other processes used the CPU during {', '.join(named)}."
+
+
+# Meaning
+
+
+def _dominant(points: list[Point]) -> Iterator[str]:
+    """The share of each part of the first run, at the slowest tier and the fastest."""
+    slowest = max(points, key=lambda point: point.median("stage_seconds") or 0)
+    fastest = min(points, key=lambda point: point.median("stage_seconds") or 0)
+    for point in dict.fromkeys((slowest, fastest)):
+        parts = parts_of(point)
+        total = sum(parts.values())
+        if not total:
+            continue
+        first = max(parts, key=lambda name: parts[name])
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in parts.items())
+        yield f"At {point.label} the first run takes {total:.3g} s, most of it {first} ({shares})."
+
+
+def parts_of(point: Point) -> dict[str, float]:
+    """The first run in parts, medians in seconds. Through mmap staging is a part of loading: it is taken off.
+
+    load also holds starting and ending llama-bench.
+    """
+    if not point.runs:
+        return {}
+    staged_inside = point.mode == "mmap"
+
+    def load(run: dict[str, Any]) -> float:
+        seconds = run["load_seconds"] - (run["stage_seconds"] if staged_inside else 0.0)
+        return max(0.0, float(seconds))
+
+    return {
+        "staging": statistics.median(run["stage_seconds"] for run in point.runs),
+        "load": statistics.median(load(run) for run in point.runs),
+        "prefill": statistics.median(run["prefill_seconds"] for run in point.runs),
+        "decode": statistics.median(run["decode_seconds"] for run in point.runs),
+    }
+
+
+def _knee(points: list[Point]) -> str:
+    """Where staging takes as long as all the rest."""
+    rest, size = _rest(points), _size(points)
+    if rest <= 0:
+        return ""
+    knee = size / rest / 1e6
+    return (
+        f"The rest of the first run takes {rest:.3g} s whatever the tier, so the knee is at "
+        f"{_short(knee)} MB/s: there staging takes as long as the rest. From {_short(4 * knee)} MB/s on, "
+        "twice the bandwidth saves less than 10% of the first run."
+    )
+
+
+def _break_even(series: Series, points: list[Point], target_seconds: float) -> Iterator[str]:
+    rest, size = _rest(points), _size(points)
+    chunks = -(-size // CHUNK_BYTES) if series.mode == "stage" else 0
+    for latency in dict.fromkeys(_latency(point) for point in points) if chunks else [None]:
+        waiting = chunks * (latency or 0.0) / 1e3
+        left = target_seconds - rest - waiting
+        at = "" if latency is None else f" at {latency:g} ms"
+        if left > 0:
+            yield f"A first run of {target_seconds:g} s needs {_short(size / left / 1e6)} MB/s{at}."
+        else:
+            waits = f" and {waiting:.3g} s of latency" if waiting else ""
+            yield (
+                f"No bandwidth brings the first run down to {target_seconds:g} s{at}: the rest takes "
+                f"{rest:.3g} s{waits}."
+            )
+
+
+def _speed_once_loaded(points: list[Point]) -> Iterator[str]:
+    """Whether pp and tg depend on the tier more than on chance."""
+    for metric in ("pp", "tg"):
+        spreads = [spread for point in points if (spread := point.spread(metric))]
+        medians = Spread.of([spread.median for spread in spreads])
+        if medians is None:
+            continue
+        within = statistics.median(spread.width_pct for spread in spreads)
+        chance = medians.width_pct <= max(CHANCE_FACTOR * within, CHANCE_PCT)
+        yield (
+            f"Once loaded, {metric} {'does not depend' if chance else 'depends'} on the tier beyond chance: "
+            f"{medians.median:.4g} tokens/s, medians {medians.width_pct:.2g}% apart between tiers, repeats "
+            f"{within:.2g}% apart within one."
+        )
+
+
+# Of points
+
+
+def _short(figure: float) -> str:
+    """Three digits, never as a power of ten."""
+    return f"{float(f'{figure:.3g}'):,.15g}"
+
+
+def _rest(points: list[Point]) -> float:
+    return statistics.median(rest_seconds(point) for point in points)
+
+
+def _size(points: list[Point]) -> int:
+    return int(points[0].documents[0]["cell"]["model"]["size"])
+
+
+def _stage(point: Point) -> Spread | None:
+    return point.spread("stage_seconds")
+
+
+def _bandwidth(point: Point) -> float:
+    return point.spec.bandwidth_mbps or float("inf")
+
+
+def _latency(point: Point) -> float:
+    return point.spec.latency_ms
+
+
+def _negative_latency(point: Point) -> float:
+    return -point.spec.latency_ms

@@ -1,0 +1,42 @@
+"""report.html: one file that asks nobody for anything."""
+
+import re
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+
+from hbf_fuse.report import page, plots
+from hbf_fuse.report.summary import COLUMNS, cell_text
+
+
+def render(
+    documents: list[dict[str, Any]], target_seconds: float | None = None
+) -> tuple[str, list[plots.Plot]]:
+    """The page, and the plots that stand in it."""
+    sections = page.sections(documents, target_seconds)
+    drawn = [plots.of_series(section.series) for section in sections]
+    environment = Environment(
+        loader=PackageLoader("hbf_fuse.report"),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=cell_text, prose=_prose)
+    text = environment.get_template("report.html").render(
+        columns=COLUMNS,
+        legend=page.LEGEND,
+        parts=[
+            (section, [(plot.title, Markup(plot.svg)) for plot in plots])  # noqa: S704 - drawn by us
+            for section, plots in zip(sections, drawn, strict=True)
+        ],
+        remarks=page.remarks(documents),
+        environment=page.environment(documents),
+    )
+    return text, [plot for group in drawn for plot in group]
+
+
+def _prose(text: str) -> Markup:
+    """A sentence with its `commands` set as such."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped before

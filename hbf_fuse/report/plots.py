@@ -1,0 +1,239 @@
+"""The plots of a sweep, as SVG that takes its text colour from the page around it.
+
+Each is drawn about as wide as a telephone's screen, so that its text can be read there.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from hbf_fuse.fs.verdict import tolerance_pct
+from hbf_fuse.report.findings import parts_of
+from hbf_fuse.report.statistics import Spread
+from hbf_fuse.report.summary import Point, Series
+
+WIDTH_INCHES = 5.0
+HEIGHT_INCHES = 3.4
+_INK = "#010203"
+"""Replaced by currentColor: matplotlib knows colours only."""
+
+_COLOURS = ("#3b82c4", "#d9822b", "#2f9e6e", "#b5599c", "#8a7a2f", "#6f6fc9")
+"""Readable on white and on black."""
+
+_FONT = "DejaVu Sans"
+"""What matplotlib measures text with; the drawing asks for any font without serifs."""
+
+_GOOD, _BAD, _TEXT_ON_THEM = "#b7dfc5", "#f2b8ae", "#111111"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hbf",
+    "font.family": "sans-serif",
+    "font.sans-serif": [_FONT],
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """name: fit for a file; title: for people; svg: the drawing."""
+
+    name: str
+    title: str
+    svg: str
+
+
+def of_series(series: Series) -> list[Plot]:
+    """All plots of a series that its points allow."""
+    points = [point for point in series.points if point.runs]
+    if not points:
+        return []
+    threads = f"-t{series.threads}" if series.threads else ""
+    suffix = f"{series.mode}-p{series.n_prompt}-n{series.n_gen}{threads}"
+    drawings = [
+        ("stage-time", "Stage time against bandwidth", _stage_time),
+        ("requested-achieved", "Requested against achieved", _requested_achieved),
+        ("first-run", "The first run in parts", _first_run),
+        ("pp-tg", "Speed once loaded", _speeds),
+        ("error", "Error against the tier model, %", _errors),
+    ]
+    linked = [point for point in points if point.spec.bandwidth_mbps]
+    plots = []
+    with mpl.rc_context(_STYLE):
+        for name, title, draw in drawings:
+            shown = points if draw in (_first_run, _speeds) else linked
+            if shown:
+                plots.append(Plot(f"{name}-{suffix}", title, _svg(draw(shown), title)))
+    return plots
+
+
+def _stage_time(points: list[Point]) -> Figure:
+    figure, axes = _figure()
+    for colour, (latency, line) in zip(_cycle(), _by_latency(points), strict=False):
+        ideal = [(_mbps(p), _size(p) / p.ideal_mbps / 1e6) for p in line if p.ideal_mbps]
+        axes.plot(*zip(*ideal, strict=True), color=colour, linewidth=1, linestyle="--")
+        spreads = [point.spread("stage_seconds") for point in line]
+        _with_range(axes, [_mbps(point) for point in line], spreads, colour, f"{latency:g} ms")
+    _log_axis(axes, points)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.set_xlabel("bandwidth asked for, MB/s")
+    axes.set_ylabel("stage time, s")
+    axes.legend(title="latency (dashed: the model)", ncols=3, fontsize=8)
+    return figure
+
+
+def _requested_achieved(points: list[Point]) -> Figure:
+    figure, axes = _figure()
+    ends = [min(p.ideal_mbps or 0 for p in points) * 0.8, max(p.ideal_mbps or 0 for p in points) * 1.25]
+    axes.plot(ends, ends, color=_INK, linewidth=0.7, linestyle="--")
+    for colour, (latency, line) in zip(_cycle(), _by_latency(points), strict=False):
+        spreads = [point.spread("stage_effective_mbps") for point in line]
+        _with_range(axes, [p.ideal_mbps or 0 for p in line], spreads, colour, f"{latency:g} ms", joined=False)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator(sorted({_mbps(point) for point in points})))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(ScalarFormatter())
+    axes.set_xlabel("what the tier comes to, MB/s")
+    axes.set_ylabel("achieved, MB/s")
+    axes.legend(title="latency", fontsize=8)
+    return figure
+
+
+def _first_run(points: list[Point]) -> Figure:
+    figure, axes = _figure(height=max(HEIGHT_INCHES, 0.9 + 0.24 * len(points)))
+    left = [0.0] * len(points)
+    labels = [point.label for point in points]
+    parts = [parts_of(point) for point in points]
+    for colour, name in zip(_cycle(), parts[0], strict=False):
+        widths = [each[name] for each in parts]
+        axes.barh(labels, widths, left=left, color=colour, label=name, height=0.7)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("MB/s / ms")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8)
+    return figure
+
+
+def _speeds(points: list[Point]) -> Figure:
+    figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    places = list(range(len(points)))
+    for axes, metric, colour in ((upper, "pp", _COLOURS[0]), (lower, "tg", _COLOURS[1])):
+        _with_range(axes, places, [point.spread(metric) for point in points], colour, metric, joined=False)
+        axes.set_ylabel(f"{metric}, tokens/s")
+        axes.set_ylim(bottom=0)
+    lower.set_xticks(places, [point.label for point in points], rotation=60)
+    lower.set_xlabel("MB/s / ms")
+    return figure
+
+
+def _errors(points: list[Point]) -> Figure:
+    columns = sorted({_mbps(point) for point in points})
+    rows = sorted({point.spec.latency_ms for point in points})
+    figure, axes = _figure(height=1.1 + 0.42 * len(rows))
+    for point in points:
+        error = point.median("tier_error_pct")
+        if error is None:
+            continue
+        column, row = columns.index(_mbps(point)), rows.index(point.spec.latency_ms)
+        good = point.valid and abs(error) <= tolerance_pct(point.spec)
+        axes.add_patch(_square(column, row, _GOOD if good else _BAD))
+        text = f"{error:+.2f}" + ("" if point.valid else "\nnot valid")
+        axes.text(column, row, text, ha="center", va="center", color=_TEXT_ON_THEM, fontsize=8)
+    axes.set_xlim(-0.5, len(columns) - 0.5)
+    axes.set_ylim(-0.5, len(rows) - 0.5)
+    axes.set_xticks(range(len(columns)), [f"{mbps:g}" for mbps in columns])
+    axes.set_yticks(range(len(rows)), [f"{latency:g}" for latency in rows])
+    axes.set_xlabel("bandwidth, MB/s")
+    axes.set_ylabel("latency, ms")
+    return figure
+
+
+def _square(column: int, row: int, colour: str) -> mpl.patches.Rectangle:
+    return mpl.patches.Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, color=colour, linewidth=0)
+
+
+def _figure(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_INCHES, height))
+    return figure, figure.subplots()
+
+
+def _with_range(
+    axes: Axes,
+    places: Sequence[float],
+    spreads: Sequence[Spread | None],
+    colour: str,
+    label: str,
+    joined: bool = True,
+) -> None:
+    """Medians, with bars from the least to the most."""
+    known = [(x, spread) for x, spread in zip(places, spreads, strict=True) if spread]
+    if not known:
+        return
+    below = [spread.median - spread.least for _, spread in known]
+    above = [spread.most - spread.median for _, spread in known]
+    axes.errorbar(
+        [x for x, _ in known],
+        [spread.median for _, spread in known],
+        yerr=[below, above],
+        color=colour,
+        label=label,
+        marker="o",
+        markersize=4,
+        capsize=2,
+        linewidth=1,
+        linestyle="" if not joined else ":",
+    )
+
+
+def _log_axis(axes: Axes, points: list[Point]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted({_mbps(point) for point in points})))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+
+
+def _by_latency(points: list[Point]) -> Iterator[tuple[float, list[Point]]]:
+    for latency in sorted({point.spec.latency_ms for point in points}):
+        yield latency, [point for point in points if point.spec.latency_ms == latency]
+
+
+def _cycle() -> Iterator[str]:
+    while True:
+        yield from _COLOURS
+
+
+def _mbps(point: Point) -> float:
+    return point.spec.bandwidth_mbps or 0.0
+
+
+def _size(point: Point) -> int:
+    return int(point.documents[0]["cell"]["model"]["size"])
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The drawing alone, to stand in a page or a file; the title is for those who cannot see it."""
+    written = io.StringIO()
+    figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Title": title})
+    drawn = written.getvalue()
+    drawn = drawn[drawn.index("<svg") :].replace(_INK, "currentColor").replace(f"'{_FONT}'", "sans-serif")
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

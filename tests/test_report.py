@@ -1,0 +1,263 @@
+"""What a sweep's figures are turned into: statistics, findings, pages."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hbf_fuse.report import compare, findings, html, page, summary
+from hbf_fuse.report.statistics import Spread
+from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier.expect import CHUNK_BYTES
+
+SIZE = 2_000_000_000
+REST = 10.0
+
+
+def run(mbps, lat=0.0, repeat=1, mode="mmap", stage=None, valid=True, why="", **metrics):
+    """A run as sweep/cell.py writes it; staging as the tier says unless told otherwise."""
+    spec = TierSpec(mbps, lat)
+    stage = stage or SIZE / mbps / 1e6
+    wall = REST + (stage if mode == "mmap" else 0)
+    known = {
+        "stage_seconds": stage,
+        "stage_effective_mbps": SIZE / stage / 1e6,
+        "model_mbps": SIZE / stage / 1e6,
+        "tier_error_pct": 0.01,
+        "valid": valid,
+        "why": why,
+        "pp": 30.0 + repeat / 100,
+        "tg": 7.0 + repeat / 100,
+        "bench_wall_seconds": wall,
+        "total_first_run_seconds": REST + stage,
+        "load_seconds": wall - 8,
+        "prefill_seconds": 3.0,
+        "decode_seconds": 5.0,
+        "resident_before_bytes": 0,
+        "harness_seconds": 0.4,
+        "other_cpu_seconds": 0.0,
+    }
+    moment = {"time": "2026-11-23T00:00:00+00:00", "throttle_count": None, "stolen_seconds": 0.0}
+    machine = {"cpu": "A CPU", "virtual": False, "cores": 2, "memory_bytes": 8 << 30, "kernel": "6.1"}
+    return {
+        "cell": {
+            "name": f"{mode}-{mbps}-{lat}-r{repeat}",
+            "mode": mode,
+            "engine": "kernel",
+            "repeat": repeat,
+            "tier_mbps": mbps,
+            "tier_lat_ms": lat,
+            "tier": spec.to_dict(),
+            "model": {"name": "model.gguf", "size": SIZE, "sha256": "0" * 64},
+            "bench": {"n_prompt": 256, "n_gen": 128, "threads": 0},
+        },
+        "metrics": {**known, **metrics},
+        "command": ["llama-bench", "-m", "MOUNT/model.gguf"],
+        "llama_bench": {"version": "1"},
+        "environment": {**machine, "python": "3.12", "hbf_fuse": "1", "before": moment, "after": moment},
+        "conditions": {"concerns": ["power: running on battery; plug in"], "git": None},
+    }
+
+
+def failed(mbps, error="it fell over"):
+    document = run(mbps)
+    return {"cell": document["cell"], "error": error}
+
+
+def grid(**fields):
+    return [
+        run(mbps, lat, repeat, stage=SIZE / mbps / 1e6 * (1 + repeat / 1e4), **fields)
+        for mbps in (250, 500, 1000)
+        for lat in (0, 1)
+        for repeat in (1, 2, 3)
+    ]
+
+
+def checks(documents):
+    (series,) = summary.series_of(documents)
+    return " ".join(findings.checks(series))
+
+
+def meaning(documents, target=None):
+    (series,) = summary.series_of(documents)
+    return " ".join(findings.meaning(series, target))
+
+
+def test_the_spread_of_a_figure_is_deterministic_and_holds_the_median():
+    spread = Spread.of([3.0, 1.0, 2.0])
+    assert (spread.median, spread.least, spread.most) == (2.0, 1.0, 3.0)
+    assert spread.least <= spread.low <= spread.median <= spread.high <= spread.most
+    assert Spread.of([3.0, 1.0, 2.0]) == spread
+    assert Spread.of([]) is None
+    single = Spread.of([4.0])
+    assert (single.low, single.high, single.width_pct) == (4.0, 4.0, 0.0)
+
+
+def test_an_interval_narrows_with_repeats():
+    few, many = Spread.of([9.0, 10.0, 11.0]), Spread.of([9.0, 10.0, 11.0] * 30)
+    assert many.high - many.low < few.high - few.low
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ([10.0, 10.01, 14.0], [2]),
+        ([10.0, 10.01, 10.2], []),  # apart, but by less than matters
+        ([8.0, 10.0, 12.0], []),
+        ([10.0, 14.0], []),  # two cannot tell which is odd
+    ],
+)
+def test_outliers_stand_apart_from_the_others_and_far_enough_to_matter(values, places):
+    assert Spread.of(values).outliers() == places
+
+
+def test_a_sound_sweep_says_so():
+    text = checks(grid())
+    assert "follows the tier model within 0.01% in 6 of 6 points" in text
+    assert "follows size / bandwidth within 0.02% in 6 of 6 points" in text
+    assert "everywhere" in text
+    assert "No byte of the model was resident before 18 of 18 runs" in text
+    assert "0.40 s a cell" in text
+    assert "Outliers" not in text and "Other processes" not in text
+
+
+def test_a_point_that_latency_binds_is_named_and_not_called_wrong():
+    bound = [run(2000, 5, repeat, stage=SIZE / 600e6) for repeat in (1, 2, 3)]
+    text = checks(grid() + bound)
+    assert "within 0.02% in 6 of 7 points" in text
+    assert "2000/5 (-70.0%)" in text
+    assert "not valid" not in text
+
+
+def test_a_copy_is_held_against_chunks_of_4_mib():
+    chunk_seconds = CHUNK_BYTES / 500e6 + 0.005
+    stage = SIZE / CHUNK_BYTES * chunk_seconds
+    assert "MiB chunks at bandwidth and latency within" in checks([run(500, 5, mode="stage", stage=stage)])
+    assert "1 of 1" in checks([run(500, 5, mode="stage", stage=stage)])
+
+
+def test_points_that_miss_the_model_are_named_with_the_reason():
+    text = checks([*grid(), run(2000, valid=False, why="CPU starved")])
+    assert "2000/0 is not valid: CPU starved." in text
+
+
+def test_more_bandwidth_that_stages_slower_is_told():
+    text = checks([run(250, stage=4.0), run(500, stage=8.0), run(1000, stage=2.0)])
+    assert "Not in the order of the tiers, beyond tolerance: 250/0 and 500/0." in text
+
+
+def test_repeats_that_are_one_number_printed_three_times_are_told():
+    same = {"pp": 1.0, "tg": 1.0}
+    assert "Repeats of 250/0 are alike" in checks([run(250, repeat=number, **same) for number in (1, 2, 3)])
+
+
+def test_an_outlier_is_named():
+    text = checks([run(250, repeat=1), run(250, repeat=2), run(250, repeat=3, pp=60.0)])
+    assert "Outliers: 250/0 repeat 3: pp 60 against 30" in text
+
+
+def test_a_warm_cache_and_busy_neighbours_are_told():
+    text = checks([run(250, resident_before_bytes=4096), run(500, other_cpu_seconds=9.0)])
+    assert "before 1 of 2 runs" in text
+    assert "Other processes used the CPU during 500/0 repeat 1 (9.0 s)" in text
+
+
+def test_the_knee_is_where_staging_takes_as_long_as_the_rest():
+    assert f"knee is at {SIZE / REST / 1e6:g} MB/s" in meaning(grid())
+
+
+@pytest.mark.parametrize("mode", ["mmap", "stage"])
+def test_the_bandwidth_for_a_target_gives_the_target(mode):
+    text = meaning([run(250, 2, mode=mode), run(500, 2, mode=mode)], target=20)
+    need = float(re.search(r"needs ([\d.,]+) MB/s", text)[1].replace(",", ""))
+    waiting = -(-SIZE // CHUNK_BYTES) * 0.002 if mode == "stage" else 0
+    assert REST + SIZE / need / 1e6 + waiting == pytest.approx(20, rel=0.01)
+
+
+def test_a_target_that_no_bandwidth_reaches_is_told():
+    assert "No bandwidth brings the first run down to 9 s" in meaning(grid(), target=9)
+
+
+def test_a_page_has_the_columns_of_the_reference_and_every_reason():
+    documents = [*grid(), *grid(mode="stage"), failed(4000), run(9, valid=False, why="too slow")]
+    text = page.markdown(documents, 30)
+    assert " | ".join(summary.COLUMNS) in text
+    assert "failed: it fell over" in text and "not valid: too slow" in text
+    assert "Not controlled: power: running on battery; plug in" in text
+    assert len(summary.summarize(documents)) == 14
+
+
+def test_nothing_finished_is_a_page_too():
+    assert "No cell was finished." in page.markdown([failed(4000)])
+    text, drawn = html.render([failed(4000)])
+    assert "it fell over" in text and not drawn
+
+
+def test_html_from_a_sweep_is_escaped():
+    text, _ = html.render([failed(4000, "<script>alert(1)</script>")])
+    assert "<script" not in text
+
+
+def test_unthrottled_tiers_have_a_place_in_tables_and_plots():
+    open_tier = run(250)
+    open_tier["cell"].update(tier_mbps=None, tier=TierSpec().to_dict())
+    open_tier["metrics"].update(model_mbps=None, tier_error_pct=None)
+    text, drawn = html.render([open_tier])
+    assert "max/0" in text and {plot.name.partition("-mmap")[0] for plot in drawn} == {"first-run", "pp-tg"}
+
+
+def test_two_sweeps_are_compared_point_by_point():
+    first = grid()
+    second = [run(500, 0, repeat, tg=14.0 + repeat / 100) for repeat in (1, 2, 3)] + [run(3000)]
+    (row,) = compare.rows(first, second)
+    assert row["tier"] == "500/0"
+    assert row["tg_change_pct"] == pytest.approx(100, abs=1) and row["tg_differs"]
+    assert not row["pp_differs"]
+    assert "(+99.7%) *" in compare.markdown([row], "a", "b")
+    assert "no point in common" in compare.markdown([], "a", "b")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("no Chromium here; `apt-get install chromium`")
+    with sync_api.sync_playwright() as tools:
+        started = tools.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_stands_alone_and_fits_the_screen(browser, tmp_path: Path, width, scheme):
+    text, drawn = html.render(grid() + grid(mode="stage"), target_seconds=30)
+    (tmp_path / "report.html").write_text(text)
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    try:
+        shown = context.new_page()
+        asked, complaints = [], []
+        shown.on("request", lambda request: asked.append(request.url))
+        shown.on("console", lambda message: complaints.append(message.text))
+        shown.goto((tmp_path / "report.html").as_uri())
+        assert len(asked) == 1 and not complaints
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        boxes = shown.evaluate(
+            "[...document.querySelectorAll('figure svg')].map(plot => {"
+            "const box = plot.getBoundingClientRect(); return [box.width, box.height, box.left, box.right]})"
+        )
+        assert len(boxes) == len(drawn) == 10
+        assert all(w > 250 and h > 80 and left >= 0 and right <= width for w, h, left, right in boxes)
+        ink, paper = shown.evaluate(
+            "[getComputedStyle(document.querySelector('figure svg text')).fill,"
+            " getComputedStyle(document.body).backgroundColor]"
+        )
+        assert abs(_brightness(ink) - _brightness(paper)) > 400
+    finally:
+        context.close()
+
+
+def _brightness(colour: str) -> int:
+    return sum(int(part) for part in re.findall(r"\d+", colour)[:3])

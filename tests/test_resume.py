@@ -1,0 +1,66 @@
+"""A sweep that is killed again and again, by a real user's means."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from hbf_fuse.mount import mountpoint
+
+KILLS = 20
+MBPS, LATS, REPEATS = (600, 1200), (0, 1), 2
+
+
+@pytest.mark.timeout(400)
+def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, llama_bench, tmp_path):
+    results = tmp_path / "results"
+    line = [sys.executable, "-m", "hbf_fuse", "sweep", "-m", str(tiny_model), "-p", "8", "-n", "2"]
+    line += ["--mode", "mmap,stage", "--mbps", ",".join(map(str, MBPS)), "--lat", ",".join(map(str, LATS))]
+    line += ["--repeats", str(REPEATS), "-o", str(results)]
+    chance = random.Random(5)
+    seen = {}
+    for _ in range(KILLS):
+        sweep = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        time.sleep(chance.uniform(0.2, 3.0))
+        sweep.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+        said = sweep.communicate(timeout=30)[1]
+        assert "Traceback" not in said, said
+        _wait_until_gone(tmp_path)
+        for run in (results / "runs").glob("[!.]*.json"):
+            text = run.read_text()
+            assert seen.setdefault(run.name, text) == text, f"{run.name} was measured twice"
+    subprocess.run(line, check=True, capture_output=True, timeout=200)
+    _wait_until_gone(tmp_path)
+    expected = 2 * len(MBPS) * len(LATS) * REPEATS
+    kept = {run.name: run.read_text() for run in (results / "runs").glob("*.json")}
+    assert len(kept) == expected
+    assert all(kept[name] == text for name, text in seen.items())
+    with (results / "cells.csv").open() as file:
+        rows = [
+            (row["mode"], row["tier_mbps"], row["tier_lat_ms"], row["repeat"]) for row in csv.DictReader(file)
+        ]
+    assert len(rows) == len(set(rows)) == expected
+    assert not (results / "tmp").exists()
+
+
+def _wait_until_gone(folder):
+    """No mount below the folder, no process of ours that still uses it."""
+    deadline = time.monotonic() + 15
+    while True:
+        mounts = [entry for entry in mountpoint.mounts() if entry.mountpoint.is_relative_to(folder)]
+        users = [process.pid for process in psutil.process_iter(["cmdline"]) if _uses(process, folder)]
+        if not mounts and not users:
+            return
+        assert time.monotonic() < deadline, f"left behind: {mounts} {users}"
+        time.sleep(0.1)
+
+
+def _uses(process, folder):
+    line = process.info["cmdline"] or []
+    return process.pid != os.getpid() and any(str(folder) in part for part in line)

@@ -1,0 +1,115 @@
+"""The findings page: a sweep over the reference experiment's points beside the reference's own figures.
+
+Run as: findings.py DOCS RESULTS. Reads DOCS/reference-v2.csv, writes DOCS/findings-v3.md and .csv.
+"""
+
+import csv
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from hbf_fuse.report import page, summary
+from hbf_fuse.report.summary import COLUMNS, Point, Series
+from hbf_fuse.sweep.results import Results
+
+TARGET_SECONDS = 60.0
+
+_BESIDE = (
+    "tier_mbps",
+    "tier_lat_ms",
+    "4 MiB chunks, MB/s",
+    "reference",
+    "error",
+    "stage",
+    "error ",
+    "valid",
+    "mmap",
+    "its model",
+    "error  ",
+    "valid ",
+)
+
+_INTRO = """# Findings v3
+
+The reference experiment copied Qwen2.5-3B Q4_K_M (1.95 GiB) through a throttled script and benchmarked the
+copy, at 12 tiers. It missed its own model, 4 MiB / (4 MiB / bandwidth + latency), by {missed:.0f}% in the
+median. Here are the same 12 points, {repeats} repeats each, with the synthetic model of the same geometry:
+staged the same way (mode `stage`: copied through the emulated tier in 4 MiB chunks, one in flight), and
+mapped straight from the tier (mode `mmap`), where readahead keeps so much in flight that latency hides.
+
+Every figure: [findings-v3.csv](findings-v3.csv), a row per repeat; [definitions.md](definitions.md) says
+what each column means. pp and tg cannot be compared with the reference's: another CPU, other weights.
+"""
+
+_HOW = """## Do it again
+
+```
+hbf model make qwen2.5-3b-q4_k_m -o model.gguf
+hbf sweep -m model.gguf --mode mmap,stage {axes} -o results/v3
+tools/findings results/v3
+```
+"""
+
+
+def main(docs: Path, results: Path) -> None:
+    """See the module."""
+    documents = Results(results).all()
+    series = {each.mode: each for each in summary.series_of(documents)}
+    with (docs / "reference-v2.csv").open() as file:
+        reference = {(float(row["tier_mbps"]), float(row["tier_lat_ms"])): row for row in csv.DictReader(file)}
+    rows = [_beside(reference[key], _at(series["stage"], key), _at(series["mmap"], key)) for key in reference]
+    repeats = max(len(point.documents) for each in series.values() for point in each.points)
+    missed = statistics.median(abs(row["error %"]) for row in rows)
+    text = [_INTRO.format(missed=missed, repeats=repeats), "## Stage rate beside the reference\n"]
+    text += [summary.table(_BESIDE, [_shown(row) for row in rows])]
+    text += ["MB/s are medians; errors in percent: of the reference and of `stage` against 4 MiB chunks, of"]
+    text += ["`mmap` against the tier model for the reads that came. `valid` counts repeats.\n"]
+    for section in page.sections(documents, TARGET_SECONDS):
+        text += [f"## {section.title}\n", summary.table(COLUMNS, section.rows)]
+        text += [*(f"- {line}" for line in section.meaning), "", "Whether to believe it:\n"]
+        text += [*(f"- {line}" for line in section.checks), ""]
+    text += ["## Notable runs\n", *(f"- {line}" for line in page.remarks(documents) or ["None."]), ""]
+    text += ["## Measured on\n", *(f"- {line}" for line in page.environment(documents)), ""]
+    first = documents[0]["cell"]["bench"]
+    axes = f"-p {first['n_prompt']} -n {first['n_gen']} --repeats {repeats}"
+    (docs / "findings-v3.md").write_text("\n".join([*text, _HOW.format(axes=axes)]))
+    (docs / "findings-v3.csv").write_text((results / "cells.csv").read_text())
+
+
+def _at(series: Series, tier: tuple[float, float]) -> Point:
+    return next(
+        point for point in series.points if (point.spec.bandwidth_mbps, point.spec.latency_ms) == tier
+    )
+
+
+def _beside(reference: dict[str, str], stage: Point, mapped: Point) -> dict[str, Any]:
+    chunked = stage.ideal_mbps or 0.0
+    measured = float(reference["stage_eff_median"])
+    staged = stage.median("stage_effective_mbps") or 0.0
+    return {
+        "tier_mbps": reference["tier_mbps"],
+        "tier_lat_ms": reference["tier_lat_ms"],
+        "chunked": chunked,
+        "reference": measured,
+        "error %": (measured / chunked - 1) * 100,
+        "stage": staged,
+        "stage error %": (staged / chunked - 1) * 100,
+        "stage valid": f"{stage.valid_count}/{len(stage.documents)}",
+        "mmap": mapped.median("stage_effective_mbps"),
+        "mmap model": mapped.median("model_mbps"),
+        "mmap error %": mapped.median("tier_error_pct"),
+        "mmap valid": f"{mapped.valid_count}/{len(mapped.documents)}",
+    }
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str]:
+    figures = [
+        f"{value:+.2f}" if "error" in name else f"{value:.1f}" if isinstance(value, float) else str(value)
+        for name, value in row.items()
+    ]
+    return dict(zip(_BESIDE, figures, strict=True))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
