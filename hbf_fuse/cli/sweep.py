@@ -88,12 +88,12 @@ def sweep(
     from hbf_fuse.sweep import grid as grids
 
     given: dict[str, Any] = {
-        "mode": mode and listed(mode),
-        "mbps": mbps and [part if part == "max" else number(part, "--mbps") for part in listed(mbps)],
-        "lat": lat and [number(part, "--lat") for part in listed(lat)],
-        "n_prompt": n_prompt and [number(part, "-p") for part in listed(n_prompt)],
-        "n_gen": n_gen and [number(part, "-n") for part in listed(n_gen)],
-        "threads": threads and [number(part, "-t") for part in listed(threads)],
+        "mode": None if mode is None else listed(mode),
+        "mbps": numbers(mbps, "--mbps", or_word="max"),
+        "lat": numbers(lat, "--lat"),
+        "n_prompt": numbers(n_prompt, "-p"),
+        "n_gen": numbers(n_gen, "-n"),
+        "threads": numbers(threads, "-t"),
         "repeats": repeats,
         "seed": seed,
         "timeout": timeout,
@@ -183,12 +183,14 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def number(text: str, option: str) -> float:
-    """A number, or wrong usage."""
+def numbers(text: str | None, option: str, or_word: str = "") -> list[float | str] | None:
+    """The numbers of a list with commas, or wrong usage; None if it was not given."""
+    if text is None:
+        return None
     try:
-        return float(text)
+        return [part if part == or_word else float(part) for part in listed(text)]
     except ValueError:
-        raise typer.BadParameter(f"{option}: {text!r} is not a number; write it like 250,500,1000") from None
+        raise typer.BadParameter(f"{option}: {text!r} is no list of numbers; write it like 8,16") from None
 
 
 def _last(document: dict[str, Any]) -> str:

@@ -140,7 +140,19 @@ def columns(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all, and outlives a crash. Makes its folder."""
+    """Write a file so that it appears whole or not at all, and outlives a crash. Makes its folder.
+
+    HbfError if it cannot be written.
+    """
+    try:
+        _write_whole(path, text)
+    except OSError as error:
+        raise HbfError(
+            f"cannot write {path}: {error.strerror}; finished cells are kept, the same command goes on"
+        ) from error
+
+
+def _write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

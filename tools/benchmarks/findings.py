@@ -57,7 +57,9 @@ def main(docs: Path, results: Path) -> None:
     documents = Results(results).all()
     series = {each.mode: each for each in summary.series_of(documents)}
     with (docs / "reference-v2.csv").open() as file:
-        reference = {(float(row["tier_mbps"]), float(row["tier_lat_ms"])): row for row in csv.DictReader(file)}
+        reference = {
+            (float(row["tier_mbps"]), float(row["tier_lat_ms"])): row for row in csv.DictReader(file)
+        }
     rows = [_beside(reference[key], _at(series["stage"], key), _at(series["mmap"], key)) for key in reference]
     repeats = max(len(point.documents) for each in series.values() for point in each.points)
     missed = statistics.median(abs(row["error %"]) for row in rows)
