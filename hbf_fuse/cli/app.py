@@ -5,14 +5,16 @@ from typing import Annotated
 import typer
 
 import hbf_fuse
-from hbf_fuse.cli import model, profile
+from hbf_fuse.cli import model, profile, trace
 from hbf_fuse.cli.bench import bench
 from hbf_fuse.cli.calibrate import calibrate
 from hbf_fuse.cli.common import guarded, new_app
 from hbf_fuse.cli.mount import mount
 from hbf_fuse.cli.report import report
+from hbf_fuse.cli.set import change
 from hbf_fuse.cli.status import status
 from hbf_fuse.cli.sweep import sweep
+from hbf_fuse.cli.top import top
 from hbf_fuse.cli.umount import umount
 
 app = new_app(
@@ -23,12 +25,15 @@ app = new_app(
 app.command()(mount)
 app.command()(umount)
 app.command()(status)
+app.command("set")(change)
+app.command()(top)
 app.command()(bench)
 app.command()(calibrate)
 app.command()(sweep)
 app.command()(report)
 app.add_typer(model.app, name="model")
 app.add_typer(profile.app, name="profile")
+app.add_typer(trace.app, name="trace")
 
 
 def _print_version(wanted: bool) -> None:

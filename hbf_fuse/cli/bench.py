@@ -1,5 +1,6 @@
 """`hbf bench`: one cell."""
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -13,14 +14,19 @@ from hbf_fuse.cli.options import (
     Lat,
     Mbps,
     Page,
+    Place,
     Planes,
+    Policy,
     ProfileName,
     Seed,
+    Tiers,
     TRead,
     checked_engine,
     tier_spec,
+    tier_tables,
 )
 
+DEFAULT_RESIDENT = "50%"
 Model = Annotated[
     Path | None, typer.Option("-m", "--model", help="A GGUF [default: as for hbf-mount].", readable=False)
 ]
@@ -50,8 +56,27 @@ def bench(
     threads: Threads = 0,
     timeout: Timeout = 3600.0,
     mode: Annotated[
-        str, typer.Option("--mode", help="mmap: from the mount; stage: from a copy made through it.")
+        str,
+        typer.Option(
+            "--mode",
+            help="mmap: from the mount; stage: from a copy made through it; stream: tokens read the tier.",
+        ),
     ] = "mmap",
+    resident: Annotated[
+        str | None,
+        typer.Option(
+            "--resident",
+            help="Of mode stream: the DRAM, as 256M or 25% of the model. [default: 50%]",
+            rich_help_panel="Emulated DRAM",
+            show_default=False,
+        ),
+    ] = None,
+    policy: Policy = None,
+    place: Place = None,
+    tiers: Tiers = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Keep every read in this file; see `hbf trace`.")
+    ] = None,
     engine: EngineName = "kernel",
     output: Annotated[Path, typer.Option("-o", "--output", help="Results folder.")] = Path("results/bench"),
     as_json: Json = False,
@@ -60,10 +85,13 @@ def bench(
 
     Example: [bold]hbf bench --mbps 500 --lat 1 -p 64 -n 16[/bold]
     """
+    from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
     from hbf_fuse.sweep import cell as cells
     from hbf_fuse.sweep import place as places
+    from hbf_fuse.sweep.grid import budget
     from hbf_fuse.sweep.llama import BenchOptions
     from hbf_fuse.sweep.results import Results
+    from hbf_fuse.tier import profiles
 
     tier = tier_spec(
         profile,
@@ -76,23 +104,36 @@ def bench(
         t_read=t_read,
         depth=depth,
     )
+    known = cells.Model.of(gguf_source(model))
+    share = resident or (DEFAULT_RESIDENT if mode == "stream" else None)
+    layout = Layout(
+        resident_bytes=budget(share, known.size) if share else None,
+        policy=policy or DEFAULT_POLICY,
+        place=tuple(place or ()),
+        tiers={name: profiles.tier_of(table) for name, table in tier_tables(tiers).items()},
+    )
     cell = cells.Cell(
-        model=cells.Model.of(gguf_source(model)),
+        model=known,
         spec=tier,
         mode=cells.checked_mode(mode),
         engine=checked_engine(engine),
         bench=BenchOptions(n_prompt, n_gen, threads),
+        layout=layout,
         timeout_seconds=timeout,
     )
     results = Results(output.absolute())
-    with places.lent(results.folder / "tmp") as place:
-        document = cells.run(cell, place)
+    with places.lent(results.folder / "tmp") as lent:
+        document = cells.run(cell, lent)
+        if trace:
+            shutil.copyfile(lent.trace, trace)
     path = results.store(document)
     tell(f"stored as {path}")
     if as_json:
         print_json(document)
         return
     for name, value in document["metrics"].items():
+        if isinstance(value, dict):
+            continue  # for the report
         print(f"{name:26}{value:.3f}" if isinstance(value, float) else f"{name:26}{value}")
 
 

@@ -13,21 +13,28 @@ from hbf_fuse.cli.options import (
     Lat,
     Mbps,
     Page,
+    Place,
     Planes,
+    Policy,
     ProfileName,
     Seed,
+    Tiers,
     TRead,
     checked_engine,
     tier_spec,
+    tier_tables,
 )
 from hbf_fuse.cli.profile import beyond_real_time
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec
 
 Readahead = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--readahead", help="Readahead of the mount in KiB (raising it needs root).", min=4, max=1 << 20
+        "--readahead",
+        help="Readahead of the mount in KiB (raising it needs root). [default: 4096, with --resident 1024]",
+        min=4,
+        max=1 << 20,
     ),
 ]
 Preload = Annotated[
@@ -53,8 +60,26 @@ def mount(
     page: Page = None,
     t_read: TRead = None,
     depth: Depth = None,
+    resident: Annotated[
+        str | None,
+        typer.Option(
+            "--resident",
+            help="Size of the DRAM in front of the tier, such as 256M. Left out: as much as there is.",
+            rich_help_panel="Emulated DRAM",
+        ),
+    ] = None,
+    policy: Policy = None,
+    place: Place = None,
+    tiers: Tiers = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write every read to this file; see `hbf trace`.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", help="[ADDRESS:]PORT for Prometheus; loopback unless told."),
+    ] = None,
     engine: EngineName = "kernel",
-    readahead: Readahead = 4096,
+    readahead: Readahead = None,
     preload: Preload = True,
     priority: Annotated[
         int,
@@ -80,7 +105,10 @@ def mount(
     SOURCE defaults to $HBF_MODEL, then to `model` in ~/.config/hbf/config.toml, then to a small
     synthetic model that is made once.
     """
+    from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
     from hbf_fuse.mount import daemon, mountpoint, server, source
+    from hbf_fuse.tier import profiles
+    from hbf_fuse.units import parse_size
 
     if len(paths) > 2:
         raise typer.BadParameter("give at most a SOURCE and a MOUNTPOINT")
@@ -108,6 +136,14 @@ def mount(
         preload=preload,
         priority=priority,
         allow_other=allow_other,
+        layout=Layout(
+            resident_bytes=parse_size(resident) if resident is not None else None,
+            policy=policy or DEFAULT_POLICY,
+            place=tuple(place or ()),
+            tiers={name: profiles.tier_of(table) for name, table in tier_tables(tiers).items()},
+        ),
+        trace=trace.absolute() if trace else None,
+        metrics=metrics,
     )
     if target == config.source or target in config.source.parents:
         raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")

@@ -1,11 +1,14 @@
 """Options that several commands share, and the tier that they describe."""
 
+import tomllib
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hbf_fuse.cli.common import tell
 from hbf_fuse.engine import ENGINES
+from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec, profiles
 
 _PANEL = "Tier"
@@ -14,6 +17,13 @@ _PANEL = "Tier"
 def _tier(help_text: str, *names: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
         *names, help=help_text, rich_help_panel=_PANEL, show_default=False
+    )
+    return option
+
+
+def _memory(help_text: str, *names: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        *names, help=help_text, rich_help_panel="Emulated DRAM", show_default=False
     )
     return option
 
@@ -35,6 +45,24 @@ Depth = Annotated[int | None, _tier("Reads that the device works on at once.", "
 ProfileName = Annotated[
     str | None,
     _tier("A known device; `hbf profile list` shows them. Other options override it.", "--profile"),
+]
+Policy = Annotated[
+    str | None,
+    _memory("What stays in it: pin keeps what came first, fifo drops that. [default: pin]", "--policy"),
+]
+Place = Annotated[
+    list[str] | None,
+    _memory(
+        "REGEX=TIER: these tensors come from hbf (the mount's tier), dram, or one that --tiers defines. The "
+        "first that fits counts.",
+        "--place",
+    ),
+]
+Tiers = Annotated[
+    Path | None,
+    _memory(
+        "TOML: a table [NAME] for each tier that --place names, with TierSpec's keys or `profile`.", "--tiers"
+    ),
 ]
 EngineName = Annotated[
     str, typer.Option("--engine", help=f"How to speak to the kernel: {' or '.join(ENGINES)}.")
@@ -76,6 +104,20 @@ def tier_spec(
                 else f"{key} {value} instead of the profile's"
             )
     return TierSpec.from_dict({**base, **chosen})
+
+
+def tier_tables(file: Path | None) -> dict[str, dict[str, Any]]:
+    """The tables of a --tiers file. HbfError for what is no TOML of tables."""
+    if file is None:
+        return {}
+    try:
+        tables = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HbfError(f"{file} is not TOML: {error}") from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise HbfError(f"{file}: {name} is no table; define a tier as [{name}] with bandwidth_mbps = ...")
+    return tables
 
 
 def checked_engine(name: str) -> str:

@@ -54,8 +54,10 @@ def _line(document: dict[str, Any]) -> str:
 
     spec, stats = document["spec"], document["stats"]
     lateness = stats["lateness_ns"]
+    held = stats.get("resident")
+    resident = f", {format_size(held['resident_bytes'])} resident" if held else ""
     return (
         f"{document['mountpoint']}: {spec['source']} at {TierSpec.from_dict(spec['tier'])}, "
-        f"{stats['reads']} reads, {format_size(stats['bytes_read'])}, {stats['in_flight']} in flight, "
-        f"lateness p50 {lateness['p50'] / 1000:.0f} us p99 {lateness['p99'] / 1000:.0f} us"
+        f"{stats['reads']} reads, {format_size(stats['bytes_read'])}, {stats['in_flight']} in flight"
+        f"{resident}, lateness p50 {lateness['p50'] / 1000:.0f} us p99 {lateness['p99'] / 1000:.0f} us"
     )

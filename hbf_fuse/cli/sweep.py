@@ -8,7 +8,7 @@ import typer
 
 from hbf_fuse.cli.bench import Model, gguf_source
 from hbf_fuse.cli.common import Json, print_json, progress_of, single, tell
-from hbf_fuse.cli.options import EngineName, checked_engine
+from hbf_fuse.cli.options import EngineName, Place, Tiers, checked_engine, tier_tables
 from hbf_fuse.cli.report import TargetSeconds, write_report
 from hbf_fuse.errors import HbfError
 
@@ -35,7 +35,7 @@ def sweep(
     ] = None,
     mode: Annotated[
         str | None,
-        _axis("--mode", about="mmap: from the mount; stage: from a copy made through it. [default: mmap]"),
+        _axis("--mode", about="mmap, stage or stream, see docs/definitions.md. [default: mmap]"),
     ] = None,
     mbps: Annotated[
         str | None,
@@ -50,6 +50,15 @@ def sweep(
         str | None,
         _axis("-t", "--threads", about="llama-bench's -t; 0 leaves it to llama-bench. [default: 0]"),
     ] = None,
+    resident: Annotated[
+        str | None,
+        _axis("--resident", about="Of mode stream: DRAM as 256M or 25% of the model. [default: 25%,50%,75%]"),
+    ] = None,
+    policy: Annotated[
+        str | None, _axis("--policy", about="Of mode stream: what stays in it, pin or fifo. [default: pin]")
+    ] = None,
+    place: Place = None,
+    tiers: Tiers = None,
     repeats: Annotated[
         int | None, typer.Option("--repeats", help="How often each point is measured. [default: 3]", min=1)
     ] = None,
@@ -91,6 +100,10 @@ def sweep(
         "mode": None if mode is None else listed(mode),
         "mbps": numbers(mbps, "--mbps", or_word="max"),
         "lat": numbers(lat, "--lat"),
+        "resident": None if resident is None else listed(resident),
+        "policy": None if policy is None else listed(policy),
+        "place": place,
+        "tiers": tier_tables(tiers) or None,
         "n_prompt": numbers(n_prompt, "-p"),
         "n_gen": numbers(n_gen, "-n"),
         "threads": numbers(threads, "-t"),

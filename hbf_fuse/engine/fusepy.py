@@ -71,6 +71,13 @@ class _Operations(fuse.Operations):
         service.finish(started_ns)
         return data
 
+    def write(self, path: str, data: bytes, offset: int, info: Any) -> int:
+        return self.fs.write(info.fh, data)
+
+    def truncate(self, path: str, length: int, info: Any = None) -> None:
+        if not self.fs.is_control(self._node(path)):
+            self.fs.refuse_write()
+
     def utimens(self, path: str, times: Any = None) -> None:
         self.fs.refuse_write()
 
@@ -100,6 +107,8 @@ class FusepyEngine:
     """libfuse's loop in a thread of its own."""
 
     def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool) -> None:
+        if fs.resident is not None:
+            raise HbfError("--resident needs the kernel engine: libfuse 2 cannot drop pages")
         fs.replies_seen = False
         self._operations = _Operations(fs)
         self._mountpoint = mountpoint
@@ -119,6 +128,9 @@ class FusepyEngine:
 
     def stop(self, lazy: bool) -> None:
         mounting.unmount_or_explain(self._mountpoint, lazy)
+
+    def evict(self, ino: int, offset: int, nbytes: int) -> None:
+        raise HbfError("libfuse 2 cannot drop pages")
 
     def _loop(self) -> None:
         try:

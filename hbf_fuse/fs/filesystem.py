@@ -9,50 +9,79 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hbf_fuse.fs import verdict
+from hbf_fuse.fs import control, verdict
 from hbf_fuse.fs.arrival import Arrival
 from hbf_fuse.fs.backing import Backing
 from hbf_fuse.fs.costs import Costs
 from hbf_fuse.fs.pacer import Pacer
+from hbf_fuse.fs.placement import DRAM, Layout, Placement
 from hbf_fuse.fs.service import Service
 from hbf_fuse.fs.tree import Node, Tree
 from hbf_fuse.fs.verdict import Verdict
+from hbf_fuse.observe import Recorder
+from hbf_fuse.observe.trace import header_line
 from hbf_fuse.tier import TierSpec
 
+if TYPE_CHECKING:
+    from hbf_fuse.fs.resident import Resident
+
+NO_LAYOUT = Layout()
+CONTROL = b"control"
+"""The one file that may be written: messages to the mount, see control.py."""
+
 NAME_MAX = 255
+MAX_NAMED = 1000
+"""Of a directory with more files than this, spec.json names the first ones."""
+
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 
 class OpenFile:
-    """An open handle: the node and where its bytes come from. `live` bytes do not pass the tier."""
+    """An open handle: the node and where its bytes come from. `live` bytes do not pass the tier.
 
-    __slots__ = ("backing", "live", "node")
+    cached: whether the page cache keeps what is read through it.
+    """
 
-    def __init__(self, node: Node, backing: Backing | None, live: memoryview | None) -> None:
+    __slots__ = ("backing", "cached", "live", "node")
+
+    def __init__(self, node: Node, backing: Backing | None, live: memoryview | None, cached: bool) -> None:
         self.node = node
         self.backing = backing
         self.live = live
+        self.cached = cached
 
 
 class Filesystem:
     """A tree of files served through one tier.
 
-    Raises HbfError where the source cannot be served; see Tree.
+    layout: where what lies; everything in the one tier if left out.
+    Raises HbfError where the source cannot be served; see Tree, Resident and Placement.
     """
 
-    def __init__(self, source: Path, spec: TierSpec) -> None:
+    def __init__(self, source: Path, spec: TierSpec, layout: Layout = NO_LAYOUT) -> None:
         self.source = source
         self.spec = spec
+        self.layout = layout
+        self.trace = Recorder()
         self.replies_seen = True
         """Whether the engine knows when a reply was sent: see verdict.judge."""
         self.mount_facts: dict[str, Any] = {}
         """What the mounting side knows (engine, readahead, pid): shown in spec.json."""
-        self._hidden = {b"spec.json": self._spec_json, b"stats.json": self._stats_json}
-        self.tree = Tree(source, tuple(self._hidden))
+        self._hidden: dict[bytes, Callable[[], bytes]] = {
+            b"spec.json": lambda: _as_json(self.spec_document()),
+            b"stats.json": lambda: _as_json(self.stats_document()),
+            CONTROL: lambda: _as_json(control.current(self.spec)),
+            b"trace": lambda: header_line(self.spec_document()) + self.trace.recent(),
+        }
+        self.tree = Tree(source, tuple(self._hidden), writable=CONTROL)
+        self.unplaced: list[str] = []
+        """Files that rules were given for and that have no tensors."""
+        self._placements = dict(self._placed())
+        self.resident = self._budget() if layout.resident_bytes is not None else None
         self.costs = Costs()
         self.serve_from(spec)
         self._open: dict[int, OpenFile] = {}
@@ -62,8 +91,34 @@ class Filesystem:
 
     def serve_from(self, spec: TierSpec) -> None:
         """Serve from this tier from now on, with all counters at zero."""
-        self.pacer = Pacer(spec, self.costs)
+        self.spec = spec
+        self.pacer = Pacer(self.layout.specs(spec), self._placements, self.costs, self.trace)
         self._arrivals = {node.ino: Arrival(node.size) for node in self.tree.files()}
+
+    def _placed(self) -> Iterator[tuple[int, Placement]]:
+        """A placement for every GGUF, if there are rules."""
+        rules = self.layout.rules()
+        if not rules:
+            return
+        # Brings numpy, which costs every other mount a tenth of a second.
+        from hbf_fuse import gguf
+
+        for node in self.tree.files():
+            try:
+                yield node.ino, Placement(gguf.read(node.source or self.source), rules)
+            except gguf.GgufError:
+                self.unplaced.append(self.tree.path_of(node))
+
+    def _budget(self) -> "Resident":
+        # As above.
+        from hbf_fuse.fs.resident import Resident
+
+        sizes = {node.ino: node.size for node in self.tree.files()}
+        resident = Resident(self.layout.resident_bytes or 0, self.layout.policy, sizes)
+        for ino, placement in self._placements.items():
+            for first, end in placement.spans(DRAM):
+                resident.exempt(ino, first, end)
+        return resident
 
     # Names and attributes
 
@@ -97,6 +152,10 @@ class Filesystem:
         """Whether a file's content is made at the moment of opening, so that nothing may be cached."""
         return not node.is_dir and node.source is None and not node.target
 
+    def is_control(self, node: Node) -> bool:
+        """Whether this is `.hbf/control`."""
+        return node.name == CONTROL and self.is_live(node)
+
     def refuse_write(self) -> None:
         """Every change of the tree ends here."""
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -112,19 +171,33 @@ class Filesystem:
         node = self.node(ino)
         if node.is_dir:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if flags & _WRITING:
+        if flags & _WRITING and not self.is_control(node):
             self.refuse_write()
         with self._lock:
             if node.source is None:
-                opened = OpenFile(node, None, memoryview(self._live_content(node)))
+                opened = OpenFile(node, None, memoryview(self._live_content(node)), cached=False)
             else:
                 backing, users = self._backings.get(ino, (None, 0))
                 backing = backing or Backing(node.source, node.size, node.mtime_ns, node.source_ino)
                 self._backings[ino] = (backing, users + 1)
-                opened = OpenFile(node, backing, None)
+                opened = OpenFile(node, backing, None, cached=not flags & os.O_DIRECT)
             handle = next(self._handles)
             self._open[handle] = opened
         return handle
+
+    def write(self, handle: int, data: bytes) -> int:
+        """Take a message to the mount: one write. EINVAL for one that cannot be understood, EROFS for
+        writing anywhere else.
+        """
+        opened = self._open.get(handle)
+        if opened is None or not self.is_control(opened.node):
+            self.refuse_write()
+        try:
+            self.spec = control.applied(data, self.spec)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, str(error)) from error
+        self.pacer.exchange(self.spec)
+        return len(data)
 
     def release(self, handle: int) -> None:
         """Forget a handle; the source is unmapped with its last one."""
@@ -148,22 +221,34 @@ class Filesystem:
             return Service(
                 (opened.live or memoryview(b""))[offset : offset + nbytes], offset, reader, arrival_ns
             )
-        service = Service(opened.backing.slice(offset, nbytes), offset, reader, arrival_ns)
-        service.arrival = self._arrivals[opened.node.ino]
+        ino = opened.node.ino
+        service = Service(opened.backing.slice(offset, nbytes), offset, reader, arrival_ns, ino)
+        service.arrival = self._arrivals[ino]
         self.pacer.begin(service)
+        if self.resident is not None and opened.cached:
+            service.resident = self.resident
+            self.resident.coming(ino, offset, len(service.data))
         return service
 
     # .hbf/
 
     def _live_content(self, node: Node) -> bytes:
-        folder = self.tree.nodes[node.parent]
-        name = next(name for name, child in folder.children.items() if child is node)
-        return (json.dumps(self._hidden[name](), indent=2) + "\n").encode()
+        return self._hidden[node.name]()
 
-    def _spec_json(self) -> dict[str, Any]:
-        return {"tier": self.spec.to_dict(), "source": str(self.source), **self.mount_facts}
+    def spec_document(self) -> dict[str, Any]:
+        """What is served and how: spec.json, and the header of traces."""
+        named = itertools.islice(self.tree.files(), MAX_NAMED)
+        files = {str(node.ino): {"path": self.tree.path_of(node), "size": node.size} for node in named}
+        return {
+            "tier": self.spec.to_dict(),
+            "tiers": {name: spec.to_dict() for name, spec in self.layout.specs(self.spec).items()},
+            "source": str(self.source),
+            "files": files,
+            **self.mount_facts,
+        }
 
-    def _stats_json(self) -> dict[str, Any]:
+    def stats_document(self) -> dict[str, Any]:
+        """The counters: stats.json."""
         begun = {ino: arrival for ino, arrival in self._arrivals.items() if arrival.first_arrival_ns}
         files = {
             self.tree.path_of(self.tree.nodes[ino]): {
@@ -172,12 +257,14 @@ class Filesystem:
             }
             for ino, arrival in begun.items()
         }
-        return {"now_ns": time.monotonic_ns(), **self.pacer.stats(), "files": files}
+        held = {"resident": self.resident.to_dict()} if self.resident else {}
+        traced = {"trace_stopped": self.trace.stopped} if self.trace.stopped else {}
+        return {"now_ns": time.monotonic_ns(), **self.pacer.stats(), **held, **traced, "files": files}
 
     def _judge(self, arrival: Arrival) -> Verdict:
         """Whether a file's first pass can be believed; see verdict.judge."""
         return verdict.judge(
-            self.pacer.tier.spec,
+            self.spec,
             arrival.arrived_bytes,
             arrival.seconds,
             arrival.model_seconds,
@@ -185,4 +272,10 @@ class Filesystem:
             self.costs.copy_per_mib_ns,
             replies_seen=self.replies_seen,
             idle_cores=arrival.idle_cores,
+            one_link=not self._placements,
+            changed=self.pacer.changed,
         )
+
+
+def _as_json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()

@@ -8,31 +8,48 @@ none. None of that is the tier's.
 
 import threading
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hbf_fuse import linux
 from hbf_fuse.fs.costs import Costs
-from hbf_fuse.fs.service import Service
-from hbf_fuse.observe import Counters, CpuWait
+from hbf_fuse.fs.placement import Placement
+from hbf_fuse.fs.service import Part, Service
+from hbf_fuse.observe import Counters, CpuWait, Recorder
 from hbf_fuse.tier import Tier, TierSpec
+from hbf_fuse.tier.lateness import Lateness
 
 _INTERRUPTIBLE_NS = 50_000_000
 _SLICE_SECONDS = 0.02
 
 
 class Pacer:
-    """One tier's schedule and its execution. Safe for concurrent callers.
+    """The tiers' schedules and their execution. Safe for concurrent callers.
 
-    costs: kept by the caller, since they outlive a tier.
+    specs: the tiers by name, the first of them the mount's own. placements: by inode, for files whose bytes
+    come from several tiers. costs, trace: kept by the caller, since they outlive a tier.
     """
 
-    def __init__(self, spec: TierSpec, costs: Costs) -> None:
-        self.tier = Tier(spec)
+    def __init__(
+        self,
+        specs: Mapping[str, TierSpec],
+        placements: Mapping[int, Placement],
+        costs: Costs,
+        trace: Recorder,
+    ) -> None:
+        lateness = Lateness()
+        self.tiers = [Tier(spec, lateness) for spec in specs.values()]
+        self.changed = False
+        """Whether a tier was exchanged for another since counting began."""
         self.counters = Counters()
         self.costs = costs
-        self.log: list[tuple[int, int]] | None = None
-        """If a list: every read's reader and its time from arrival to data in ns, in order of completion."""
-        self._throttled = spec.throttled
+        self._names = list(specs)
+        self._places = {name: place for place, name in enumerate(specs)}
+        self._bytes = [0] * len(self.tiers)
+        self._placements = placements
+        self._lateness = lateness
+        self._trace = trace
+        self._throttled = any(spec.throttled for spec in specs.values())
         self._lock = threading.Lock()
         self._thread = _ThreadState()
 
@@ -44,8 +61,28 @@ class Pacer:
             floor_ns = self.costs.floor.of(nbytes, self.counters.in_flight)
             arrival_ns = service.arrival_ns - starved_ns - floor_ns
             self.counters.began(service.arrival_ns, nbytes, starved_ns)
-            service.deadline_ns = self.tier.reserve(arrival_ns, service.offset, nbytes, service.reader)
+            service.parts = self._reserve(service, arrival_ns)
+            service.deadline_ns = max(part.deadline_ns for part in service.parts)
         service.pacer = self
+
+    def _reserve(self, service: Service, arrival_ns: int) -> list[Part]:
+        placement = self._placements.get(service.ino)
+        if placement is None or not service.data:
+            pieces: Iterable[tuple[int, int, int]] = ((0, service.offset, len(service.data)),)
+        else:
+            named = placement.pieces(service.offset, len(service.data))
+            pieces = ((self._places[name], offset, nbytes) for name, offset, nbytes in named)
+        return [
+            Part(place, offset, nbytes, self.tiers[place].reserve(arrival_ns, offset, nbytes, service.reader))
+            for place, offset, nbytes in pieces
+        ]
+
+    def exchange(self, spec: TierSpec) -> None:
+        """Serve from another tier in place of the mount's own; reads in flight keep their deadlines."""
+        with self._lock:
+            self.tiers[0] = self.tiers[0].succeeded_by(spec)
+            self.changed = True
+            self._throttled = any(tier.spec.throttled for tier in self.tiers)
 
     def wait(self, service: Service) -> bool:
         """Sleep until the reply must be started. False if the reader was killed meanwhile."""
@@ -66,7 +103,7 @@ class Pacer:
             self.costs.wake.add(now - until_ns)
         with self._lock:
             # Foreseen here because the reader may be back with its next read before this thread runs again.
-            self.tier.lateness.replying(service.reader, service.deadline_ns, now + copy_ns)
+            self._lateness.replying(service.reader, service.deadline_ns, now + copy_ns)
         return not service.interrupted
 
     def finish(self, service: Service, started_ns: int) -> None:
@@ -76,12 +113,22 @@ class Pacer:
         with self._lock:
             self.costs.copied(nbytes, done_ns - started_ns)
             if self._throttled:
-                self.tier.lateness.replied(service.reader, service.deadline_ns, done_ns)
+                self._lateness.replied(service.reader, service.deadline_ns, done_ns)
             self.counters.finished(service.arrival_ns, service.deadline_ns, done_ns, nbytes)
-            if self.log is not None:
-                self.log.append((service.reader, done_ns - service.arrival_ns))
+            for place, offset, size, deadline_ns in service.parts:
+                self._bytes[place] += size
+                self._trace.add(
+                    service.arrival_ns,
+                    deadline_ns,
+                    done_ns,
+                    offset,
+                    size,
+                    service.reader,
+                    service.ino,
+                    place,
+                )
             if service.arrival is not None:
-                service.arrival.add(service, done_ns, self.tier.lateness.forgiven_ns)
+                service.arrival.add(service, done_ns, self._lateness.forgiven_ns)
         self._thread.cpu_wait.mark()
 
     def abandon(self, service: Service) -> None:
@@ -93,10 +140,11 @@ class Pacer:
     def stats(self) -> dict[str, Any]:
         """Counters, and what the pacer reckons with."""
         with self._lock:
-            planes = self.tier.planes
+            planes = self.tiers[0].planes
             sensed = planes.to_dict() if planes else {}
-            forgiven = {"forgiven_seconds": self.tier.lateness.forgiven_ns / 1e9}
-            return {**self.counters.to_dict(), **sensed, **forgiven, "costs": self.costs.to_dict()}
+            placed = {"tier_bytes": dict(zip(self._names, self._bytes, strict=True))}
+            forgiven = {"forgiven_seconds": self._lateness.forgiven_ns / 1e9}
+            return {**self.counters.to_dict(), **placed, **sensed, **forgiven, "costs": self.costs.to_dict()}
 
 
 class _ThreadState(threading.local):

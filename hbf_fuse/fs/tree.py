@@ -27,6 +27,7 @@ class Node:
     ino: int
     parent: int
     mode: int
+    name: bytes = b""
     size: int = 0
     mtime_ns: int = 0
     uid: int = 0
@@ -43,13 +44,14 @@ class Node:
 
 
 class Tree:
-    """All nodes by inode number and by name.
+    """All nodes by inode number and by name. hidden_names: what `.hbf/` holds; writable: the one of them
+    that its owner may write.
 
     Raises HbfError if the source cannot be served: missing, unreadable, neither file nor directory, empty
     directory, more than MAX_NODES names.
     """
 
-    def __init__(self, source: Path, hidden_names: tuple[bytes, ...]) -> None:
+    def __init__(self, source: Path, hidden_names: tuple[bytes, ...], writable: bytes = b"") -> None:
         self.nodes: dict[int, Node] = {}
         try:
             info = source.stat()
@@ -70,7 +72,7 @@ class Tree:
             self._add_single_file(source)
         else:
             raise HbfError(f"{source} is neither a file nor a directory; name a GGUF or a directory of them")
-        self._add_hidden(hidden_names)
+        self._add_hidden(hidden_names, writable)
 
     def files(self) -> Iterator[Node]:
         """Every regular file that has a source."""
@@ -80,31 +82,30 @@ class Tree:
         """The node's path inside the mount, without a leading slash."""
         if node is self.root:
             return ""
-        parent = self.nodes[node.parent]
-        name = next(name for name, child in parent.children.items() if child is node)
-        return os.fsdecode(name) if parent is self.root else f"{self.path_of(parent)}/{os.fsdecode(name)}"
+        parent, name = self.nodes[node.parent], os.fsdecode(node.name)
+        return name if parent is self.root else f"{self.path_of(parent)}/{name}"
 
-    def _add(self, mode: int, parent: int) -> Node:
+    def _add(self, mode: int, parent: int, name: bytes = b"") -> Node:
         if len(self.nodes) >= MAX_NODES:
             raise HbfError(f"the source holds more than {MAX_NODES} names; mount a smaller directory")
-        node = Node(ino=len(self.nodes) + 1, parent=parent, mode=mode, mtime_ns=time.time_ns())
+        node = Node(ino=len(self.nodes) + 1, parent=parent, mode=mode, name=name, mtime_ns=time.time_ns())
         self.nodes[node.ino] = node
+        if name:
+            self.nodes[parent].children[name] = node
         return node
 
     def _add_file(self, source: Path, parent: Node, name: bytes) -> Node:
         info = source.stat()
         if not os.access(source, os.R_OK):
             raise HbfError(f"cannot read {source}: Permission denied; make it readable or run as its owner")
-        node = self._add(stat.S_IFREG | (stat.S_IMODE(info.st_mode) & 0o444), parent.ino)
+        node = self._add(stat.S_IFREG | (stat.S_IMODE(info.st_mode) & 0o444), parent.ino, name)
         node.size, node.mtime_ns, node.source_ino = info.st_size, info.st_mtime_ns, info.st_ino
         node.uid, node.gid, node.source = info.st_uid, info.st_gid, source
-        parent.children[name] = node
         return node
 
     def _add_link(self, parent: Node, name: bytes, target: bytes) -> None:
-        node = self._add(stat.S_IFLNK | 0o777, parent.ino)
+        node = self._add(stat.S_IFLNK | 0o777, parent.ino, name)
         node.size, node.target = len(target), target
-        parent.children[name] = node
 
     def _add_single_file(self, source: Path) -> None:
         self._add_file(source, self.root, ALIAS)
@@ -120,9 +121,8 @@ class Tree:
                 self._add_link(parent, name, os.fsencode(path.readlink()))
             elif entry.is_dir():
                 info = entry.stat()
-                child = self._add(stat.S_IFDIR | (stat.S_IMODE(info.st_mode) & 0o555), parent.ino)
+                child = self._add(stat.S_IFDIR | (stat.S_IMODE(info.st_mode) & 0o555), parent.ino, name)
                 child.mtime_ns, child.uid, child.gid = info.st_mtime_ns, info.st_uid, info.st_gid
-                parent.children[name] = child
                 self._scan(path, child)
             elif entry.is_file():
                 self._add_file(path, parent, name)
@@ -137,14 +137,12 @@ class Tree:
                 self._add_link(self.root, ALIAS, os.fsencode(self.path_of(node)))
                 return
 
-    def _add_hidden(self, names: tuple[bytes, ...]) -> None:
-        folder = self._add(stat.S_IFDIR | 0o500, ROOT)
+    def _add_hidden(self, names: tuple[bytes, ...], writable: bytes) -> None:
+        folder = self._add(stat.S_IFDIR | 0o500, ROOT, HIDDEN)
         folder.uid, folder.gid, folder.listed = os.getuid(), os.getgid(), False
-        self.root.children[HIDDEN] = folder
         for name in names:
-            node = self._add(stat.S_IFREG | 0o400, folder.ino)
+            node = self._add(stat.S_IFREG | (0o600 if name == writable else 0o400), folder.ino, name)
             node.uid, node.gid = os.getuid(), os.getgid()
-            folder.children[name] = node
 
 
 def _is_gguf(path: Path) -> bool:

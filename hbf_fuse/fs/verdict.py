@@ -47,11 +47,15 @@ def judge(  # noqa: PLR0911 - a verdict per case
     *,
     replies_seen: bool = True,
     idle_cores: float | None = None,
+    one_link: bool = True,
+    changed: bool = False,
 ) -> Verdict:
     """Hold `nbytes` in `seconds` against the time that the model gives the very same reads.
 
     replies_seen: whether the engine knows when its replies were sent; if not, its own slowness looks like
     a slow reader and is not believed to be one.
+    one_link: whether all bytes came over the link of `spec`; else its rate says nothing about theirs.
+    changed: whether the tier was exchanged meanwhile, which no single rate describes.
     idle_cores: how many cores were idle meanwhile, None if unknown. With none idle, a reader's pauses may be
     the emulator's doing, and are not believed to be its own either.
     """
@@ -60,12 +64,14 @@ def judge(  # noqa: PLR0911 - a verdict per case
         return Verdict(seconds, achieved, None, None, True, "")
     model = nbytes / model_seconds / 1e6
     error = (achieved / model - 1) * 100
-    if spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance_pct(spec) / 100):
+    if changed:
+        return Verdict(seconds, achieved, model, error, False, "the tier was changed meanwhile")
+    if one_link and spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance_pct(spec) / 100):
         excess = (achieved / spec.bandwidth_mbps - 1) * 100
         above = f"faster than the link by {excess:.1f}%: too much lateness was given back"
         return Verdict(seconds, achieved, model, error, False, above)
     if abs(error) <= tolerance_pct(spec):
-        remark = _remark(spec, model, counters)
+        remark = _remark(spec, model, counters) if one_link else ""
         if not remark:
             return Verdict(seconds, achieved, model, error, True, "")
         if not replies_seen:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.costs import CROWD, Floor
+from hbf_fuse.observe.trace import Read
 from hbf_fuse.tier import TierSpec
 
 USUAL_LATENCY_MS = 0.5
@@ -50,7 +51,7 @@ def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec) -> Floor:
 def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int) -> int:
     """Of a usual read's ns, those that pass at the reader and not between the server's arrival and reply."""
     fs.serve_from(probe)
-    fs.pacer.log = []
+    before = fs.trace.count
     reads = max(40, min(150, round(PROBE_MS / probe.latency_ms)))
     command = [sys.executable, "-I", "-S", str(_PROBE), str(file), str(size), str(reads)]
     probes = [
@@ -65,12 +66,12 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
         for reader in probes:
             reader.kill()
             reader.wait()
-    unseen = sorted(ns for pid, text in said for ns in _differences(text, pid, fs.pacer.log))
+    unseen = sorted(ns for pid, text in said for ns in _differences(text, pid, fs.trace.since(before)))
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]
     return max(0, min(MOST_NS, round(statistics.mean(usual)))) if usual else 0
 
 
-def _differences(said: str, reader: int, log: list[tuple[int, int]]) -> Iterator[int]:
-    at_server = [ns for who, ns in log if who == reader]
+def _differences(said: str, reader: int, reads: list[Read]) -> Iterator[int]:
+    at_server = [read.done_ns - read.arrival_ns for read in reads if read.reader == reader]
     at_reader = json.loads(said) if said else []
     return (there - here for there, here in zip(at_reader, at_server, strict=False))

@@ -1,5 +1,6 @@
 """A live mount, seen from outside: its .hbf/ files, and its end."""
 
+import errno
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import psutil
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import mountpoint as points
+from hbf_fuse.observe.trace import Trace
 
 _END_SECONDS = 10.0
 
@@ -31,6 +33,27 @@ def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
             f"{mountpoint} is no live hbf mount of yours ({reason}); `hbf status` lists them"
         ) from error
     return content
+
+
+def read_trace(mountpoint: Path) -> Trace:
+    """The newest reads of a live mount. HbfError if it is none of ours."""
+    try:
+        return Trace.parse((mountpoint / ".hbf" / "trace").read_bytes())
+    except (OSError, ValueError) as error:
+        raise HbfError(f"{mountpoint} is no live hbf mount of yours; `hbf status` lists them") from error
+
+
+def send(mountpoint: Path, message: dict[str, Any]) -> None:
+    """Write a message to `.hbf/control`. HbfError if it is refused, or this is no live mount of ours."""
+    try:
+        with (mountpoint / ".hbf" / "control").open("wb", buffering=0) as file:
+            file.write(json.dumps(message).encode())
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise HbfError(f"the mount refused {json.dumps(message)}; the tier stays as it was") from error
+        raise HbfError(
+            f"{mountpoint} is no live hbf mount of yours ({error.strerror}); `hbf status` lists them"
+        ) from error
 
 
 def unmount(mountpoint: Path, force: bool) -> None:

@@ -15,25 +15,36 @@ from hbf_fuse import engine
 from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.fs.filesystem import NO_LAYOUT
+from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import floor, mountpoint, preload
 from hbf_fuse.tier import TierSpec
 
 DEFAULT_READAHEAD_KIB = 4096
+BUDGET_READAHEAD_KIB = 1024
+"""With a resident budget: readahead of 4 MiB, which FADV_SEQUENTIAL doubles, would fill a small one."""
 _WATCHER = Path(__file__).with_name("watcher.py")
 
 
 @dataclass(frozen=True)
 class MountConfig:
-    """What a person asked for. Paths are absolute."""
+    """What a person asked for. Paths are absolute.
+
+    readahead_kib: None for the default, which is less with a resident budget. layout: where the model lies.
+    trace: a file for every read. metrics: "[ADDRESS:]PORT" for Prometheus.
+    """
 
     source: Path
     mountpoint: Path
     spec: TierSpec
     engine: str = "kernel"
-    readahead_kib: int = DEFAULT_READAHEAD_KIB
+    readahead_kib: int | None = None
     preload: bool = True
     priority: int = 0
     allow_other: bool = False
+    layout: Layout = NO_LAYOUT
+    trace: Path | None = None
+    metrics: str | None = None
 
 
 def serve(
@@ -49,7 +60,9 @@ def serve(
     Raises HbfError if the mount cannot begin.
     """
     _set_priority(config.priority, tell)
-    fs = Filesystem(config.source, config.spec)
+    fs = Filesystem(config.source, config.spec, config.layout)
+    for name in fs.unplaced:
+        tell(f"{name} is not a GGUF: it is served from the one tier, without --place")
     files = [node.source for node in fs.tree.files() if node.source]
     if not (config.preload and preload.into_page_cache(files, tell)):
         for file in files[:1]:
@@ -73,16 +86,17 @@ def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None
         with mountpoint.claimed(config.mountpoint):
             mount.start()
         try:
-            _settle(fs, config, tell)
+            _settle(fs, mount, config, tell)
             yield mount
         finally:
             if not mount.join(timeout=0):
                 mount.stop(lazy=True)
+            fs.trace.close()
     finally:
         _dismiss(watcher)
 
 
-def _settle(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) -> None:
+def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[str], None]) -> None:
     """What can only be done once the mount answers: readahead, and the machine's floor."""
     fs.mount_facts.update(
         engine=config.engine,
@@ -93,6 +107,14 @@ def _settle(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) ->
     if config.spec.throttled:
         fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec)
         fs.serve_from(config.spec)
+    if fs.resident is not None:
+        fs.resident.start(mount.evict)
+    if config.metrics:
+        from hbf_fuse.mount import metrics
+
+        metrics.serve(fs, config.metrics)
+    if config.trace:
+        fs.trace.write_to(config.trace, fs.spec_document())
 
 
 def _stop_event(until_stdin_closes: bool) -> threading.Event:
@@ -135,12 +157,14 @@ def _stop_when_stdin_closes(stop: threading.Event) -> None:
 def _raise_readahead(config: MountConfig, tell: Callable[[str], None]) -> int:
     """Set the mount's readahead and return what the kernel has now, in KiB."""
     file = mountpoint.readahead_file(config.mountpoint)
+    usual = DEFAULT_READAHEAD_KIB if config.layout.resident_bytes is None else BUDGET_READAHEAD_KIB
+    wanted = config.readahead_kib or usual
     try:
-        file.write_text(str(config.readahead_kib))
+        file.write_text(str(wanted))
     except OSError:
         reached = int(file.read_text())
-        if reached < config.readahead_kib:
-            tell(f"readahead stays at {reached} KiB: raising it to {config.readahead_kib} KiB needs root")
+        if reached < wanted:
+            tell(f"readahead stays at {reached} KiB: raising it to {wanted} KiB needs root")
     return int(file.read_text())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import live, mountpoint, server
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
@@ -67,14 +68,16 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 
 def _packed(config: MountConfig) -> str:
-    paths = {"source": str(config.source), "mountpoint": str(config.mountpoint)}
-    return json.dumps({**dataclasses.asdict(config), **paths})
+    return json.dumps(dataclasses.asdict(config), default=str)
 
 
 def _unpacked(text: str) -> MountConfig:
     fields = json.loads(text)
-    paths = {key: Path(fields[key]) for key in ("source", "mountpoint")}
-    return MountConfig(**{**fields, **paths, "spec": TierSpec.from_dict(fields["spec"])})
+    paths = {key: Path(fields[key]) for key in ("source", "mountpoint", "trace") if fields[key]}
+    layout = fields["layout"]
+    tiers = {name: TierSpec.from_dict(spec) for name, spec in layout["tiers"].items()}
+    layout = Layout(**{**layout, "place": tuple(layout["place"]), "tiers": tiers})
+    return MountConfig(**{**fields, **paths, "spec": TierSpec.from_dict(fields["spec"]), "layout": layout})
 
 
 def _remark(text: str) -> None:

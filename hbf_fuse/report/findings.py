@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hbf_fuse.fs.verdict import tolerance_pct
+from hbf_fuse.report import decode
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series
 from hbf_fuse.tier.expect import CHUNK_BYTES
@@ -35,7 +36,11 @@ def checks(series: Series) -> list[str]:
     points = [point for point in series.points if point.runs]
     if not points:
         return ["No cell was finished."]
-    found = [_against_model(points), _against_ideal(series, points), _ordered(points)]
+    found = [_against_model(points)]
+    if series.mode == "stream":
+        found += decode.checks(points)
+    else:
+        found += [_against_ideal(series, points), _ordered(points)]
     found += [_repeats(points), *_outliers(points), _cold(points), _overhead(points), *_disturbed(points)]
     return [sentence for sentence in found if sentence]
 
@@ -45,6 +50,8 @@ def meaning(series: Series, target_seconds: float | None = None) -> list[str]:
     points = [point for point in series.points if point.runs]
     if not points:
         return []
+    if series.mode == "stream":
+        return decode.meaning(points)
     found = [*_dominant(points), _knee(points), *_speed_once_loaded(points)]
     if target_seconds is not None:
         found += _break_even(series, points, target_seconds)

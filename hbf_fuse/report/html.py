@@ -7,7 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup, escape
 
 from hbf_fuse.report import page, plots
-from hbf_fuse.report.summary import COLUMNS, cell_text
+from hbf_fuse.report.summary import cell_text
 
 
 def render(
@@ -25,7 +25,6 @@ def render(
     )
     environment.filters.update(figure=cell_text, prose=_prose)
     text = environment.get_template("report.html").render(
-        columns=COLUMNS,
         legend=page.LEGEND,
         parts=[
             (section, [(plot.title, Markup(plot.svg)) for plot in plots])  # noqa: S704 - drawn by us

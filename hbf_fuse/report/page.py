@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hbf_fuse.report import findings, summary
-from hbf_fuse.report.summary import COLUMNS, Series
+from hbf_fuse.report.summary import Series
 from hbf_fuse.units import format_size
 
 LEGEND = (
@@ -14,6 +14,7 @@ LEGEND = (
 _TITLES = {
     "mmap": "Weights mapped from the tier",
     "stage": "Weights copied through the tier, then mapped from the copy",
+    "stream": "Weights that stay in the tier",
 }
 
 
@@ -46,7 +47,7 @@ def markdown(documents: list[dict[str, Any]], target_seconds: float | None = Non
     """report.md."""
     parts = ["# Sweep", "", LEGEND, ""]
     for section in sections(documents, target_seconds):
-        parts += [f"## {section.title}", "", summary.table(COLUMNS, section.rows)]
+        parts += [f"## {section.title}", "", summary.table(section.series.columns, section.rows)]
         parts += ["### What it means", "", *_list(section.meaning), ""]
         parts += ["### Whether to believe it", "", *_list(section.checks), ""]
     parts += ["## Notable runs", "", *_list(remarks(documents) or ["None."]), ""]

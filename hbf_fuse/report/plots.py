@@ -18,8 +18,9 @@ from hbf_fuse.report.findings import parts_of
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series
 
-WIDTH_INCHES = 5.0
+WIDTH_INCHES = 4.6
 HEIGHT_INCHES = 3.4
+MOST_BARS = 20
 _INK = "#010203"
 """Replaced by currentColor: matplotlib knows colours only."""
 
@@ -63,22 +64,31 @@ def of_series(series: Series) -> list[Plot]:
     if not points:
         return []
     threads = f"-t{series.threads}" if series.threads else ""
-    suffix = f"{series.mode}-p{series.n_prompt}-n{series.n_gen}{threads}"
-    drawings = [
-        ("stage-time", "Stage time against bandwidth", _stage_time),
-        ("requested-achieved", "Requested against achieved", _requested_achieved),
-        ("first-run", "The first run in parts", _first_run),
-        ("pp-tg", "Speed once loaded", _speeds),
-        ("error", "Error against the tier model, %", _errors),
-    ]
+    memory = f"-{series.memory.replace(' ', '-')}" if series.memory else ""
+    suffix = f"{series.mode}{memory}-p{series.n_prompt}-n{series.n_gen}{threads}"
     linked = [point for point in points if point.spec.bandwidth_mbps]
-    plots = []
+    if series.mode == "stream":
+        traced = [point for point in points if "attribution" in point.runs[-1]]
+        drawings = [
+            ("decode", "Decode speed against bandwidth", _decode, linked if traced else []),
+            ("heat", "What was read when (the slowest tier, last repeat)", _heat, traced),
+            ("sizes", "Sizes of reads", _read_sizes, traced),
+            ("depths", "Reads in flight", _queue_depths, traced),
+        ]
+    else:
+        drawings = [
+            ("stage-time", "Stage time against bandwidth", _stage_time, linked),
+            ("requested-achieved", "Requested against achieved", _requested_achieved, linked),
+            ("first-run", "The first run in parts", _first_run, points),
+            ("pp-tg", "Speed once loaded", _speeds, points),
+            ("error", "Error against the tier model, %", _errors, linked),
+        ]
     with mpl.rc_context(_STYLE):
-        for name, title, draw in drawings:
-            shown = points if draw in (_first_run, _speeds) else linked
-            if shown:
-                plots.append(Plot(f"{name}-{suffix}", title, _svg(draw(shown), title)))
-    return plots
+        return [
+            Plot(f"{name}-{suffix}", title, _svg(draw(shown), title))
+            for name, title, draw, shown in drawings
+            if shown
+        ]
 
 
 def _stage_time(points: list[Point]) -> Figure:
@@ -165,6 +175,64 @@ def _errors(points: list[Point]) -> Figure:
     axes.set_yticks(range(len(rows)), [f"{latency:g}" for latency in rows])
     axes.set_xlabel("bandwidth, MB/s")
     axes.set_ylabel("latency, ms")
+    return figure
+
+
+def _decode(points: list[Point]) -> Figure:
+    """Measured tokens/s, what the model predicts, and what memory alone would give."""
+    figure, axes = _figure()
+    for colour, (latency, line) in zip(_cycle(), _by_latency(points), strict=False):
+        places = [_mbps(point) for point in line]
+        predicted = [point.median("predicted_tg") or 0.0 for point in line]
+        axes.plot(places, predicted, color=colour, linewidth=1, linestyle="--")
+        spreads = [point.spread("tg") for point in line]
+        _with_range(axes, places, spreads, colour, f"{latency:g} ms", joined=False)
+    ceiling = [point.median("compute_tg") or 0.0 for point in points]
+    axes.axhline(max(ceiling), color=_INK, linewidth=0.7, linestyle=":")
+    _log_axis(axes, points)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("bandwidth, MB/s")
+    axes.set_ylabel("decode, tokens/s")
+    axes.legend(title="latency (dashed: 1 / (compute + tier); dotted: compute)", ncols=3, fontsize=8)
+    return figure
+
+
+def _heat(points: list[Point]) -> Figure:
+    """Bytes by layer and time, of the slowest tier's last repeat."""
+    heat = points[0].runs[-1]["attribution"]["heat"]
+    figure, axes = _figure(height=max(HEIGHT_INCHES, 0.9 + 0.16 * len(heat["layers"])))
+    if heat["seconds"]:
+        extent = (0, heat["seconds"][-1], len(heat["layers"]) - 0.5, -0.5)
+        axes.imshow(heat["bytes"], aspect="auto", interpolation="nearest", cmap="viridis", extent=extent)
+    axes.set_yticks(range(len(heat["layers"])), heat["layers"], fontsize=7)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("layer")
+    return figure
+
+
+def _read_sizes(points: list[Point]) -> Figure:
+    counts = points[0].runs[-1]["attribution"]["read_sizes"]
+    return _bars({f"{int(size) >> 10}": count for size, count in _by_number(counts)}, "KiB of a read")
+
+
+def _queue_depths(points: list[Point]) -> Figure:
+    return _bars(dict(_by_number(points[0].runs[-1]["attribution"]["queue_depths"])), "reads in flight")
+
+
+def _by_number(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """JSON has made texts of the numbers."""
+    return sorted(counts.items(), key=lambda item: int(item[0]))
+
+
+def _bars(counts: dict[str, int], label: str) -> Figure:
+    """The most frequent values, in their order."""
+    kept = sorted(counts, key=lambda value: -counts[value])[:MOST_BARS]
+    shown = [value for value in counts if value in kept]
+    figure, axes = _figure(height=2.6)
+    axes.bar(shown, [counts[value] for value in shown], color=_COLOURS[0])
+    axes.set_xticks(range(len(shown)), shown, rotation=60, fontsize=7)
+    axes.set_xlabel(label)
+    axes.set_ylabel("reads")
     return figure
 
 

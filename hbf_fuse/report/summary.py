@@ -7,6 +7,7 @@ from typing import Any
 
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.tier import TierSpec, expect
+from hbf_fuse.units import format_size
 
 COLUMNS = (
     "tier_mbps",
@@ -24,7 +25,25 @@ COLUMNS = (
     "tier_error_pct_median",
     "valid",
 )
-_SERIES = ("mode", "n_prompt", "n_gen", "threads")
+STREAM_COLUMNS = (
+    "tier_mbps",
+    "tier_lat_ms",
+    "repeats",
+    "tg_median",
+    "predicted_tg_median",
+    "tg_error_pct_median",
+    "bound",
+    "bytes_per_token_median",
+    "compute_tg_median",
+    "break_even_mbps_median",
+    "tg_min",
+    "tg_max",
+    "stage_seconds_median",
+    "valid",
+)
+"""Of mode stream: what decode comes to with the weights in the tier."""
+
+_SERIES = ("mode", "memory", "n_prompt", "n_gen", "threads")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +113,29 @@ class Point:
             "tier_error_pct_median": self.median("tier_error_pct"),
             "valid": f"{self.valid_count}/{len(self.documents)}",
             "stage_seconds_interval": stage and [stage.low, stage.high],
+            **(self._decode() if self.mode == "stream" else {}),
+        }
+
+    def _decode(self) -> dict[str, Any]:
+        tg = self.spread("tg")
+        return {
+            "predicted_tg_median": self.median("predicted_tg"),
+            "tg_error_pct_median": self.median("tg_error_pct"),
+            "bound": next((run.get("bound") for run in self.runs), None),
+            "bytes_per_token_median": self.median("bytes_per_token"),
+            "compute_tg_median": self.median("compute_tg"),
+            "break_even_mbps_median": self.median("break_even_mbps"),
+            "tg_min": tg and tg.least,
+            "tg_max": tg and tg.most,
         }
 
 
 @dataclass(frozen=True)
 class Series:
-    """All tiers measured in one mode with one set of llama-bench's axes."""
+    """All tiers measured in one mode with one set of llama-bench's axes. memory: the emulated DRAM."""
 
     mode: str
+    memory: str
     n_prompt: int
     n_gen: int
     threads: int
@@ -111,7 +145,13 @@ class Series:
     def title(self) -> str:
         """As headings have it."""
         threads = f" -t {self.threads}" if self.threads else ""
-        return f"{self.mode}, -p {self.n_prompt} -n {self.n_gen}{threads}"
+        memory = f", {self.memory}" if self.memory else ""
+        return f"{self.mode}{memory}, -p {self.n_prompt} -n {self.n_gen}{threads}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of its table."""
+        return STREAM_COLUMNS if self.mode == "stream" else COLUMNS
 
 
 def series_of(documents: list[dict[str, Any]]) -> list[Series]:
@@ -119,13 +159,22 @@ def series_of(documents: list[dict[str, Any]]) -> list[Series]:
     sorted_in: dict[tuple[Any, ...], dict[tuple[float, float], list[dict[str, Any]]]] = defaultdict(dict)
     for document in sorted(documents, key=lambda each: int(each["cell"]["repeat"])):
         cell = document["cell"]
-        series = (cell["mode"], *(cell["bench"][axis] for axis in _SERIES[1:]))
+        axes = (cell["bench"][axis] for axis in ("n_prompt", "n_gen", "threads"))
+        series = (cell["mode"], _memory(cell), *axes)
         tier = cell["tier_mbps"] or float("inf"), cell["tier_lat_ms"]
         sorted_in[series].setdefault(tier, []).append(document)
     return [
-        Series(mode, n_prompt, n_gen, threads, _points(mode, tiers))
-        for (mode, n_prompt, n_gen, threads), tiers in sorted(sorted_in.items(), key=lambda item: item[0])
+        Series(mode, memory, n_prompt, n_gen, threads, _points(mode, tiers))
+        for (mode, memory, n_prompt, n_gen, threads), tiers in sorted(
+            sorted_in.items(), key=lambda item: item[0]
+        )
     ]
+
+
+def _memory(cell: dict[str, Any]) -> str:
+    layout = cell.get("layout", {})
+    budget = layout.get("resident_bytes")
+    return f"{format_size(budget)} {layout['policy']}" if budget is not None else ""
 
 
 def _points(mode: str, tiers: dict[tuple[float, float], list[dict[str, Any]]]) -> tuple[Point, ...]:
@@ -147,7 +196,7 @@ def summarize(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown(documents: list[dict[str, Any]]) -> str:
     """A Markdown table per series."""
     tables = [
-        f"### {series.title}\n\n{table(COLUMNS, [point.row() for point in series.points])}"
+        f"### {series.title}\n\n{table(series.columns, [point.row() for point in series.points])}"
         for series in series_of(documents)
     ]
     return "\n".join(tables)

@@ -9,21 +9,32 @@ import json
 import os
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from hbf_fuse import gguf
 from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.filesystem import NO_LAYOUT
+from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine, residency
-from hbf_fuse.sweep import llama
+from hbf_fuse.observe.trace import Trace
+from hbf_fuse.sweep import llama, stream
 from hbf_fuse.sweep.place import Place
 from hbf_fuse.tier import TierSpec
 
 SCHEMA = 2
-Mode = Literal["mmap", "stage"]
-"""Where llama-bench maps the weights from: the mount, or a copy that was made through it first."""
+MODEL_FILE = "model.gguf"
+"""The model's path in a mount of one file."""
+
+Mode = Literal["mmap", "stage", "stream"]
+"""Where llama-bench has the weights from: mapped from the mount; from a copy that was made through it first;
+mapped from a mount with a resident budget, so that every token reads the tier.
+"""
 
 
 def checked_mode(name: str) -> Mode:
@@ -59,6 +70,7 @@ class Cell:
     mode: Mode = "mmap"
     engine: str = "kernel"
     bench: llama.BenchOptions = dataclasses.field(default_factory=llama.BenchOptions)
+    layout: Layout = NO_LAYOUT
     timeout_seconds: float = 3600.0
 
     @property
@@ -66,53 +78,100 @@ class Cell:
         """Unique within a sweep; fit for a file name."""
         link = "max" if self.spec.bandwidth_mbps is None else f"{self.spec.bandwidth_mbps:g}"
         threads = f"-t{self.bench.threads}" if self.bench.threads else ""
-        return (
-            f"{self.mode}-{link}mbps-{self.spec.latency_ms:g}ms-p{self.bench.n_prompt}-n{self.bench.n_gen}"
-            f"{threads}-r{self.repeat}"
-        )
+        axes = f"p{self.bench.n_prompt}-n{self.bench.n_gen}{threads}"
+        budget = self.layout.resident_bytes
+        memory = f"-{budget >> 20}MiB-{self.layout.policy}" if budget is not None else ""
+        return f"{self.mode}-{link}mbps-{self.spec.latency_ms:g}ms{memory}-{axes}-r{self.repeat}"
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a mode found out. besides_seconds: what it measured for beside llama-bench on the weights."""
+
+    bench: llama.BenchRun
+    stats: dict[str, Any]
+    resident: int | None
+    besides_seconds: float = 0.0
+    own: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(cell: Cell, place: Place) -> dict[str, Any]:
     """Mount afresh, run llama-bench as the mode wants it, unmount; the document of what was measured.
 
+    The cell's trace is left at place.trace, for whoever lent the place.
     Raises HbfError if the cell cannot be run.
     """
     binary = llama.find()
     begin, before, busy = time.monotonic(), machine.now(), _busy_seconds()
-    config = MountConfig(cell.model.path, place.mountpoint, cell.spec, cell.engine)
-    copy_seconds = 0.0
-    with tied.mounted(config) as mount:
-        file = mount / "model.gguf"
-        resident = residency.resident_bytes(file)
-        if cell.mode == "mmap":
-            bench = llama.run(binary, file, cell.bench, cell.timeout_seconds)
-        else:
-            copy_seconds = place.copy(file)
-        stats = tied.stats(mount)
-    if cell.mode == "stage":
-        copy, fds = place.memory_path, (place.memory,)
-        bench = llama.run(binary, copy, cell.bench, cell.timeout_seconds, fds)
+    measured = {"mmap": _mapped, "stage": _staged, "stream": _streamed}[cell.mode](cell, place, binary)
+    bench, stats = measured.bench, measured.stats
     wall = time.monotonic() - begin
     machine_busy, ours = (after - was for after, was in zip(_busy_seconds(), busy, strict=True))
     return {
         "schema": SCHEMA,
         "cell": describe(cell),
         "metrics": {
-            **_staging(stats, resident),
+            **_staging(stats, measured.resident),
             **_running(cell, bench, stats),
-            "resident_before_bytes": resident,
-            "harness_seconds": wall - bench.wall_seconds - copy_seconds,
+            "resident_before_bytes": measured.resident,
+            "harness_seconds": wall - bench.wall_seconds - measured.besides_seconds,
             "other_cpu_seconds": max(0.0, machine_busy - ours),
+            **measured.own,
         },
         "command": [binary.name, *_without(bench.command[1:], place.mountpoint)],
         "llama_bench": {
             "version": llama.version(binary),
             "flags": sorted(llama.flags(binary)),
             "records": _without(bench.records, place.mountpoint),
+            "phases": [dataclasses.asdict(phase) for phase in bench.phases],
         },
         "tier_stats": stats,
         "environment": {**machine.facts(), "before": before, "after": machine.now()},
     }
+
+
+def _mapped(cell: Cell, place: Place, binary: Path) -> _Measured:
+    with _mounted(cell, place) as file:
+        resident = residency.resident_bytes(file)
+        bench = llama.run(binary, file, cell.bench, cell.timeout_seconds)
+        return _Measured(bench, tied.stats(file.parent), resident)
+
+
+def _staged(cell: Cell, place: Place, binary: Path) -> _Measured:
+    with _mounted(cell, place) as file:
+        resident = residency.resident_bytes(file)
+        copy_seconds = place.copy(file)
+        stats = tied.stats(file.parent)
+    bench = llama.run(binary, place.memory_path, cell.bench, cell.timeout_seconds, (place.memory,))
+    return _Measured(bench, stats, resident, copy_seconds)
+
+
+def _streamed(cell: Cell, place: Place, binary: Path) -> _Measured:
+    """Decode from the tier, and the same from memory to know what compute takes.
+
+    Repacking would copy the weights out of the tier's reach at load.
+    """
+    options = dataclasses.replace(cell.bench, repack=0)
+    compute = llama.run(binary, cell.model.path, options, cell.timeout_seconds)
+    with _mounted(cell, place) as file:
+        resident = residency.resident_bytes(file)
+        bench = llama.run(binary, file, options, cell.timeout_seconds)
+        stats = tied.stats(file.parent)
+    if stats.get("trace_stopped"):
+        raise HbfError(f"the reads could not be recorded ({stats['trace_stopped']}); make room for them")
+    trace = Trace.parse(place.trace.read_bytes())
+    own = stream.metrics(bench, compute, trace, gguf.read(cell.model.path), MODEL_FILE)
+    return _Measured(bench, stats, resident, compute.wall_seconds, own)
+
+
+@contextmanager
+def _mounted(cell: Cell, place: Place) -> Iterator[Path]:
+    """A fresh mount of the cell's tier; the model in it."""
+    config = MountConfig(
+        cell.model.path, place.mountpoint, cell.spec, cell.engine, layout=cell.layout, trace=place.trace
+    )
+    with tied.mounted(config) as mount:
+        yield mount / MODEL_FILE
 
 
 def describe(cell: Cell) -> dict[str, Any]:
@@ -129,6 +188,7 @@ def describe(cell: Cell) -> dict[str, Any]:
         "tier_sha256": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),
         "model": {"name": cell.model.path.name, "size": cell.model.size, "sha256": cell.model.sha256},
         "bench": dataclasses.asdict(cell.bench),
+        "layout": {**dataclasses.asdict(cell.layout), "place": list(cell.layout.place)},
     }
 
 

@@ -10,12 +10,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.placement import DEFAULT_POLICY, POLICIES, Layout
 from hbf_fuse.sweep.cell import Cell, Mode, Model
 from hbf_fuse.sweep.llama import BenchOptions
 from hbf_fuse.tier import TierSpec, expect, profiles
+from hbf_fuse.units import parse_size
 
 MAX_CELLS = 100_000
-_AXES = ("mode", "mbps", "lat", "n_prompt", "n_gen", "threads")
+_AXES = ("mode", "mbps", "lat", "resident", "policy", "n_prompt", "n_gen", "threads")
 _GRID_OF_ITS_OWN = {"bandwidth_mbps": "mbps", "latency_ms": "lat"}
 
 Count = Annotated[int, Field(ge=0, le=1 << 20)]
@@ -37,12 +39,14 @@ def _known(engine: str) -> str:
 
 
 class Grid(BaseModel):
-    """Every combination of mode, mbps, lat, n_prompt, n_gen and threads, `repeats` times.
+    """Every combination of mode, mbps, lat, n_prompt, n_gen and threads, `repeats` times; in mode stream of
+    resident and policy, too.
 
     mbps in decimal MB/s, "max" for unthrottled; lat in ms; n_prompt, n_gen and threads as llama-bench has
     them (threads 0 leaves it to llama-bench); timeout in seconds for each llama-bench. tier: what all tiers
     of the grid have in common, with the names of TierSpec, and `profile` to begin with a profile's values.
-    An unknown key is an error.
+    resident: the emulated DRAM as "256M" or as "25%" of the model; policy: what stays in it. place and
+    tiers: which tensors come from where, see fs.placement.Layout. An unknown key is an error.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +55,8 @@ class Grid(BaseModel):
     mode: Annotated[tuple[Mode, ...], AfterValidator(_unique)] = ("mmap",)
     mbps: Annotated[tuple[float | Literal["max"], ...], AfterValidator(_unique)] = (250, 500, 1000, 2000)
     lat: Annotated[tuple[float, ...], AfterValidator(_unique)] = (0, 1, 5)
+    resident: Annotated[tuple[str, ...], AfterValidator(_unique)] = ("25%", "50%", "75%")
+    policy: Annotated[tuple[str, ...], AfterValidator(_unique)] = (DEFAULT_POLICY,)
     n_prompt: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (256,)
     n_gen: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (256,)
     threads: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (0,)
@@ -59,6 +65,8 @@ class Grid(BaseModel):
     engine: Annotated[str, AfterValidator(_known)] = "kernel"
     timeout: Annotated[float, Field(ge=1)] = 3600.0
     tier: dict[str, Any] = {}
+    place: tuple[str, ...] = ()
+    tiers: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -83,12 +91,22 @@ class Grid(BaseModel):
             raise ValueError("-p 0 and -n 0 together would measure nothing")
         for mbps, lat in itertools.product(self.mbps, self.lat):
             self.spec(mbps, lat)
+        for text in self.resident:
+            budget(text, 1 << 30)
+        for policy in self.policy:
+            if policy not in POLICIES:
+                raise ValueError(f"unknown policy {policy!r}; there are: {', '.join(POLICIES)}")
+        self._layout()
         return self
 
     @property
     def size(self) -> int:
-        """How many cells there are."""
+        """How many cells there are at most."""
         return math.prod(len(getattr(self, axis)) for axis in _AXES) * self.repeats
+
+    def _layout(self, resident_bytes: int | None = None, policy: str = DEFAULT_POLICY) -> Layout:
+        specs = {name: profiles.tier_of(fields) for name, fields in self.tiers.items()}
+        return Layout(resident_bytes, policy, self.place, specs)
 
     def spec(self, mbps: float | Literal["max"], lat: float) -> TierSpec:
         """The tier of a point. SpecError for what no tier can be."""
@@ -99,7 +117,13 @@ class Grid(BaseModel):
         """All cells in the order of measuring: a repeat of everything, then the next, each shuffled by the
         seed, so that a machine that drifts does not look like an effect of the tier.
         """
-        points = list(itertools.product(*(getattr(self, axis) for axis in _AXES)))
+        every = itertools.product(*(getattr(self, axis) for axis in _AXES))
+        # Only mode stream has a budget: elsewhere its values are no points of their own.
+        points = list(
+            dict.fromkeys(
+                point if point[0] == "stream" else (*point[:3], None, None, *point[5:]) for point in every
+            )
+        )
         order = random.Random(self.seed)  # noqa: S311 - an order, not a secret
         ordered = []
         for repeat in range(1, self.repeats + 1):
@@ -112,11 +136,25 @@ class Grid(BaseModel):
                     mode=mode,
                     engine=self.engine,
                     bench=BenchOptions(n_prompt, n_gen, threads),
+                    layout=self._layout(budget(resident, model.size), policy) if resident else self._layout(),
                     timeout_seconds=self.timeout,
                 )
-                for mode, mbps, lat, n_prompt, n_gen, threads in points
+                for mode, mbps, lat, resident, policy, n_prompt, n_gen, threads in points
             ]
         return ordered
+
+
+def budget(text: str, model_bytes: int) -> int:
+    """A resident budget in bytes: "256M", or a share of the model such as "25%". ValueError for others."""
+    if not text.endswith("%"):
+        return parse_size(text)
+    try:
+        share = float(text[:-1])
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 100:
+        raise ValueError(f"{text!r} is no share of the model; write it like 25% or 256M")
+    return int(model_bytes * share / 100)
 
 
 def from_fields(fields: dict[str, Any], file: Path | None = None) -> Grid:
@@ -138,6 +176,8 @@ def staging_seconds(cells: list[Cell]) -> float:
 
 
 def _staging_seconds(cell: Cell) -> float:
+    if cell.mode == "stream":
+        return 0.0  # decode reads the tier, and how much of it nobody knows before
     rate = expect.staging_mbps(cell.spec, chunked=cell.mode == "stage")
     return cell.model.size / (rate * 1e6) if rate else 0.0
 

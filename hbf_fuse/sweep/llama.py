@@ -15,18 +15,21 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount.source import cache_dir
+from hbf_fuse.observe.attribution import Phase
 from hbf_fuse.sweep import child
 
+_BEGINS = re.compile(r"\d: (prompt|generation) run 1/")
 _FLAG = re.compile(r"(?<![\w-])-{1,2}[a-zA-Z][\w-]*")
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """llama-bench's own axes, by its own names. threads 0 leaves the choice to llama-bench."""
+    """llama-bench's own axes, by its own names. threads 0 and repack None leave the choice to llama-bench."""
 
     n_prompt: int = 256
     n_gen: int = 256
     threads: int = 0
+    repack: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class BenchRun:
     decode_seconds: float
     major_faults: int
     records: list[dict[str, Any]]
+    phases: list[Phase]
 
 
 def find() -> Path:
@@ -90,8 +94,12 @@ def command(binary: Path, model: Path, options: BenchOptions) -> list[str]:
     line += ["-r", "1", "-o", "jsonl"]
     if options.threads:
         line += ["-t", str(options.threads)]
+    if options.repack is not None and "--repack" in known:
+        line += ["--repack", str(options.repack)]
     if "--no-warmup" in known:
         line += ["--no-warmup"]
+    if "--progress" in known:
+        line += ["--progress"]
     if "--load-mode" in known:
         line += ["--load-mode", "mmap"]
     elif "--mmap" in known:
@@ -135,6 +143,7 @@ def run(
         decode_seconds=decode,
         major_faults=resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt - faults,
         records=records,
+        phases=_phases(said.lines, records),
     )
 
 
@@ -157,6 +166,22 @@ def _parse(output: str) -> list[dict[str, Any]]:
 def _sampled(records: list[dict[str, Any]], generating: bool) -> float:
     """Seconds of all samples of prefill, or of decode."""
     return sum(sum(record["samples_ns"]) for record in records if bool(record["n_gen"]) == generating) / 1e9
+
+
+def _phases(lines: list[tuple[int, str]], records: list[dict[str, Any]]) -> list[Phase]:
+    """When each test ran: --progress says that it begins, its sample how long it took. Empty without both."""
+    begun = [stamp for stamp, line in lines if _BEGINS.search(line)]
+    if len(begun) != len(records):
+        return []
+    return [
+        Phase(
+            name="decode" if record["n_gen"] else "prefill",
+            tokens=record["n_gen"] or record["n_prompt"],
+            start_ns=stamp,
+            end_ns=stamp + sum(record["samples_ns"]),
+        )
+        for stamp, record in zip(begun, records, strict=True)
+    ]
 
 
 def _rate(records: list[dict[str, Any]], n_prompt: int, n_gen: int) -> float | None:

@@ -94,8 +94,14 @@ def _identity(cell: Cell) -> dict[str, Any]:
     """What all cells of a sweep share; the rest is in their names."""
     described = cells.describe(cell)
     tier = {key: value for key, value in described["tier"].items() if not key.endswith(("_mbps", "_ms"))}
+    layout = {key: described["layout"][key] for key in ("place", "tiers")}
     model: Model = cell.model
-    return {"model": {"size": model.size, "sha256": model.sha256}, "engine": cell.engine, "tier": tier}
+    return {
+        "model": {"size": model.size, "sha256": model.sha256},
+        "engine": cell.engine,
+        "tier": tier,
+        "layout": layout,
+    }
 
 
 def _another_sweep(results: Results, what: str) -> HbfError:

@@ -25,6 +25,8 @@ class Place:
 
     def __init__(self, mountpoint: Path, memory: int) -> None:
         self.mountpoint = mountpoint
+        self.trace = mountpoint.with_name("trace")
+        """Where a cell's mount writes every read; the next cell writes over it."""
         self.memory = memory
         """A descriptor of what is in memory; its path is memory_path here and in children that get it."""
 
@@ -60,5 +62,6 @@ def lent(scratch: Path) -> Iterator[Place]:
     finally:
         os.close(memory)
         with contextlib.suppress(OSError):
+            mountpoint.with_name("trace").unlink(missing_ok=True)
             mountpoint.rmdir()
             scratch.rmdir()

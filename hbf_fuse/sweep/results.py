@@ -34,6 +34,16 @@ _METRICS = (
     "harness_seconds",
     "other_cpu_seconds",
 )
+_STREAM = (
+    "compute_tg",
+    "bytes_per_token",
+    "tier_seconds_per_token",
+    "predicted_tg",
+    "tg_error_pct",
+    "bound",
+    "break_even_mbps",
+)
+_LAYOUT = ("resident_bytes", "policy")
 _BENCH = ("n_prompt", "n_gen", "threads")
 
 
@@ -127,10 +137,13 @@ def row(document: dict[str, Any]) -> dict[str, Any]:
     metrics.setdefault("valid", False)
     metrics.setdefault("why", document.get("error", ""))
     names = {"pp": f"pp{cell['bench']['n_prompt']}", "tg": f"tg{cell['bench']['n_gen']}"}
+    streams = cell["mode"] == "stream"
     return {
         **{key: cell[key] for key in _AXES},
         **{names.get(key, key): _short(metrics.get(key)) for key in _METRICS},
         **{key: cell["bench"][key] for key in _BENCH},
+        **({key: cell["layout"][key] for key in _LAYOUT} if streams else {}),
+        **({key: _short(metrics.get(key)) for key in _STREAM} if streams else {}),
     }
 
 
@@ -177,4 +190,6 @@ def _short(value: Any) -> Any:
 def _order(document: dict[str, Any]) -> tuple[Any, ...]:
     cell, bench = document["cell"], document["cell"]["bench"]
     tier = cell["tier_mbps"] or float("inf"), cell["tier_lat_ms"]
-    return cell["mode"], *tier, *(bench[key] for key in _BENCH), cell["repeat"]
+    layout = cell.get("layout", {})
+    memory = layout.get("resident_bytes") or 0, layout.get("policy", "")
+    return cell["mode"], *memory, *tier, *(bench[key] for key in _BENCH), cell["repeat"]

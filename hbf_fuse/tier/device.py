@@ -20,11 +20,12 @@ class Tier:
     """A device in the making of its schedule. Deterministic; not safe for concurrent callers.
 
     Times are integers in ns on one monotonic scale of the caller's choosing.
+    lateness: shared by the devices behind one emulator; one of its own if left out.
     """
 
-    def __init__(self, spec: TierSpec) -> None:
+    def __init__(self, spec: TierSpec, lateness: Lateness | None = None) -> None:
         self.spec = spec
-        self.lateness = Lateness()
+        self.lateness = lateness or Lateness()
         self.planes = Planes(spec) if spec.planes else None
         self._rate = spec.bytes_per_second
         self._latency_ns = spec.latency_ns
@@ -36,6 +37,12 @@ class Tier:
         # that the rate is exact over any number of reads.
         self._remainder = 0
         self._working: list[int] = []
+
+    def succeeded_by(self, spec: TierSpec) -> "Tier":
+        """A device of another kind in its place: what the link is carrying, it goes on carrying."""
+        heir = Tier(spec, self.lateness)
+        heir._link = self._link
+        return heir
 
     def reserve(self, arrival_ns: int, offset: int, nbytes: int, reader: int = 0) -> int:
         """Put one read into the schedule and return its deadline in ns.

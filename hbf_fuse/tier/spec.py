@@ -17,6 +17,7 @@ MAX_LATENCY_MS = 60_000.0
 MAX_PLANES = 65_536
 MAX_PAGE_BYTES = 1 << 24
 MAX_DEPTH = 65_536
+_KINDS = {str: "a text", int: "a whole number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ class TierSpec:
         _check("planes (--planes)", self.planes, MAX_PLANES, "planes")
         _check("page (--page)", self.page_bytes, MAX_PAGE_BYTES, "bytes")
         _check("depth (--depth)", self.depth, MAX_DEPTH, "reads")
+        for name in ("jitter", "seed", "planes", "page_bytes", "depth"):
+            wanted = str if name == "jitter" else int
+            if not isinstance(getattr(self, name), wanted):
+                raise SpecError(f"{name} must be {_KINDS[wanted]}, got {getattr(self, name)!r}")
         if self.planes and not self.page_bytes:
             raise SpecError("page (--page) must be above 0 bytes where there are planes")
         if self.t_read_us and not self.planes:

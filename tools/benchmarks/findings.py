@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hbf_fuse.report import page, summary
-from hbf_fuse.report.summary import COLUMNS, Point, Series
+from hbf_fuse.report.summary import Point, Series
 from hbf_fuse.sweep.results import Results
 
 TARGET_SECONDS = 60.0
@@ -68,7 +68,7 @@ def main(docs: Path, results: Path) -> None:
     text += ["MB/s are medians; errors in percent: of the reference and of `stage` against 4 MiB chunks, of"]
     text += ["`mmap` against the tier model for the reads that came. `valid` counts repeats.\n"]
     for section in page.sections(documents, TARGET_SECONDS):
-        text += [f"## {section.title}\n", summary.table(COLUMNS, section.rows)]
+        text += [f"## {section.title}\n", summary.table(section.series.columns, section.rows)]
         text += [*(f"- {line}" for line in section.meaning), "", "Whether to believe it:\n"]
         text += [*(f"- {line}" for line in section.checks), ""]
     text += ["## Notable runs\n", *(f"- {line}" for line in page.remarks(documents) or ["None."]), ""]

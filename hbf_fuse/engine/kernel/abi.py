@@ -55,6 +55,11 @@ READ_IN = Layout(
     "fuse_read_in",
     "fh:Q offset:Q size:I read_flags:I lock_owner:Q flags:I padding:I",
 )
+WRITE_IN = Layout(
+    "fuse_write_in",
+    "fh:Q offset:Q size:I write_flags:I lock_owner:Q flags:I padding:I",
+)
+WRITE_OUT = Layout("fuse_write_out", "size:I padding:I")
 INIT_IN = Layout("fuse_init_in", "major:I minor:I max_readahead:I flags:I")
 INIT_OUT = Layout(
     "fuse_init_out",
@@ -114,7 +119,6 @@ class Opcode(IntEnum):
 
 WRITES = frozenset(
     {
-        Opcode.SETATTR,
         Opcode.SYMLINK,
         Opcode.MKNOD,
         Opcode.MKDIR,
@@ -122,7 +126,6 @@ WRITES = frozenset(
         Opcode.RMDIR,
         Opcode.RENAME,
         Opcode.LINK,
-        Opcode.WRITE,
         Opcode.SETXATTR,
         Opcode.REMOVEXATTR,
         Opcode.CREATE,
@@ -132,7 +135,7 @@ WRITES = frozenset(
         Opcode.TMPFILE,
     }
 )
-"""Requests that would change something."""
+"""Requests that would change something, whatever they name."""
 
 
 class Request:

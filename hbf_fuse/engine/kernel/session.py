@@ -49,6 +49,8 @@ class Session:
             Opcode.INIT: self._init,
             Opcode.LOOKUP: self._lookup,
             Opcode.GETATTR: self._getattr,
+            Opcode.SETATTR: self._setattr,
+            Opcode.WRITE: self._write,
             Opcode.READLINK: lambda request: self.fs.node(request.nodeid).target,
             Opcode.OPEN: self._open,
             Opcode.RELEASE: self._release,
@@ -193,6 +195,17 @@ class Session:
     def _getattr(self, request: abi.Request) -> bytes:
         node = self.fs.node(request.nodeid)
         return abi.ATTR_OUT.pack(self._validity(node), 0, 0) + _attributes(node)
+
+    def _setattr(self, request: abi.Request) -> bytes:
+        """Only what `>` does to a file before it writes: cutting the control file, which has no length."""
+        if not self.fs.is_control(self.fs.node(request.nodeid)):
+            self.fs.refuse_write()
+        return self._getattr(request)
+
+    def _write(self, request: abi.Request) -> bytes:
+        handle, _, size, *_ = abi.WRITE_IN.unpack_from(request.body)
+        data = request.body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
+        return abi.WRITE_OUT.pack(self.fs.write(handle, bytes(data)), 0)
 
     def _validity(self, node: Node) -> int:
         return 0 if self.fs.is_live(node) else _VALID_SECONDS

@@ -74,3 +74,13 @@ def _value(name: str, key: str, entry: Any) -> Value:
     if len(labels) != 1 or set(entry) != {"value", labels[0]} or not isinstance(entry[labels[0]], str):
         raise SpecError(f"profile {name}: {key} needs `value` and one of `sourced` or `assumed`, each once")
     return Value(entry["value"], labels[0], entry[labels[0]])
+
+
+def tier_of(fields: dict[str, Any]) -> TierSpec:
+    """A tier from a table of TierSpec's names; `profile` begins with a profile's values.
+
+    SpecError for unknown names and for values that no tier can have.
+    """
+    rest = {key: value for key, value in fields.items() if key != "profile"}
+    base = load(str(fields["profile"])).spec().to_dict() if "profile" in fields else {}
+    return TierSpec.from_dict({**base, **rest})

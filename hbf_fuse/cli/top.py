@@ -1,0 +1,93 @@
+"""`hbf top`: a live mount, watched."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.units import format_size
+
+MOST_LAYERS = 8
+
+
+def top(
+    mountpoint: Annotated[Path, typer.Argument(help="A live mount.")],
+    interval: Annotated[float, typer.Option("--interval", help="Seconds between looks.", min=0.1)] = 1.0,
+    count: Annotated[int | None, typer.Option("--count", help="End after so many looks.", min=1)] = None,
+) -> None:
+    """Watch a live mount: throughput, reads in flight, lateness, what is resident, the hottest layers.
+
+    Example: [bold]hbf top /mnt/hbf[/bold], and Ctrl-C to end.
+    """
+    from hbf_fuse.mount import live
+    from hbf_fuse.mount import mountpoint as points
+
+    path = points.absolute(mountpoint)
+    tensors = _tensors(Path(live.read_hidden(path, "spec.json")["source"]))
+    before = live.read_hidden(path, "stats.json")
+    with Live(console=Console(), auto_refresh=False) as screen:
+        while count is None or count > 0:
+            time.sleep(interval)
+            spec, now = live.read_hidden(path, "spec.json"), live.read_hidden(path, "stats.json")
+            layers = _layers(path, before["now_ns"], tensors)
+            screen.update(Group(_figures(path, spec, before, now), _hottest(layers)), refresh=True)
+            before = now
+            count = None if count is None else count - 1
+
+
+def _tensors(source: Path) -> list[Any]:
+    """The tensor map of what is served, or nothing if it has none that can be read from here."""
+    from hbf_fuse import gguf
+
+    try:
+        return gguf.read(source).tensors
+    except (OSError, ValueError):
+        return []
+
+
+def _layers(path: Path, since_ns: int, tensors: list[Any]) -> dict[str, float]:
+    """Bytes read by layer since then, as far as the mount remembers its reads."""
+    from hbf_fuse.mount import live
+    from hbf_fuse.observe import attribution
+
+    if not tensors:
+        return {}
+    trace = live.read_trace(path)
+    recent = [read for read in trace if read.done_ns >= since_ns]
+    shares = attribution.attribute(recent, list(trace.header["tiers"]), tensors, [])
+    return {name: share.nbytes for name, share in shares.layers.items()}
+
+
+def _figures(path: Path, spec: dict[str, Any], before: dict[str, Any], now: dict[str, Any]) -> Table:
+    from hbf_fuse.tier import TierSpec
+
+    seconds = (now["now_ns"] - before["now_ns"]) / 1e9
+    if seconds <= 0:
+        raise HbfError(f"{path} was mounted anew; begin again")
+    table = Table(title=f"{path}: {TierSpec.from_dict(spec['tier'])}", show_header=False)
+    late = now["lateness_ns"]
+    table.add_row("throughput", f"{(now['bytes_read'] - before['bytes_read']) / seconds / 1e6:.1f} MB/s")
+    table.add_row(
+        "reads", f"{(now['reads'] - before['reads']) / seconds:.0f} /s, {now['in_flight']} in flight"
+    )
+    table.add_row("lateness", f"p50 {late['p50'] / 1e3:.0f} us, p99 {late['p99'] / 1e3:.0f} us")
+    table.add_row("served", format_size(now["bytes_read"]))
+    if resident := now.get("resident"):
+        table.add_row(
+            "resident",
+            f"{format_size(resident['resident_bytes'])} of {format_size(resident['budget_bytes'])} "
+            f"({resident['policy']}), {format_size(resident['evicted_bytes'])} dropped",
+        )
+    return table
+
+
+def _hottest(layers: dict[str, float]) -> Table:
+    table = Table("hottest layers", "read")
+    for name, nbytes in sorted(layers.items(), key=lambda item: -item[1])[:MOST_LAYERS]:
+        table.add_row(name, format_size(nbytes))
+    return table

@@ -1,0 +1,140 @@
+"""`hbf trace summary`: what was read."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hbf_fuse.cli.common import Json, new_app, print_json
+from hbf_fuse.errors import HbfError
+from hbf_fuse.units import format_size
+
+if TYPE_CHECKING:
+    from hbf_fuse.observe.attribution import Attribution, Phase, Share
+    from hbf_fuse.observe.trace import Trace
+
+app = new_app(
+    help="Look into traces: every read of a mount.\n\n"
+    "Example: [bold]hbf trace summary run.trace --model model.gguf[/bold]",
+    no_args_is_help=True,
+)
+MOST_ROWS = 20
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command()
+def summary(
+    trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", readable=False)],
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="The GGUF [default: what was served].", readable=False),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="runs/NAME.json of the llama-bench that read it: tells the phases."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which tensors, layers and experts were read in which phase, and how often.
+
+    Example: [bold]hbf trace summary run.trace --run results/bench/runs/NAME.json[/bold]
+    """
+    from hbf_fuse import gguf
+    from hbf_fuse.observe import attribution
+
+    recorded = _read(trace)
+    source = model or Path(str(recorded.header.get("source", "")))
+    if not source.is_file():
+        raise HbfError(f"the model {source} is not there; name it with -m")
+    described = gguf.read(source)
+    reads = list(recorded)
+    shares = attribution.attribute(reads, list(recorded.header["tiers"]), described.tensors, _phases(run))
+    sizes = {tensor.name: tensor.nbytes for tensor in described.tensors}
+    if as_json:
+        print_json(_document(shares, sizes, attribution.sizes(reads), attribution.depths(reads)))
+        return
+    console = Console()
+    console.print(f"{len(reads)} reads, {format_size(sum(read.nbytes for read in reads))}")
+    console.print(_table("phase", shares.phases.items()))
+    if len(shares.tokens) > 1:
+        each = [share.nbytes for share in shares.tokens.values()]
+        console.print(f"decoded tokens: {len(each)}, {format_size(sum(each) / len(each))} each")
+    console.print(_table("layer", _most(shares.layers.items())))
+    console.print(_table("tensor", _most(shares.tensors.items()), sizes))
+    if shares.experts:
+        named = ((f"{layer} expert {expert}", share) for (layer, expert), share in shares.experts.items())
+        console.print(_table("expert", _most(named)))
+    console.print(_counts("bytes of a read", attribution.sizes(reads)))
+    console.print(_counts("reads in flight", attribution.depths(reads)))
+
+
+def _read(path: Path) -> "Trace":
+    from hbf_fuse.mount import live
+    from hbf_fuse.observe.trace import Trace
+
+    if path.is_dir():
+        return live.read_trace(path)
+    try:
+        return Trace.parse(path.read_bytes())
+    except ValueError as error:
+        raise HbfError(f"{path}: {error}; a trace is what `hbf-mount --trace FILE` writes") from error
+
+
+def _phases(run: Path | None) -> "list[Phase]":
+    from hbf_fuse.observe.attribution import Phase
+
+    if run is None:
+        return []
+    try:
+        return [Phase(**phase) for phase in json.loads(run.read_text())["llama_bench"]["phases"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise HbfError(f"{run} is no run with phases; name one that `hbf bench --trace` stored") from error
+
+
+def _most(shares: "Iterable[tuple[str, Share]]") -> "list[tuple[str, Share]]":
+    return sorted(shares, key=lambda item: -item[1].nbytes)[:MOST_ROWS]
+
+
+def _table(what: str, shares: "Iterable[tuple[str, Share]]", sizes: dict[str, int] | None = None) -> Table:
+    table = Table(what, "read", "reads", "stall s", *(["times read"] if sizes else []))
+    for name, share in shares:
+        row = [name, format_size(share.nbytes), str(share.reads), f"{share.stall_ns / 1e9:.3f}"]
+        if sizes:
+            row.append(f"{share.nbytes / sizes[name]:.2f}" if sizes.get(name) else "-")
+        table.add_row(*row)
+    return table
+
+
+def _counts(what: str, counts: dict[int, int]) -> Table:
+    table = Table(what, "reads")
+    for value, count in sorted(counts.items(), key=lambda item: -item[1])[:MOST_ROWS]:
+        table.add_row(str(value), str(count))
+    return table
+
+
+def _document(
+    shares: "Attribution", sizes: dict[str, int], read_sizes: dict[int, int], depths: dict[int, int]
+) -> dict[str, Any]:
+    return {
+        "phases": {name: share.to_dict() for name, share in shares.phases.items()},
+        "tokens": [share.to_dict() for _, share in sorted(shares.tokens.items())],
+        "layers": {name: share.to_dict() for name, share in shares.layers.items()},
+        "tensors": {name: share.to_dict(sizes.get(name, 0)) for name, share in shares.tensors.items()},
+        "experts": [
+            {"layer": layer, "expert": expert, **share.to_dict()}
+            for (layer, expert), share in shares.experts.items()
+        ],
+        "tiers": [
+            {"tier": tier, "tensor": name, **share.to_dict()} for (tier, name), share in shares.tiers.items()
+        ],
+        "read_sizes": read_sizes,
+        "queue_depths": depths,
+    }

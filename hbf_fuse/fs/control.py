@@ -1,0 +1,43 @@
+"""Messages to a live mount: JSON with the names of the command line, such as {"mbps": 250, "lat": 1}."""
+
+import json
+from typing import Any
+
+from hbf_fuse.tier import TierSpec
+
+MAX_BYTES = 4096
+"""A message is one write; none needs more."""
+
+_FIELDS = {
+    "mbps": "bandwidth_mbps",
+    "lat": "latency_ms",
+    "jitter": "jitter",
+    "seed": "seed",
+    "planes": "planes",
+    "page": "page_bytes",
+    "t_read": "t_read_us",
+    "depth": "depth",
+}
+
+
+def applied(message: bytes, spec: TierSpec) -> TierSpec:
+    """The tier after a message: what it does not name stays. mbps null is unthrottled.
+
+    Raises ValueError for anything but a JSON object of known names and values that a tier can have.
+    """
+    try:
+        wanted: Any = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("a control message is a JSON object") from error
+    if not isinstance(wanted, dict) or not wanted:
+        raise ValueError("a control message is a JSON object that names something")
+    unknown = sorted(set(wanted) - set(_FIELDS))
+    if unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(_FIELDS)}")
+    return TierSpec.from_dict({**spec.to_dict(), **{_FIELDS[key]: value for key, value in wanted.items()}})
+
+
+def current(spec: TierSpec) -> dict[str, Any]:
+    """A tier under the names of messages."""
+    fields = spec.to_dict()
+    return {name: fields[field] for name, field in _FIELDS.items()}

@@ -1,0 +1,186 @@
+"""Whose bytes were read: a trace laid over a model's tensor map, by tensor, layer, expert and phase."""
+
+import re
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hbf_fuse.gguf.reader import Tensor
+from hbf_fuse.observe.trace import Read, Trace
+
+HEADER = "(header)"
+"""What is read and belongs to no tensor."""
+
+LOAD = "load"
+_LAYER = re.compile(r"^blk\.(\d+)\.")
+_EXPERTS = re.compile(r"_exps\.")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """prefill or decode of some tokens, CLOCK_MONOTONIC in ns. What comes before the first is load."""
+
+    name: str
+    tokens: int
+    start_ns: int
+    end_ns: int
+
+
+@dataclass
+class Share:
+    """What was read of something. stall_ns: from arrival to data, divided among a read's tensors by bytes;
+    reads overlap, so it may exceed the time that passed.
+    """
+
+    nbytes: float = 0.0
+    reads: int = 0
+    stall_ns: float = 0.0
+
+    def add(self, nbytes: float, stall_ns: float) -> None:
+        self.nbytes += nbytes
+        self.reads += 1
+        self.stall_ns += stall_ns
+
+    def to_dict(self, size: int = 0) -> dict[str, Any]:
+        """times_read: bytes read / bytes there are, the read amplification of whoever reads it once."""
+        known: dict[str, Any] = {
+            "bytes": round(self.nbytes),
+            "reads": self.reads,
+            "stall_seconds": self.stall_ns / 1e9,
+        }
+        return {**known, "times_read": self.nbytes / size} if size else known
+
+
+@dataclass
+class Attribution:
+    """Shares by what was read. Keys of `phases` are load, prefill and decode, of `tokens` 0, 1, ..."""
+
+    tensors: dict[str, Share] = field(default_factory=lambda: defaultdict(Share))
+    layers: dict[str, Share] = field(default_factory=lambda: defaultdict(Share))
+    experts: dict[tuple[str, int], Share] = field(default_factory=lambda: defaultdict(Share))
+    phases: dict[str, Share] = field(default_factory=lambda: defaultdict(Share))
+    tokens: dict[int, Share] = field(default_factory=lambda: defaultdict(Share))
+    tiers: dict[tuple[str, str], Share] = field(default_factory=lambda: defaultdict(Share))
+    """By (tier, tensor)."""
+
+
+class TensorMap:
+    """Which tensors a range of the file holds."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = sorted(tensors, key=lambda tensor: tensor.offset)
+        self._starts = [tensor.offset for tensor in self._tensors]
+
+    def parts(self, offset: int, nbytes: int) -> Iterator[tuple[Tensor | None, int, int]]:
+        """(tensor, first byte, bytes) of every tensor in the range, and of what is none."""
+        end = offset + nbytes
+        place = bisect_right(self._starts, offset) - 1
+        while offset < end:
+            tensor = self._tensors[place] if place >= 0 else None
+            inside = tensor is not None and offset < tensor.offset + tensor.nbytes
+            following = self._starts[place + 1] if place + 1 < len(self._starts) else end
+            until = min(end, tensor.offset + tensor.nbytes if tensor and inside else following)
+            yield tensor if inside else None, offset, until - offset
+            offset = until
+            place += offset >= following
+
+
+def layer_of(name: str) -> str:
+    """A tensor's layer as "0", "1", ..., or for what is in none its own name without the suffix."""
+    found = _LAYER.match(name)
+    return found[1] if found else name.removesuffix(".weight")
+
+
+def attribute(
+    trace: Iterable[Read], names: Sequence[str], tensors: Sequence[Tensor], phases: Sequence[Phase]
+) -> Attribution:
+    """Lay the reads of one model file over its tensors. names: of the tiers, by their places.
+
+    Decoded tokens are told apart by time: a decode phase is divided evenly among its tokens.
+    """
+    found, known = Attribution(), TensorMap(tensors)
+    for read in trace:
+        phase, token = _when(read.arrival_ns, phases)
+        stall = read.done_ns - read.arrival_ns
+        found.phases[phase].add(read.nbytes, stall)
+        if token is not None:
+            found.tokens[token].add(read.nbytes, stall)
+        for tensor, offset, nbytes in known.parts(read.offset, read.nbytes):
+            share = stall * nbytes / read.nbytes
+            name = tensor.name if tensor else HEADER
+            found.tensors[name].add(nbytes, share)
+            found.layers[layer_of(name)].add(nbytes, share)
+            found.tiers[names[read.tier], name].add(nbytes, share)
+            for expert, part in _experts(tensor, offset, nbytes):
+                found.experts[layer_of(name), expert].add(part, share * part / nbytes)
+    return found
+
+
+def _when(arrival_ns: int, phases: Sequence[Phase]) -> tuple[str, int | None]:
+    """The phase, and in decode the place of the token."""
+    for phase in reversed(phases):
+        if arrival_ns >= phase.start_ns:
+            if phase.name != "decode" or arrival_ns >= phase.end_ns:
+                return phase.name, None
+            return phase.name, (arrival_ns - phase.start_ns) * phase.tokens // (phase.end_ns - phase.start_ns)
+    return LOAD, None
+
+
+def _experts(tensor: Tensor | None, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+    """(expert, bytes) of a range of a tensor that holds all experts of a layer, one after the other."""
+    if tensor is None or not _EXPERTS.search(tensor.name):
+        return
+    each = tensor.nbytes // tensor.shape[-1]
+    start, end = offset - tensor.offset, offset - tensor.offset + nbytes
+    while start < end:
+        expert = start // each
+        until = min(end, (expert + 1) * each)
+        yield expert, until - start
+        start = until
+
+
+def sizes(trace: Iterable[Read]) -> dict[int, int]:
+    """How many reads there were of each size in bytes."""
+    return dict(sorted(Counter(read.nbytes for read in trace).items()))
+
+
+def depths(trace: Iterable[Read]) -> dict[int, int]:
+    """At how many arrivals how many reads were in flight, the arriving one among them."""
+    events = sorted(event for read in trace for event in ((read.arrival_ns, 1), (read.done_ns, -1)))
+    found: Counter[int] = Counter()
+    in_flight = 0
+    for _, step in events:
+        in_flight += step
+        if step > 0:
+            found[in_flight] += 1
+    return dict(sorted(found.items()))
+
+
+def heat(
+    trace: Iterable[Read], tensors: Sequence[Tensor], bins: int
+) -> tuple[list[str], list[float], list[list[float]]]:
+    """Bytes by layer and time: the layers in the order of the file, the bins' ends in seconds from the first
+    arrival, and a row of bytes per layer.
+    """
+    reads, known = list(trace), TensorMap(tensors)
+    order = [layer_of(tensor.name) for tensor in sorted(tensors, key=lambda each: each.offset)]
+    layers = list(dict.fromkeys(order))
+    if not reads:
+        return layers, [], [[] for _ in layers]
+    first = min(read.arrival_ns for read in reads)
+    width = max(1, max(read.arrival_ns for read in reads) - first + 1) / bins
+    rows = {layer: [0.0] * bins for layer in layers}
+    for read in reads:
+        column = int((read.arrival_ns - first) / width)
+        for tensor, _, nbytes in known.parts(read.offset, read.nbytes):
+            if tensor:
+                rows[layer_of(tensor.name)][min(column, bins - 1)] += nbytes
+    return layers, [width * (place + 1) / 1e9 for place in range(bins)], list(rows.values())
+
+
+def of_file(trace: Trace, path: str) -> list[Read]:
+    """The reads of one file of a trace, by its path in the mount."""
+    inodes = {int(ino) for ino, file in trace.header["files"].items() if file["path"] == path}
+    return [read for read in trace if read.ino in inodes]

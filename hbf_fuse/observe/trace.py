@@ -1,0 +1,125 @@
+"""Every read of a mount, one record each: the last ones in memory, all of them in a file if wanted.
+
+A trace is a line of JSON (what was served, from which tier), then records of RECORD, little-endian, in the
+order of completion.
+"""
+
+import io
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Self
+
+RECORD = struct.Struct("<QQQQIIII")
+"""arrival, deadline and done (CLOCK_MONOTONIC, ns), offset, bytes, reader (thread id), inode, tier (its place
+in the header's `tiers`). A read whose bytes come from several tiers has a record for each part."""
+
+FORMAT = "hbf-trace-1"
+RING_RECORDS = 65_536
+MAX_HEADER_BYTES = 1 << 20
+_FILE_BUFFER = 1 << 16
+
+
+class Read(NamedTuple):
+    """One record."""
+
+    arrival_ns: int
+    deadline_ns: int
+    done_ns: int
+    offset: int
+    nbytes: int
+    reader: int
+    ino: int
+    tier: int
+
+
+class Recorder:
+    """Takes records. Not safe for concurrent callers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.stopped = ""
+        """Why the file lacks reads, if it does."""
+        self._ring = bytearray(RING_RECORDS * RECORD.size)
+        self._file: BinaryIO | None = None
+
+    def write_to(self, path: Path, header: dict[str, Any]) -> None:
+        """Also write every record from now on to a file, made anew. OSError if it cannot be."""
+        self._file = path.open("wb", buffering=_FILE_BUFFER)
+        self._file.write(header_line(header))
+
+    def add(self, *fields: int) -> None:
+        """One read, its fields as in RECORD."""
+        RECORD.pack_into(self._ring, self.count % RING_RECORDS * RECORD.size, *fields)
+        self.count += 1
+        if self._file is not None:
+            self._write(RECORD.pack(*fields))
+
+    def since(self, count: int) -> list["Read"]:
+        """The reads that were added after there were `count`, as far as they are in memory."""
+        recent = self.recent()[-max(0, self.count - count) * RECORD.size :] if self.count > count else b""
+        return [Read(*fields) for fields in RECORD.iter_unpack(recent)]
+
+    def recent(self) -> bytes:
+        """The records in memory, oldest first."""
+        if self.count <= RING_RECORDS:
+            return bytes(self._ring[: self.count * RECORD.size])
+        oldest = self.count % RING_RECORDS * RECORD.size
+        return bytes(self._ring[oldest:] + self._ring[:oldest])
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError as error:
+            self.stopped = error.strerror or str(error)
+
+    def _write(self, record: bytes) -> None:
+        """A file that cannot be written ends tracing, never serving."""
+        try:
+            if self._file is not None:
+                self._file.write(record)
+        except OSError as error:
+            self.stopped = error.strerror or str(error)
+            # What is still buffered would fail again at every turn, and at the end.
+            file, self._file = self._file, None
+            if isinstance(file, io.BufferedWriter):
+                file.raw.close()
+
+
+def header_line(header: dict[str, Any]) -> bytes:
+    """What a trace begins with."""
+    return json.dumps({"format": FORMAT, **header}).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace that was read back. header: `tiers` by name, and per inode `files` with path and size."""
+
+    header: dict[str, Any]
+    records: bytes
+
+    @classmethod
+    def parse(cls, content: bytes) -> Self:
+        """From a file's content. ValueError for what is no trace; a record that was cut off is left out."""
+        line, newline, records = content[:MAX_HEADER_BYTES].partition(b"\n")
+        if not newline:
+            raise ValueError("not a trace: it does not begin with a line of JSON")
+        try:
+            header = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("not a trace: its first line is no JSON") from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise ValueError(f"not a trace of format {FORMAT}")
+        records = content[len(line) + 1 :]
+        return cls(header, records[: len(records) // RECORD.size * RECORD.size])
+
+    def __len__(self) -> int:
+        return len(self.records) // RECORD.size
+
+    def __iter__(self) -> Iterator[Read]:
+        return (Read(*fields) for fields in RECORD.iter_unpack(self.records))

@@ -1,0 +1,53 @@
+"""What a sweep of mode stream shows: the decode speed that is left when the weights live in the tier."""
+
+import statistics
+
+from hbf_fuse.report.summary import Point
+
+TOLERANCE_PCT = 5.0
+"""How far measured tokens/s may be from 1 / (compute + tier)."""
+
+
+def checks(points: list[Point]) -> list[str]:
+    """Whether decode follows its model."""
+    errors = {point: error for point in points if (error := point.median("tg_error_pct")) is not None}
+    if not errors:
+        return ["llama-bench does not say when it decodes (--progress): there is nothing to hold tg against."]
+    bound = {point: error for point, error in errors.items() if is_tier_bound(point)}
+    near = [error for error in bound.values() if abs(error) <= TOLERANCE_PCT]
+    worst = max(map(abs, near), default=0.0)
+    text = (
+        f"Decode follows 1 / (compute + tier) within {worst:.2g}% in {len(near)} of {len(bound)} points that "
+        "the tier binds."
+    )
+    far = [f"{point.label} ({error:+.1f}%)" for point, error in bound.items() if abs(error) > TOLERANCE_PCT]
+    if far:
+        text += f" Further off: {', '.join(far)}."
+    rest = [f"{point.label} ({error:+.1f}%)" for point, error in errors.items() if point not in bound]
+    if rest:
+        text += f" Bound by compute, where readahead hides part of the tier: {', '.join(rest)}."
+    return [text]
+
+
+def meaning(points: list[Point]) -> list[str]:
+    """Bytes per token, the speed at the ends of the grid, and where the tier stops mattering."""
+    known = [point for point in points if point.median("predicted_tg") is not None]
+    if not known:
+        return []
+    slowest, fastest = known[0], known[-1]
+    compute = statistics.median(point.median("compute_tg") or 0.0 for point in known)
+    nbytes = statistics.median(point.median("bytes_per_token") or 0.0 for point in known)
+    even = statistics.median(point.median("break_even_mbps") or 0.0 for point in known)
+    return [
+        f"Every decoded token reads {nbytes / 1e6:.4g} MB from the tier. From memory alone decode runs at "
+        f"{compute:.3g} tokens/s; at {slowest.label} {slowest.median('tg'):.3g} are left, at {fastest.label} "
+        f"{fastest.median('tg'):.3g}.",
+        f"Break-even: at {even:,.0f} MB/s the tier takes as long as compute does and half the speed is left; "
+        f"at {19 * even:,.0f} MB/s 95% of it are.",
+    ]
+
+
+def is_tier_bound(point: Point) -> bool:
+    """Whether the tier takes longer than compute in most repeats."""
+    bound: list[bool] = [run.get("bound") == "tier" for run in point.runs]
+    return sum(bound) * 2 > len(bound)

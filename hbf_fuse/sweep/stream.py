@@ -1,0 +1,103 @@
+"""Decode from the tier: what llama-bench gave, against what bytes and compute alone would give."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hbf_fuse import gguf
+from hbf_fuse.observe import attribution
+from hbf_fuse.observe.trace import Read, Trace
+from hbf_fuse.sweep.llama import BenchRun
+from hbf_fuse.tier import TierSpec
+
+WINDOW_BYTES = 2 << 20
+"""What decode has in flight: one readahead window of a mount with a budget, which FADV_SEQUENTIAL doubles
+(server.BUDGET_READAHEAD_KIB).
+"""
+
+HEAT_BINS = 60
+
+
+@dataclass(frozen=True)
+class Decode:
+    """What one decoded token takes: seconds of compute with all weights in memory, and bytes by tier."""
+
+    compute_seconds: float
+    bytes_by_tier: dict[str, float]
+    specs: dict[str, TierSpec]
+
+    @property
+    def tier_seconds(self) -> float:
+        """What the tiers take for a token's bytes. Compute waits for them: llama.cpp touches the next page
+        when it needs it, and the kernel's readahead in a budget's window hides next to nothing.
+        """
+        return sum(
+            nbytes / (rate * 1e6)
+            for tier, nbytes in self.bytes_by_tier.items()
+            if (rate := self.specs[tier].chunked_mbps(WINDOW_BYTES))
+        )
+
+    @property
+    def predicted_tg(self) -> float:
+        """Tokens/s: 1 / (compute + exposed tier time)."""
+        return 1 / (self.compute_seconds + self.tier_seconds)
+
+    @property
+    def bound(self) -> str:
+        """Which of the two takes longer."""
+        return "tier" if self.tier_seconds > self.compute_seconds else "compute"
+
+    @property
+    def break_even_mbps(self) -> float:
+        """Where the tiers take as long as compute does: from this bandwidth on they stop mattering."""
+        return sum(self.bytes_by_tier.values()) / self.compute_seconds / 1e6
+
+
+def metrics(
+    run: BenchRun, compute: BenchRun, trace: Trace, model: gguf.GgufFile, path: str
+) -> dict[str, Any]:
+    """A stream cell's own figures. compute: the same llama-bench with the model in memory.
+
+    Empty where llama-bench does not say when it decoded.
+    """
+    decode = [phase for phase in run.phases if phase.name == "decode"]
+    if not decode or not compute.tg or not run.tg:
+        return {}
+    reads = attribution.of_file(trace, path)
+    names = list(trace.header["tiers"])
+    specs = {name: TierSpec.from_dict(fields) for name, fields in trace.header["tiers"].items()}
+    inside = [read for read in reads if decode[0].start_ns <= read.arrival_ns < decode[0].end_ns]
+    bytes_by_tier = {
+        name: sum(read.nbytes for read in inside if read.tier == place) / decode[0].tokens
+        for place, name in enumerate(names)
+    }
+    found = Decode(1 / compute.tg, bytes_by_tier, specs)
+    return {
+        "compute_tg": compute.tg,
+        "bytes_per_token": sum(bytes_by_tier.values()),
+        "bytes_per_token_by_tier": bytes_by_tier,
+        "tier_seconds_per_token": found.tier_seconds,
+        "predicted_tg": found.predicted_tg,
+        "tg_error_pct": (run.tg / found.predicted_tg - 1) * 100,
+        "bound": found.bound,
+        "break_even_mbps": found.break_even_mbps,
+        **_shares(reads, names, model, run),
+    }
+
+
+def _shares(reads: list[Read], names: list[str], model: gguf.GgufFile, run: BenchRun) -> dict[str, Any]:
+    """What was read of what, for the report."""
+    shares = attribution.attribute(reads, names, model.tensors, run.phases)
+    layers, ends, rows = attribution.heat(reads, model.tensors, HEAT_BINS)
+    return {
+        "attribution": {
+            "phases": {name: share.to_dict() for name, share in shares.phases.items()},
+            "layers": {name: share.to_dict() for name, share in shares.layers.items()},
+            "tiers": [
+                {"tier": tier, "tensor": name, **share.to_dict()}
+                for (tier, name), share in shares.tiers.items()
+            ],
+            "read_sizes": attribution.sizes(reads),
+            "queue_depths": attribution.depths(reads),
+            "heat": {"layers": layers, "seconds": ends, "bytes": rows},
+        }
+    }

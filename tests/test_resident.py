@@ -1,0 +1,166 @@
+"""The emulated DRAM: what it counts, what it drops, and that the kernel agrees."""
+
+import hashlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.placement import Layout
+from hbf_fuse.fs.resident import HEADROOM_BYTES, MIN_BYTES, WINDOW_BYTES, Resident
+from hbf_fuse.mount import live, tied
+from hbf_fuse.mount.server import MountConfig
+from hbf_fuse.observe.residency import resident_bytes
+from hbf_fuse.tier import TierSpec
+
+MIB = 1 << 20
+INO = 7
+SIZE = 64 * MIB
+
+
+class Kernel:
+    """Takes what a Resident drops, at once, in the thread that drops it."""
+
+    def __init__(self, policy, budget=MIN_BYTES):
+        self.dropped = []
+        self.resident = Resident(budget, policy, {INO: SIZE})
+        self.resident.start(lambda ino, offset, nbytes: self.dropped.append((offset, nbytes)))
+
+    def read(self, offset, nbytes=MIB):
+        self.resident.coming(INO, offset, nbytes)
+        self.resident.came(INO, offset, nbytes, arrived=True)
+        self.settle()
+
+    def settle(self):
+        deadline = time.monotonic() + 5
+        while (
+            self.resident.resident_bytes > self.resident.budget - HEADROOM_BYTES
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.001)
+
+
+def test_fifo_drops_what_came_first_and_never_more_than_must_go():
+    kernel = Kernel("fifo")
+    for place in range(40):
+        kernel.read(place * MIB)
+        assert kernel.resident.resident_bytes <= MIN_BYTES
+    kept = (MIN_BYTES - HEADROOM_BYTES) // MIB
+    assert kernel.dropped == [(place * MIB, MIB) for place in range(40 - kept)]
+    assert kernel.resident.resident_bytes == kept * MIB
+
+
+def test_pin_keeps_what_came_first_and_streams_the_rest():
+    kernel = Kernel("pin")
+    for place in range(40):
+        kernel.read(place * MIB)
+    for place in range(kernel.resident.pinned_bytes // MIB, 40):
+        kernel.read(place * MIB)
+    pinned = (MIN_BYTES - WINDOW_BYTES) // MIB
+    assert kernel.resident.pinned_bytes == pinned * MIB
+    assert min(offset for offset, _ in kernel.dropped) == pinned * MIB
+
+
+def test_a_page_that_the_kernel_dropped_itself_is_counted_once():
+    kernel = Kernel("fifo")
+    for _ in range(30):
+        kernel.read(0)
+    assert kernel.resident.resident_bytes == MIB
+    assert not kernel.dropped
+
+
+def test_pages_of_a_read_that_failed_are_not_counted():
+    kernel = Kernel("fifo")
+    kernel.resident.coming(INO, 0, MIB)
+    kernel.resident.came(INO, 0, MIB, arrived=False)
+    assert kernel.resident.resident_bytes == 0
+
+
+def test_exempt_pages_are_neither_counted_nor_dropped():
+    kernel = Kernel("fifo")
+    kernel.resident.exempt(INO, 0, 8 * MIB)
+    for place in range(40):
+        kernel.read(place * MIB)
+    assert min(offset for offset, _ in kernel.dropped) == 8 * MIB
+
+
+def test_part_of_a_reply_that_came_again_is_dropped_once():
+    kernel = Kernel("fifo")
+    kernel.read(0, 2 * MIB)
+    kernel.read(MIB, MIB)
+    for place in range(2, 40):
+        kernel.read(place * MIB)
+    assert sorted(kernel.dropped)[:2] == [(0, MIB), (MIB, MIB)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "policy", "words"), [(MIN_BYTES - 1, "pin", "thrashes"), (SIZE, "lru", "lru")]
+)
+def test_a_budget_that_cannot_work_is_refused(budget, policy, words):
+    with pytest.raises(HbfError, match=words):
+        Resident(budget, policy, {INO: SIZE})
+
+
+READER = """
+import hashlib, sys
+path, step, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for _ in range(rounds):
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(step):
+            digest.update(block)
+    print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("policy", ["fifo", "pin"])
+def test_mincore_never_shows_more_than_the_budget_and_every_byte_is_right(noise, tmp_path, policy):
+    source = noise(48 * MIB + 12345)
+    expected = hashlib.sha256(source.read_bytes()).hexdigest()
+    point = tmp_path / "mnt"
+    point.mkdir()
+    layout = Layout(resident_bytes=24 * MIB, policy=policy)
+    with tied.mounted(MountConfig(source, point, TierSpec(600), layout=layout)) as mount:
+        file = mount / "model.gguf"
+        readers = [
+            subprocess.Popen(
+                [sys.executable, "-c", READER, str(file), str(step), "2"], stdout=subprocess.PIPE, text=True
+            )
+            for step in (1 << 16, 1 << 18, 1 << 20, 1 << 21)
+        ]
+        most = 0
+        while any(reader.poll() is None for reader in readers):
+            most = max(most, resident_bytes(file) or 0)
+            time.sleep(0.005)
+        assert {line for reader in readers for line in reader.communicate()[0].split()} == {expected}
+        held = live.read_hidden(mount, "stats.json")["resident"]
+        assert most <= 26 * MIB, f"{most / MIB:.1f} MiB"
+        assert abs(held["resident_bytes"] - (resident_bytes(file) or 0)) <= 2 * MIB
+        assert held["evicted_bytes"] > 0
+
+
+def test_pinned_pages_are_read_once(noise, tmp_path):
+    source = noise(40 * MIB)
+    point = tmp_path / "mnt"
+    point.mkdir()
+    layout = Layout(resident_bytes=30 * MIB, policy="pin")
+    with tied.mounted(MountConfig(source, point, TierSpec(2000), layout=layout)) as mount:
+        with (mount / "model.gguf").open("rb", buffering=0) as file:
+            for _ in range(3):
+                file.seek(0)
+                while file.read(MIB):
+                    pass
+        served = live.read_hidden(mount, "stats.json")["bytes_read"]
+    streamed = 40 * MIB - (30 * MIB - WINDOW_BYTES)
+    assert 40 * MIB + 2 * streamed - 16 * MIB <= served <= 40 * MIB + 2 * streamed + 8 * MIB
+
+
+def test_fusepy_cannot_drop_pages_and_says_so(noise, tmp_path):
+    point = tmp_path / "mnt"
+    point.mkdir()
+    config = MountConfig(noise(MIB), point, TierSpec(500), "fusepy", layout=Layout(resident_bytes=32 * MIB))
+    with pytest.raises(HbfError, match="kernel engine"), tied.mounted(config):
+        pass
+    assert not point.is_mount()

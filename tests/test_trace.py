@@ -1,0 +1,142 @@
+"""Traces, and whose bytes they show."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hbf_fuse.gguf.reader import Tensor
+from hbf_fuse.mount import live
+from hbf_fuse.observe import attribution
+from hbf_fuse.observe.attribution import Phase
+from hbf_fuse.observe.trace import RECORD, RING_RECORDS, Read, Recorder, Trace, header_line
+
+HEADER = {"tiers": {"hbf": {}}, "files": {"2": {"path": "model.gguf", "size": 1000}}}
+TENSORS = [
+    Tensor("token_embd.weight", (10, 10), "F32", 100, 100),
+    Tensor("blk.0.attn_q.weight", (10, 10), "F32", 200, 300),
+    Tensor("blk.1.ffn_up_exps.weight", (10, 10, 4), "F32", 520, 400),
+]
+
+
+def read(arrival=0, offset=0, nbytes=100, done=None, reader=1, tier=0):
+    return Read(arrival, arrival, done if done is not None else arrival + 10, offset, nbytes, reader, 2, tier)
+
+
+def test_what_is_recorded_is_read_back(tmp_path):
+    recorder = Recorder()
+    recorder.write_to(tmp_path / "trace", HEADER)
+    reads = [read(arrival=place, offset=place * 100) for place in range(50)]
+    for one in reads:
+        recorder.add(*one)
+    recorder.close()
+    trace = Trace.parse((tmp_path / "trace").read_bytes())
+    assert list(trace) == reads == recorder.since(0)
+    assert recorder.since(48) == reads[48:] and recorder.since(50) == []
+    assert attribution.of_file(trace, "model.gguf") == reads
+    assert attribution.of_file(trace, "other.gguf") == []
+
+
+def test_the_ring_keeps_the_newest():
+    recorder = Recorder()
+    for place in range(RING_RECORDS + 5):
+        recorder.add(*read(arrival=place))
+    kept = Trace.parse(header_line(HEADER) + recorder.recent())
+    assert [each.arrival_ns for each in kept] == list(range(5, RING_RECORDS + 5))
+    assert [each.arrival_ns for each in recorder.since(RING_RECORDS + 3)] == [
+        RING_RECORDS + 3,
+        RING_RECORDS + 4,
+    ]
+
+
+def test_a_full_disk_ends_the_file_and_nothing_else():
+    recorder = Recorder()
+    recorder.write_to(Path("/dev/full"), HEADER)
+    for place in range(5000):
+        recorder.add(*read(arrival=place))
+    recorder.close()
+    assert recorder.count == 5000
+    assert "No space" in recorder.stopped
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"[]\n", b'{"format": "other"}\n', b"\x00" * 5000])
+def test_what_is_no_trace_is_refused(content):
+    with pytest.raises(ValueError):
+        Trace.parse(content)
+
+
+def test_a_record_that_was_cut_off_is_left_out():
+    content = header_line(HEADER) + RECORD.pack(*read()) + RECORD.pack(*read())[:-3]
+    assert len(Trace.parse(content)) == 1
+
+
+def test_a_read_is_divided_among_its_tensors_by_bytes():
+    shares = attribution.attribute([read(offset=0, nbytes=600, done=600)], ["hbf"], TENSORS, [])
+    assert {name: share.nbytes for name, share in shares.tensors.items()} == {
+        attribution.HEADER: 100 + 20,
+        "token_embd.weight": 100,
+        "blk.0.attn_q.weight": 300,
+        "blk.1.ffn_up_exps.weight": 80,
+    }
+    assert shares.tensors["blk.0.attn_q.weight"].stall_ns == 300
+    assert set(shares.layers) == {attribution.HEADER, "token_embd", "0", "1"}
+
+
+def test_experts_are_told_apart():
+    shares = attribution.attribute([read(offset=570, nbytes=200)], ["hbf"], TENSORS, [])
+    assert {expert: share.nbytes for (_, expert), share in shares.experts.items()} == {0: 50, 1: 100, 2: 50}
+
+
+def test_phases_and_tokens_go_by_arrival():
+    phases = [Phase("prefill", 8, 1000, 2000), Phase("decode", 4, 3000, 7000)]
+    reads = [read(arrival=time) for time in (10, 1000, 2500, 3000, 3999, 4000, 6999, 7500)]
+    shares = attribution.attribute(reads, ["hbf"], TENSORS, phases)
+    assert {name: share.reads for name, share in shares.phases.items()} == {
+        "load": 1,
+        "prefill": 2,
+        "decode": 5,
+    }
+    assert {token: share.reads for token, share in shares.tokens.items()} == {0: 2, 1: 1, 3: 1}
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 500)), max_size=20))
+def test_no_byte_is_lost_or_counted_twice(ranges):
+    reads = [read(offset=offset, nbytes=nbytes) for offset, nbytes in ranges]
+    shares = attribution.attribute(reads, ["hbf"], TENSORS, [])
+    assert sum(share.nbytes for share in shares.tensors.values()) == sum(each.nbytes for each in reads)
+    layers, _, rows = attribution.heat(reads, TENSORS, 5)
+    named = sum(share.nbytes for name, share in shares.tensors.items() if name != attribution.HEADER)
+    assert sum(map(sum, rows)) == named and len(rows) in (0, len(layers))
+
+
+def test_queue_depth_counts_the_arriving_read():
+    reads = [read(0, done=100), read(10, done=50), read(60, done=70), read(200, done=300)]
+    assert attribution.depths(reads) == {1: 2, 2: 2}
+
+
+def test_a_traced_mount_tells_every_read(mount, noise, tmp_path):
+    point = mount(noise(3 << 20), mbps=900)
+    (point / "model.gguf").read_bytes()
+    trace = live.read_trace(point)
+    assert sum(each.nbytes for each in trace if each.nbytes >= 1 << 17) >= 3 << 20
+    assert all(each.arrival_ns <= each.done_ns for each in trace)
+
+
+def test_trace_summary_of_a_file_and_of_a_live_mount(mount, tiny_model, tmp_path):
+    point = mount(tiny_model)
+    with (point / "model.gguf").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        while file.read(1 << 20):
+            pass
+    (tmp_path / "kept.trace").write_bytes((point / ".hbf" / "trace").read_bytes())
+    for source in (point, tmp_path / "kept.trace"):
+        line = [sys.executable, "-m", "hbf_fuse", "trace", "summary", str(source)]
+        said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert "token_embd" in said and "load" in said and "reads in flight" in said
+    broken = [sys.executable, "-m", "hbf_fuse", "trace", "summary", str(tiny_model)]
+    said = subprocess.run(broken, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == 1 and "not a trace" in said.stderr and "Traceback" not in said.stderr

@@ -1,0 +1,102 @@
+"""Whether a resident budget holds: readers walk a mount for minutes while mincore(2) is watched.
+
+Prints JSON: per policy the most that was resident, against the budget and one readahead window, and how many
+passes were read and verified by their hash.
+
+    tools/bench_residency --seconds 120 --readers 4
+"""
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from readers import make_source
+
+from hbf_fuse.fs.placement import POLICIES, Layout
+from hbf_fuse.mount import live, tied
+from hbf_fuse.mount.server import BUDGET_READAHEAD_KIB, MountConfig
+from hbf_fuse.observe import machine
+from hbf_fuse.observe.residency import resident_bytes
+from hbf_fuse.tier import TierSpec
+from hbf_fuse.units import parse_size
+
+WINDOW_BYTES = 2 * BUDGET_READAHEAD_KIB << 10
+"""FADV_SEQUENTIAL doubles the readahead."""
+
+_READER = """
+import hashlib, mmap, os, sys, time
+path, way, until = sys.argv[1], sys.argv[2], float(sys.argv[3])
+while time.time() < until:
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        if way == "mmap":
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED) as mapped:
+                for at in range(0, len(mapped), 1 << 20):
+                    digest.update(mapped[at : at + (1 << 20)])
+        else:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    print(digest.hexdigest(), flush=True)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="256M", type=parse_size)
+    parser.add_argument("--resident", default="64M", type=parse_size)
+    parser.add_argument("--mbps", default=800.0, type=float)
+    parser.add_argument("--seconds", default=120.0, type=float)
+    parser.add_argument("--readers", default=4, type=int)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="hbf-bench-") as name:
+        source = make_source(Path(name), options.size)
+        (Path(name) / "mnt").mkdir()
+        policies = {policy: _hold(source, Path(name) / "mnt", policy, options) for policy in POLICIES}
+    print(json.dumps({"machine": machine.facts(), "policies": policies}, indent=2))
+
+
+def _hold(source: Path, point: Path, policy: str, options: argparse.Namespace) -> dict[str, Any]:
+    expected = hashlib.sha256(source.read_bytes()).hexdigest()
+    layout = Layout(resident_bytes=options.resident, policy=policy)
+    with tied.mounted(MountConfig(source, point, TierSpec(options.mbps), layout=layout)) as mount:
+        file, until = mount / "model.gguf", time.time() + options.seconds
+        ways = [("read", "mmap")[number % 2] for number in range(options.readers)]
+        readers = [
+            subprocess.Popen(
+                [sys.executable, "-c", _READER, str(file), way, str(until)], stdout=subprocess.PIPE, text=True
+            )
+            for way in ways
+        ]
+        looks = [0]
+        while any(reader.poll() is None for reader in readers):
+            looks.append(resident_bytes(file) or 0)
+            time.sleep(0.005)
+        hashes = [line for reader in readers for line in reader.communicate()[0].split()]
+        counted = live.read_hidden(mount, "stats.json")
+        after = resident_bytes(file) or 0
+    return {
+        "budget_bytes": options.resident,
+        "most_by_mincore": max(looks),
+        "holds": max(looks) <= options.resident + WINDOW_BYTES,
+        "looks": len(looks),
+        "over_budget_share": sum(look > options.resident for look in looks) / len(looks),
+        "counted_at_the_end": counted["resident"]["resident_bytes"],
+        "mincore_at_the_end": after,
+        "evicted_bytes": counted["resident"]["evicted_bytes"],
+        "bytes_read": counted["bytes_read"],
+        "passes": len(hashes),
+        "wrong_passes": sum(found != expected for found in hashes),
+    }
+
+
+if __name__ == "__main__":
+    main()
