@@ -159,6 +159,22 @@ def test_the_same_seed_gives_the_same_order_and_repeats_are_shuffled_apart(tiny_
     assert len(set(order(1))) == 12
 
 
+def test_modes_follow_each_other_within_a_repeat(tiny_model):
+    cells = planned(tiny_model, mode=["stage", "mmap"], mbps=[1, 2, 3], repeats=2)
+    modes = [cell.mode for cell in cells]
+    assert modes == (["stage"] * 3 + ["mmap"] * 3) * 2
+
+
+def test_only_mode_stream_has_a_budget(tiny_model):
+    cells = planned(tiny_model, mode=["mmap", "stream"], mbps=[1, 2], resident=["30M", "50%"], repeats=1)
+    assert [cell.mode for cell in cells] == ["mmap"] * 2 + ["stream"] * 4
+    assert {cell.layout.resident_bytes for cell in cells} == {
+        None,
+        30 << 20,
+        tiny_model.stat().st_size // 2,
+    }
+
+
 def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
     results = Results(tmp_path)
     cell = {"mode": "mmap", "tier_mbps": 5, "tier_lat_ms": 0, "repeat": 1, "name": "a", "bench": {}}

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import hbf_fuse
-from hbf_fuse.cli import model, profile, trace
+from hbf_fuse.cli import kv, model, profile, trace
 from hbf_fuse.cli.bench import bench
 from hbf_fuse.cli.calibrate import calibrate
 from hbf_fuse.cli.common import guarded, new_app
@@ -34,6 +34,7 @@ app.command()(report)
 app.add_typer(model.app, name="model")
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")
+app.add_typer(kv.app, name="kv")
 
 
 def _print_version(wanted: bool) -> None:

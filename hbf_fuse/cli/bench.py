@@ -22,8 +22,8 @@ from hbf_fuse.cli.options import (
     Tiers,
     TRead,
     checked_engine,
+    layout_of,
     tier_spec,
-    tier_tables,
 )
 
 DEFAULT_RESIDENT = "50%"
@@ -85,13 +85,11 @@ def bench(
 
     Example: [bold]hbf bench --mbps 500 --lat 1 -p 64 -n 16[/bold]
     """
-    from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
     from hbf_fuse.sweep import cell as cells
     from hbf_fuse.sweep import place as places
     from hbf_fuse.sweep.grid import budget
     from hbf_fuse.sweep.llama import BenchOptions
     from hbf_fuse.sweep.results import Results
-    from hbf_fuse.tier import profiles
 
     tier = tier_spec(
         profile,
@@ -106,19 +104,13 @@ def bench(
     )
     known = cells.Model.of(gguf_source(model))
     share = resident or (DEFAULT_RESIDENT if mode == "stream" else None)
-    layout = Layout(
-        resident_bytes=budget(share, known.size) if share else None,
-        policy=policy or DEFAULT_POLICY,
-        place=tuple(place or ()),
-        tiers={name: profiles.tier_of(table) for name, table in tier_tables(tiers).items()},
-    )
     cell = cells.Cell(
         model=known,
         spec=tier,
         mode=cells.checked_mode(mode),
         engine=checked_engine(engine),
         bench=BenchOptions(n_prompt, n_gen, threads),
-        layout=layout,
+        layout=layout_of(budget(share, known.size) if share else None, policy, place, tiers),
         timeout_seconds=timeout,
     )
     results = Results(output.absolute())

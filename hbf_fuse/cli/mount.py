@@ -21,8 +21,8 @@ from hbf_fuse.cli.options import (
     Tiers,
     TRead,
     checked_engine,
+    layout_of,
     tier_spec,
-    tier_tables,
 )
 from hbf_fuse.cli.profile import beyond_real_time
 from hbf_fuse.errors import HbfError
@@ -105,9 +105,7 @@ def mount(
     SOURCE defaults to $HBF_MODEL, then to `model` in ~/.config/hbf/config.toml, then to a small
     synthetic model that is made once.
     """
-    from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
     from hbf_fuse.mount import daemon, mountpoint, server, source
-    from hbf_fuse.tier import profiles
     from hbf_fuse.units import parse_size
 
     if len(paths) > 2:
@@ -136,12 +134,7 @@ def mount(
         preload=preload,
         priority=priority,
         allow_other=allow_other,
-        layout=Layout(
-            resident_bytes=parse_size(resident) if resident is not None else None,
-            policy=policy or DEFAULT_POLICY,
-            place=tuple(place or ()),
-            tiers={name: profiles.tier_of(table) for name, table in tier_tables(tiers).items()},
-        ),
+        layout=layout_of(parse_size(resident) if resident is not None else None, policy, place, tiers),
         trace=trace.absolute() if trace else None,
         metrics=metrics,
     )

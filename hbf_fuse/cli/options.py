@@ -9,6 +9,7 @@ import typer
 from hbf_fuse.cli.common import tell
 from hbf_fuse.engine import ENGINES
 from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
 from hbf_fuse.tier import TierSpec, profiles
 
 _PANEL = "Tier"
@@ -118,6 +119,18 @@ def tier_tables(file: Path | None) -> dict[str, dict[str, Any]]:
         if not isinstance(table, dict):
             raise HbfError(f"{file}: {name} is no table; define a tier as [{name}] with bandwidth_mbps = ...")
     return tables
+
+
+def layout_of(
+    resident_bytes: int | None, policy: str | None, place: list[str] | None, tiers: Path | None
+) -> Layout:
+    """Where the model lies, by these options."""
+    return Layout(
+        resident_bytes=resident_bytes,
+        policy=policy or DEFAULT_POLICY,
+        place=tuple(place or ()),
+        tiers={name: profiles.tier_of(table) for name, table in tier_tables(tiers).items()},
+    )
 
 
 def checked_engine(name: str) -> str:

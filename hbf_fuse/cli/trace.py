@@ -10,6 +10,18 @@ from rich.console import Console
 from rich.table import Table
 
 from hbf_fuse.cli.common import Json, new_app, print_json
+from hbf_fuse.cli.options import (
+    Depth,
+    Jitter,
+    Lat,
+    Mbps,
+    Page,
+    Planes,
+    ProfileName,
+    Seed,
+    TRead,
+    tier_spec,
+)
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
@@ -74,6 +86,59 @@ def summary(
         console.print(_table("expert", _most(named)))
     console.print(_counts("bytes of a read", attribution.sizes(reads)))
     console.print(_counts("reads in flight", attribution.depths(reads)))
+
+
+@app.command()
+def replay(
+    trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", readable=False)],
+    profile: ProfileName = None,
+    mbps: Mbps = None,
+    lat: Lat = None,
+    jitter: Jitter = None,
+    seed: Seed = None,
+    planes: Planes = None,
+    page: Page = None,
+    t_read: TRead = None,
+    depth: Depth = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", help="runs/NAME.json of the llama-bench that read it: gives first run and tok/s."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a recorded llama-bench would have cost on another tier: its reads, with the same think times.
+
+    Example: [bold]hbf trace replay run.trace --profile hbf-gen1 --run results/bench/runs/NAME.json[/bold]
+    """
+    from hbf_fuse.observe import chains
+
+    spec = tier_spec(
+        profile,
+        mbps=mbps,
+        lat=lat,
+        jitter=jitter,
+        seed=seed,
+        planes=planes,
+        page=page,
+        t_read=t_read,
+        depth=depth,
+    )
+    recorded = _read(trace)
+    reads = list(recorded)
+    if not reads:
+        raise HbfError(f"{trace} holds no reads")
+    document: dict[str, Any] = {"tier": str(spec), "reads": len(reads)}
+    document.update(chains.elsewhere(reads, _phases(run), spec))
+    if run is not None:
+        wall = json.loads(run.read_text())["metrics"]["bench_wall_seconds"]
+        document["first_run_seconds"] = wall + document.pop("longer_seconds", 0.0)
+    if as_json:
+        print_json(document)
+        return
+    for name, value in document.items():
+        print(f"{name:26}{value:.4f}" if isinstance(value, float) else f"{name:26}{value}")
 
 
 def _read(path: Path) -> "Trace":

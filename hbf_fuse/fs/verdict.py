@@ -104,10 +104,14 @@ def _remark(spec: TierSpec, model: float, counters: Counters) -> str:
 
 
 def _reason(seconds: float, counters: Counters, copy_ns_per_mib: int) -> str:
+    if copy_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
+        # Before the CPU: whoever waits for memory holds one, and so lets others wait for it.
+        return (
+            f"source too slow, or memory short or slow to come (a reply of 1 MiB takes "
+            f"{copy_ns_per_mib / 1e6:.1f} ms)"
+        )
     if starved := _starved(seconds, counters):
         return starved
-    if copy_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
-        return f"source too slow, or memory short (a reply of 1 MiB takes {copy_ns_per_mib / 1e6:.1f} ms)"
     lateness = counters.lateness.percentile(50)
     if lateness > 1_000_000:
         return f"ceiling (half of all replies were more than {lateness / 1e6:.1f} ms late)"

@@ -104,9 +104,9 @@ def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[
         version=hbf_fuse.__version__,
         readahead_kib=_raise_readahead(config, tell),
     )
-    if config.spec.throttled:
-        fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec)
-        fs.serve_from(config.spec)
+    # Unthrottled mounts, too: `hbf set` may give them a tier.
+    fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec)
+    fs.serve_from(config.spec)
     if fs.resident is not None:
         fs.resident.start(mount.evict)
     if config.metrics:

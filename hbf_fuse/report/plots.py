@@ -31,7 +31,7 @@ _FONT = "DejaVu Sans"
 """What matplotlib measures text with; the drawing asks for any font without serifs."""
 
 _GOOD, _BAD, _TEXT_ON_THEM = "#b7dfc5", "#f2b8ae", "#111111"
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hbf",
     "font.family": "sans-serif",
@@ -83,9 +83,9 @@ def of_series(series: Series) -> list[Plot]:
             ("pp-tg", "Speed once loaded", _speeds, points),
             ("error", "Error against the tier model, %", _errors, linked),
         ]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         return [
-            Plot(f"{name}-{suffix}", title, _svg(draw(shown), title))
+            Plot(f"{name}-{suffix}", title, svg_of(draw(shown), title))
             for name, title, draw, shown in drawings
             if shown
         ]
@@ -93,7 +93,7 @@ def of_series(series: Series) -> list[Plot]:
 
 def _stage_time(points: list[Point]) -> Figure:
     figure, axes = _figure()
-    for colour, (latency, line) in zip(_cycle(), _by_latency(points), strict=False):
+    for colour, (latency, line) in zip(colours(), _by_latency(points), strict=False):
         ideal = [(_mbps(p), _size(p) / p.ideal_mbps / 1e6) for p in line if p.ideal_mbps]
         axes.plot(*zip(*ideal, strict=True), color=colour, linewidth=1, linestyle="--")
         spreads = [point.spread("stage_seconds") for point in line]
@@ -112,7 +112,7 @@ def _requested_achieved(points: list[Point]) -> Figure:
     figure, axes = _figure()
     ends = [min(p.ideal_mbps or 0 for p in points) * 0.8, max(p.ideal_mbps or 0 for p in points) * 1.25]
     axes.plot(ends, ends, color=_INK, linewidth=0.7, linestyle="--")
-    for colour, (latency, line) in zip(_cycle(), _by_latency(points), strict=False):
+    for colour, (latency, line) in zip(colours(), _by_latency(points), strict=False):
         spreads = [point.spread("stage_effective_mbps") for point in line]
         _with_range(axes, [p.ideal_mbps or 0 for p in line], spreads, colour, f"{latency:g} ms", joined=False)
     axes.set_xscale("log")
@@ -132,7 +132,7 @@ def _first_run(points: list[Point]) -> Figure:
     left = [0.0] * len(points)
     labels = [point.label for point in points]
     parts = [parts_of(point) for point in points]
-    for colour, name in zip(_cycle(), parts[0], strict=False):
+    for colour, name in zip(colours(), parts[0], strict=False):
         widths = [each[name] for each in parts]
         axes.barh(labels, widths, left=left, color=colour, label=name, height=0.7)
         left = [start + width for start, width in zip(left, widths, strict=True)]
@@ -181,7 +181,7 @@ def _errors(points: list[Point]) -> Figure:
 def _decode(points: list[Point]) -> Figure:
     """Measured tokens/s, what the model predicts, and what memory alone would give."""
     figure, axes = _figure()
-    for colour, (latency, line) in zip(_cycle(), _by_latency(points), strict=False):
+    for colour, (latency, line) in zip(colours(), _by_latency(points), strict=False):
         places = [_mbps(point) for point in line]
         predicted = [point.median("predicted_tg") or 0.0 for point in line]
         axes.plot(places, predicted, color=colour, linewidth=1, linestyle="--")
@@ -285,7 +285,7 @@ def _by_latency(points: list[Point]) -> Iterator[tuple[float, list[Point]]]:
         yield latency, [point for point in points if point.spec.latency_ms == latency]
 
 
-def _cycle() -> Iterator[str]:
+def colours() -> Iterator[str]:
     while True:
         yield from _COLOURS
 
@@ -298,7 +298,7 @@ def _size(point: Point) -> int:
     return int(point.documents[0]["cell"]["model"]["size"])
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg_of(figure: Figure, title: str) -> str:
     """The drawing alone, to stand in a page or a file; the title is for those who cannot see it."""
     written = io.StringIO()
     figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Title": title})

@@ -116,6 +116,10 @@ class Grid(BaseModel):
     def cells(self, model: Model) -> list[Cell]:
         """All cells in the order of measuring: a repeat of everything, then the next, each shuffled by the
         seed, so that a machine that drifts does not look like an effect of the tier.
+
+        Within a repeat the modes follow each other. They need different memory, and a virtual machine that
+        gives free memory back to its host gets it again slowly: a cell after a change of mode would be
+        measuring that.
         """
         every = itertools.product(*(getattr(self, axis) for axis in _AXES))
         # Only mode stream has a budget: elsewhere its values are no points of their own.
@@ -128,6 +132,7 @@ class Grid(BaseModel):
         ordered = []
         for repeat in range(1, self.repeats + 1):
             order.shuffle(points)
+            points.sort(key=lambda point: self.mode.index(point[0]))  # stable: the order within stays
             ordered += [
                 Cell(
                     model=model,

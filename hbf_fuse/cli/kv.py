@@ -1,0 +1,370 @@
+"""`hbf kv`: KV spill, simulated and measured."""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hbf_fuse.cli.common import Json, new_app, print_json, tell
+from hbf_fuse.cli.options import Jitter, Lat, Mbps, ProfileName, Seed, tier_spec
+from hbf_fuse.cli.sweep import numbers
+from hbf_fuse.errors import HbfError
+from hbf_fuse.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from hbf_fuse.kv.spill import Spill
+    from hbf_fuse.tier import TierSpec
+
+app = new_app(
+    help="KV spill: decode with a context longer than DRAM holds.\n\n"
+    "Example: [bold]hbf kv sim -m model.gguf --context 32768 --resident 4096 --mbps 4000[/bold]",
+    no_args_is_help=True,
+)
+
+Model = Annotated[Path, typer.Option("-m", "--model", help="A GGUF.", readable=False)]
+CacheK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="llama.cpp's -ctk.")]
+CacheV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="llama.cpp's -ctv.")]
+Context = Annotated[str, typer.Option("--context", help="Tokens, with commas.")]
+Resident = Annotated[int, typer.Option("--resident", help="Tokens whose keys and values DRAM holds.", min=0)]
+Chunk = Annotated[str, typer.Option("--chunk", help="Size of a read.")]
+Depth = Annotated[int, typer.Option("--queue-depth", help="Reads in flight.", min=1)]
+Prefetch = Annotated[
+    int, typer.Option("--prefetch", help="Layers that reading is ahead of computing.", min=0)
+]
+WriteMbps = Annotated[
+    float | None, typer.Option("--write-mbps", help="The tier's rate for writes. Left out: unlimited.")
+]
+Compute = Annotated[
+    float | None, typer.Option("--compute-ms", help="Of a token with everything in DRAM.", min=0)
+]
+Bench = Annotated[
+    Path | None, typer.Option("--bench", help="runs/NAME.json of a llama-bench: its tg gives --compute-ms.")
+]
+Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to decode.", min=2)]
+Percentile = Annotated[float, typer.Option("--percentile", help="Share of the tokens, in %.", min=1, max=99)]
+
+
+@app.command()
+def info(
+    model: Annotated[Path, typer.Argument(help="A GGUF.", readable=False)], as_json: Json = False
+) -> None:
+    """Show KV cache bytes per token for every cache type of llama.cpp.
+
+    Example: [bold]hbf kv info model.gguf[/bold]
+    """
+    from hbf_fuse import gguf
+    from hbf_fuse.gguf import kv
+
+    described = gguf.read(model)
+    context = described.field("context_length")
+    rows = {}
+    for name in kv.CACHE_TYPES:
+        try:
+            rows[name] = kv.bytes_per_token(described, name, name)
+        except gguf.GgufError as error:
+            if name == "f16":
+                raise
+            tell(str(error))
+    if as_json:
+        print_json({"bytes_per_token": rows, "context": context})
+        return
+    print(f"{'cache type':12}{'bytes/token':>12}{f'at {context} tokens':>20}")
+    for name, nbytes in rows.items():
+        whole = format_size(nbytes * context) if isinstance(context, int) else "-"
+        print(f"{name:12}{nbytes:12}{whole:>20}")
+
+
+@app.command()
+def ceiling(
+    kv_kb_per_token: Annotated[
+        float, typer.Option("--kv-kb-per-token", help="KB (1000 bytes) moved a token.")
+    ],
+    mbps: Annotated[str, typer.Option("--mbps", help="Bandwidths with commas.")],
+    op_lat_ms: Annotated[float, typer.Option("--op-lat-ms", help="Latency of an operation.", min=0)] = 0.0,
+    ops_per_token: Annotated[float, typer.Option("--ops-per-token", help="Operations a token.", min=0)] = 1.0,
+    as_json: Json = False,
+) -> None:
+    """The first-order ceiling: tokens/s = 1 / (operations x latency + bytes / bandwidth).
+
+    Example: [bold]hbf kv ceiling --kv-kb-per-token 256 --mbps 500,1000 --op-lat-ms 0.05[/bold]
+    """
+    from hbf_fuse.kv.spill import ceiling_tps
+    from hbf_fuse.tier import TierSpec
+
+    rows = [
+        {
+            "mbps": link,
+            "ceiling_tps": ceiling_tps(kv_kb_per_token * 1e3, TierSpec(link, op_lat_ms), ops_per_token),
+        }
+        for link in _floats(mbps, "--mbps")
+    ]
+    _print_rows(rows, as_json)
+
+
+@app.command()
+def sim(
+    model: Model,
+    context: Context,
+    mbps: Annotated[str, typer.Option("--mbps", help="Bandwidths with commas.")] = "1000",
+    lat: Annotated[str, typer.Option("--lat", help="Latencies in ms with commas.")] = "0",
+    jitter: Annotated[
+        list[str] | None, typer.Option("--jitter", help="As for hbf-mount; give it again for another.")
+    ] = None,
+    seed: Seed = None,
+    resident: Resident = 0,
+    compute_ms: Compute = None,
+    bench: Bench = None,
+    cache_type_k: CacheK = "f16",
+    cache_type_v: CacheV = "f16",
+    chunk: Chunk = "1M",
+    queue_depth: Depth = 8,
+    prefetch: Prefetch = 0,
+    write_mbps: WriteMbps = None,
+    tokens: Tokens = 64,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write a CSV.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Decode in virtual time: speed at percentiles, the ceiling, and what bounds it.
+
+    Example: [bold]hbf kv sim -m model.gguf --context 32768 --mbps 1000,4000 --lat 0.02 --compute-ms 50[/bold]
+    """
+    from hbf_fuse.kv import sim as kv_sim
+    from hbf_fuse.tier import TierSpec
+
+    compute = _compute_seconds(compute_ms, bench)
+    rows = []
+    for tokens_of, link, latency, form in itertools.product(
+        _floats(context, "--context"), _floats(mbps, "--mbps"), _floats(lat, "--lat"), jitter or [""]
+    ):
+        spill = _spill(
+            model,
+            int(tokens_of),
+            resident,
+            compute,
+            cache_type_k,
+            cache_type_v,
+            chunk,
+            queue_depth,
+            prefetch,
+            write_mbps,
+        )
+        if not spill.spilled_tokens:
+            tell(f"{resident} tokens in DRAM hold the whole context of {spill.context}: nothing is spilled")
+        rows.append(kv_sim.simulate(spill, TierSpec(link, latency, form, seed or 0), tokens).to_dict())
+    if output:
+        output.write_text(_csv(rows))
+        tell(f"stored as {output}")
+    _print_rows(rows, as_json)
+
+
+@app.command()
+def solve(
+    model: Model,
+    context: Annotated[int, typer.Option("--context", help="Tokens.", min=1)],
+    tps: Annotated[float, typer.Option("--tps", help="Tokens/s to reach.", min=1e-6)],
+    profile: ProfileName = None,
+    mbps: Mbps = None,
+    lat: Lat = None,
+    jitter: Jitter = None,
+    seed: Seed = None,
+    percentile: Percentile = 50,
+    resident: Resident = 0,
+    compute_ms: Compute = None,
+    bench: Bench = None,
+    cache_type_k: CacheK = "f16",
+    cache_type_v: CacheV = "f16",
+    chunk: Chunk = "1M",
+    queue_depth: Depth = 8,
+    prefetch: Prefetch = 0,
+    write_mbps: WriteMbps = None,
+    as_json: Json = False,
+) -> None:
+    """The least bandwidth that meets a target; with --mbps, the greatest latency instead.
+
+    Example: [bold]hbf kv solve -m model.gguf --tps 8 --context 131072 --lat 0.02 --compute-ms 50[/bold]
+    """
+    from hbf_fuse.kv import sim as kv_sim
+    from hbf_fuse.kv import solve as kv_solve
+
+    compute = _compute_seconds(compute_ms, bench)
+    spill = _spill(
+        model,
+        context,
+        resident,
+        compute,
+        cache_type_k,
+        cache_type_v,
+        chunk,
+        queue_depth,
+        prefetch,
+        write_mbps,
+    )
+    if not spill.spilled_tokens:
+        raise HbfError(f"{resident} tokens in DRAM hold the whole context of {context}: no tier is needed")
+    spec = _spec(profile, mbps, lat, jitter, seed)
+    if spec.bandwidth_mbps is None:
+        found = dataclasses.replace(spec, bandwidth_mbps=kv_solve.least_mbps(spill, spec, tps, percentile))
+        answer = {"least_mbps": found.bandwidth_mbps}
+    else:
+        found = dataclasses.replace(spec, latency_ms=kv_solve.most_lat_ms(spill, spec, tps, percentile))
+        answer = {"most_lat_ms": found.latency_ms}
+    checked = kv_sim.simulate(spill, found)
+    document = {
+        **answer,
+        "tps": tps,
+        "percentile": percentile,
+        "simulated_tps": checked.tps(100 - percentile),
+    }
+    _print_rows([document], as_json)
+
+
+@app.command()
+def replay(
+    mountpoint: Annotated[Path, typer.Argument(help="A live mount.")],
+    context: Annotated[int, typer.Option("--context", help="Tokens.", min=1)],
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="The GGUF whose KV geometry counts [default: what is served]."),
+    ] = None,
+    resident: Resident = 0,
+    compute_ms: Compute = None,
+    bench: Bench = None,
+    cache_type_k: CacheK = "f16",
+    cache_type_v: CacheV = "f16",
+    chunk: Chunk = "1M",
+    queue_depth: Depth = 8,
+    prefetch: Prefetch = 0,
+    tokens: Tokens = 8,
+    way: Annotated[
+        str, typer.Option("--way", help="read: past the page cache; mmap: through a mapping.")
+    ] = "read",
+    as_json: Json = False,
+) -> None:
+    """Read a spilled context from a live mount as decode would, beside the simulation of the same.
+
+    Example: [bold]hbf kv replay /mnt/hbf --context 4096 --resident 2048 --compute-ms 20[/bold]
+    """
+    from hbf_fuse.kv import replay as kv_replay
+    from hbf_fuse.kv import sim as kv_sim
+    from hbf_fuse.mount import live
+    from hbf_fuse.mount import mountpoint as points
+    from hbf_fuse.tier import TierSpec
+
+    path = points.absolute(mountpoint)
+    known = live.read_hidden(path, "spec.json")
+    compute = _compute_seconds(compute_ms, bench)
+    spill = _spill(
+        model or Path(known["source"]),
+        context,
+        resident,
+        compute,
+        cache_type_k,
+        cache_type_v,
+        chunk,
+        queue_depth,
+        prefetch,
+        None,
+    )
+    if not spill.spilled_tokens:
+        raise HbfError(
+            f"{resident} tokens in DRAM hold the whole context of {context}: nothing would be read"
+        )
+    simulated = kv_sim.simulate(spill, TierSpec.from_dict(known["tier"]), tokens)
+    measured = kv_replay.replay(spill, path / "model.gguf", tokens, way)
+    mean = sum(simulated.seconds) / len(simulated.seconds)
+    document = {
+        "bytes_per_token": spill.token_bytes,
+        "measured_tps": 1 / measured.mean_seconds,
+        "simulated_tps": 1 / mean,
+        "error_pct": (mean / measured.mean_seconds - 1) * 100,
+        "bound": simulated.bound,
+        "token_seconds": list(measured.seconds),
+    }
+    if as_json:
+        print_json(document)
+    else:
+        _print_rows([{key: value for key, value in document.items() if key != "token_seconds"}], as_json)
+
+
+def _spill(
+    model: Path,
+    context: int,
+    resident: int,
+    compute_seconds: float,
+    cache_type_k: str,
+    cache_type_v: str,
+    chunk: str,
+    depth: int,
+    prefetch: int,
+    write_mbps: float | None,
+) -> "Spill":
+    """The spill of a model's context. A context beyond the model's is a warning."""
+    from hbf_fuse import gguf
+    from hbf_fuse.gguf import kv
+    from hbf_fuse.kv.spill import Spill
+
+    described = gguf.read(model)
+    trained = described.field("context_length")
+    if isinstance(trained, int) and context > trained:
+        tell(f"a context of {context} is beyond the model's {trained}")
+    return Spill(
+        kv_bytes=kv.bytes_per_token(described, cache_type_k, cache_type_v),
+        layers=kv.number(described, "block_count"),
+        context=context,
+        resident=resident,
+        compute_seconds=compute_seconds,
+        chunk_bytes=parse_size(chunk),
+        depth=depth,
+        prefetch=prefetch,
+        write_mbps=write_mbps,
+    )
+
+
+def _compute_seconds(compute_ms: float | None, bench: Path | None) -> float:
+    if compute_ms is not None:
+        return compute_ms / 1e3
+    if bench is None:
+        tell("no --compute-ms and no --bench: computing counts as nothing")
+        return 0.0
+    try:
+        metrics = json.loads(bench.read_text())["metrics"]
+        return 1 / float(metrics.get("compute_tg") or metrics["tg"])
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise HbfError(f"{bench} is no run with a tg; name a runs/NAME.json of hbf bench or sweep") from error
+
+
+def _spec(
+    profile: str | None, mbps: float | None, lat: float | None, jitter: str | None, seed: int | None
+) -> "TierSpec":
+    return tier_spec(
+        profile, mbps=mbps, lat=lat, jitter=jitter, seed=seed, planes=None, page=None, t_read=None, depth=None
+    )
+
+
+def _floats(text: str, option: str) -> list[float]:
+    found = [float(value) for value in numbers(text, option) or []]
+    if not found:
+        raise typer.BadParameter(f"{option}: the list is empty")
+    return found
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    from hbf_fuse.report.summary import table
+
+    if as_json:
+        print_json(rows)
+    else:
+        print(table(tuple(rows[0]), rows))
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,72 @@
+"""What a tier must be to decode as fast as one wants."""
+
+import dataclasses
+from collections.abc import Callable
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.kv.sim import simulate
+from hbf_fuse.kv.spill import Spill, token_seconds
+from hbf_fuse.tier import TierSpec
+
+MOST_MBPS = 1e8
+"""100 TB/s: past any announced memory."""
+
+PRECISION = 1e-3
+_STEPS = 60
+
+
+def least_mbps(spill: Spill, spec: TierSpec, tps: float, percentile: float = 50) -> float:
+    """The least bandwidth at which `percentile` percent of the tokens come at `tps` or faster.
+
+    HbfError if none does, with what bounds it.
+    """
+
+    def enough(mbps: float) -> bool:
+        return speed(spill, dataclasses.replace(spec, bandwidth_mbps=mbps), percentile) >= tps
+
+    if not enough(MOST_MBPS):
+        unlimited = simulate(spill, dataclasses.replace(spec, bandwidth_mbps=MOST_MBPS))
+        raise HbfError(
+            f"no bandwidth gives {tps:g} tokens/s: {unlimited.bound} alone leaves "
+            f"{unlimited.tps(100 - percentile):.3g}"
+        )
+    return _bisect(enough, 1e-3, MOST_MBPS)
+
+
+def most_lat_ms(spill: Spill, spec: TierSpec, tps: float, percentile: float = 50) -> float:
+    """The greatest latency at which it still does. HbfError if not even none does."""
+
+    def too_much(lat_ms: float) -> bool:
+        return speed(spill, dataclasses.replace(spec, latency_ms=lat_ms), percentile) < tps
+
+    if too_much(_least_latency(spec)):
+        still = simulate(spill, dataclasses.replace(spec, latency_ms=_least_latency(spec)))
+        raise HbfError(
+            f"no latency gives {tps:g} tokens/s: {still.bound} alone leaves {still.tps(100 - percentile):.3g}"
+        )
+    return _bisect(too_much, max(_least_latency(spec), 1e-6), 60_000.0)
+
+
+def speed(spill: Spill, spec: TierSpec, percentile: float) -> float:
+    """Tokens/s that `percentile` percent of the tokens reach: by closed form where there is one."""
+    seconds = token_seconds(spill, spec)
+    if seconds is not None:
+        return 1 / seconds if seconds else float("inf")
+    return simulate(spill, spec).tps(100 - percentile)
+
+
+def _least_latency(spec: TierSpec) -> float:
+    """What jitter must not take below zero."""
+    from hbf_fuse.tier import jitter
+
+    return sum(part.below_ms() for part in jitter.parse(spec.jitter))
+
+
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """The least value, within PRECISION of itself, for which something holds that does not below it."""
+    for _ in range(_STEPS):
+        if high / low <= 1 + PRECISION:
+            break
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

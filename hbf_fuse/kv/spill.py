@@ -1,0 +1,105 @@
+"""A context of which DRAM holds a part: what a token reads and writes, and what that takes by closed forms.
+
+Each decoded token reads the whole spilled context, layer by layer: layer i computes when its keys and values
+have come. A token's own keys and values push those of an older one out: they are written to the tier.
+"""
+
+from dataclasses import dataclass
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.tier import TierSpec
+
+
+@dataclass(frozen=True)
+class Spill:
+    """kv_bytes: of one token over all layers. context, resident: tokens. chunk_bytes: of a read; depth: reads
+    in flight. prefetch: how many layers ahead reading may be of computing; 0 is none. compute_seconds: of
+    a token with everything in DRAM. write_mbps: the tier's own rate for writes, None for no limit.
+
+    Raises HbfError for what cannot be.
+    """
+
+    kv_bytes: int
+    layers: int
+    context: int
+    resident: int
+    compute_seconds: float
+    chunk_bytes: int = 1 << 20
+    depth: int = 8
+    prefetch: int = 0
+    write_mbps: float | None = None
+
+    def __post_init__(self) -> None:
+        least = {"kv_bytes": 1, "layers": 1, "context": 1, "resident": 0, "chunk_bytes": 512, "depth": 1}
+        for name, bound in {**least, "prefetch": 0, "compute_seconds": 0}.items():
+            if getattr(self, name) < bound:
+                raise HbfError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if self.write_mbps is not None and self.write_mbps <= 0:
+            raise HbfError(f"the write bandwidth must be above 0 MB/s, got {self.write_mbps:g}")
+
+    @property
+    def spilled_tokens(self) -> int:
+        """Tokens whose keys and values are in the tier."""
+        return max(0, self.context - self.resident)
+
+    @property
+    def token_bytes(self) -> int:
+        """What a decoded token reads from the tier."""
+        return self.layer_bytes * self.layers
+
+    @property
+    def layer_bytes(self) -> int:
+        """The same for one layer."""
+        return self.spilled_tokens * self.kv_bytes // self.layers
+
+    @property
+    def written_bytes(self) -> int:
+        """What a decoded token writes to the tier."""
+        return self.kv_bytes if self.spilled_tokens else 0
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """A layer's reads as (offset in the layer, bytes)."""
+        size, step = self.layer_bytes, self.chunk_bytes
+        return [(at, min(step, size - at)) for at in range(0, size, step)]
+
+
+def ceiling_tps(kv_bytes: float, spec: TierSpec, ops_per_token: float) -> float | None:
+    """The reference's first-order ceiling: tokens/s = 1 / (ops x latency + bytes / bandwidth).
+
+    kv_bytes: what a token moves, all told. None where nothing bounds it.
+    """
+    transfer = kv_bytes / (spec.bandwidth_mbps * 1e6) if spec.bandwidth_mbps else 0.0
+    seconds = ops_per_token * spec.latency_ms / 1e3 + transfer
+    return 1 / seconds if seconds else None
+
+
+def layer_read_seconds(spill: Spill, spec: TierSpec) -> float:
+    """What reading a layer takes, with `depth` chunks in flight: exact without jitter and flash detail.
+
+    If the link is never idle, bytes / bandwidth + latency. Else the window binds: a round of `depth` chunks
+    takes one chunk's transfer and the latency, and the last round as much of that as it has chunks.
+    """
+    chunks = spill.chunks()
+    if not chunks:
+        return 0.0
+    latency = spec.latency_ms / 1e3
+    per_byte = 1 / (spec.bandwidth_mbps * 1e6) if spec.bandwidth_mbps else 0.0
+    chunk, last = chunks[0][1] * per_byte, chunks[-1][1] * per_byte
+    if spill.depth * chunk >= chunk + latency:
+        return spill.layer_bytes * per_byte + latency
+    rounds, rest = divmod(len(chunks) - 1, spill.depth)
+    return rounds * (chunk + latency) + rest * chunk + last + latency
+
+
+def token_seconds(spill: Spill, spec: TierSpec) -> float | None:
+    """What a token takes, by closed form; None where there is none: with jitter, flash detail, a device
+    depth, or more than one layer of prefetch.
+
+    Without prefetch reading and computing alternate; with one layer the longer of the two hides the other.
+    """
+    if spec.jitter or spec.planes or spec.depth or spill.prefetch > 1:
+        return None
+    read, compute = layer_read_seconds(spill, spec), spill.compute_seconds / spill.layers
+    layer = max(read, compute) if spill.prefetch and spill.spilled_tokens else read + compute
+    write = spill.written_bytes / (spill.write_mbps * 1e6) if spill.write_mbps else 0.0
+    return max(layer * spill.layers, write)

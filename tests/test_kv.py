@@ -1,0 +1,190 @@
+"""KV spill: closed forms, simulation and real reads."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.gguf import GgufError, GgufFile, kv
+from hbf_fuse.kv import replay as kv_replay
+from hbf_fuse.kv import requirements
+from hbf_fuse.kv import solve as kv_solve
+from hbf_fuse.kv.sim import simulate
+from hbf_fuse.kv.spill import Spill, ceiling_tps, token_seconds
+from hbf_fuse.tier import TierSpec
+
+QWEN = {"block_count": 36, "embedding_length": 2048, "attention.head_count": 16, "attention.head_count_kv": 2}
+
+
+def model(**fields):
+    metadata = {f"qwen2.{key}": value for key, value in {**QWEN, **fields}.items() if value is not None}
+    return GgufFile(Path("m.gguf"), 0, 3, {"general.architecture": "qwen2", **metadata}, [], 0)
+
+
+def spill(**fields):
+    usual = {"kv_bytes": 36_864, "layers": 4, "context": 600, "resident": 100, "compute_seconds": 0.01}
+    return Spill(**{**usual, "chunk_bytes": 1 << 18, "depth": 4, **fields})
+
+
+def test_a_token_of_qwen_takes_what_its_geometry_says():
+    assert kv.bytes_per_token(model()) == 2 * 36 * 2 * 128 * 2 == 36_864
+    assert kv.bytes_per_token(model(), "q8_0", "q8_0") == 36_864 // 2 // 32 * 34
+    assert kv.bytes_per_token(model(), "q4_0", "q4_0") == 36_864 // 2 // 32 * 18
+    assert kv.bytes_per_token(model(), "f32", "f16") == 36_864 // 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "types", "words"),
+    [
+        ({"attention.sliding_window": 4096}, ("f16", "f16"), "sliding"),
+        ({"attention.kv_lora_rank": 512}, ("f16", "f16"), "MLA"),
+        ({"block_count": None}, ("f16", "f16"), "block_count"),
+        ({"attention.key_length": 100}, ("q8_0", "f16"), "no multiple"),
+        ({}, ("q3_k", "f16"), "unknown cache type"),
+    ],
+)
+def test_a_model_that_the_formula_does_not_fit_is_refused_with_the_reason(fields, types, words):
+    with pytest.raises(GgufError, match=words):
+        kv.bytes_per_token(model(**fields), *types)
+
+
+def test_the_ceiling_is_the_first_order_formula():
+    expected = 1 / (2 * 0.05e-3 + 256_000 / 500e6)
+    assert ceiling_tps(256_000, TierSpec(500, 0.05), 2) == pytest.approx(expected)
+    assert ceiling_tps(256_000, TierSpec(), 2) is None
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    mbps=st.floats(20, 5000),
+    lat_ms=st.floats(0, 5),
+    depth=st.integers(1, 12),
+    prefetch=st.integers(0, 1),
+    context=st.integers(101, 2000),
+    compute=st.floats(0, 0.05),
+    chunk=st.sampled_from([1 << 16, 1 << 18, 1 << 20]),
+)
+def test_closed_forms_equal_the_simulation(mbps, lat_ms, depth, prefetch, context, compute, chunk):
+    case = spill(depth=depth, prefetch=prefetch, context=context, compute_seconds=compute, chunk_bytes=chunk)
+    spec = TierSpec(mbps, lat_ms)
+    expected = token_seconds(case, spec)
+    assume(expected and expected > 1e-4)
+    seconds = simulate(case, spec, tokens=12).seconds
+    assert sum(seconds) / len(seconds) == pytest.approx(expected, rel=1e-3)
+
+
+def test_prefetch_hides_the_shorter_of_reading_and_computing():
+    spec = TierSpec(1000, 0)
+    alone, ahead = simulate(spill(), spec), simulate(spill(prefetch=1), spec)
+    reading = spill().token_bytes / 1000e6
+    assert sum(alone.seconds) / len(alone.seconds) == pytest.approx(reading + 0.01, rel=1e-3)
+    assert sum(ahead.seconds) / len(ahead.seconds) == pytest.approx(max(reading, 0.01), rel=1e-3)
+
+
+def test_writing_back_bounds_a_tier_that_writes_slowly():
+    slow = simulate(spill(context=101, write_mbps=0.5), TierSpec(5000))
+    assert slow.bound == "write"
+    assert slow.tps(50) == pytest.approx(0.5e6 / 36_864, rel=1e-2)
+
+
+def test_jitter_spreads_the_tokens_and_a_seed_repeats_them():
+    spec = TierSpec(2000, 1, jitter="exponential:0.5+tail:0.01,20", seed=4)
+    once, again = simulate(spill(), spec), simulate(spill(), spec)
+    assert once == again
+    assert once.tps(5) < once.tps(50) < once.tps(95)
+    assert simulate(spill(), dataclasses.replace(spec, seed=5)).seconds != once.seconds
+
+
+def test_what_bounds_a_token_is_named():
+    assert simulate(spill(), TierSpec(10)).bound == "bandwidth"
+    assert simulate(spill(), TierSpec(1e6, 100)).bound == "latency"
+    assert simulate(spill(), TierSpec(1e6)).bound == "compute"
+
+
+@pytest.mark.parametrize("jitter", ["", "exponential:0.05"])
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+def test_the_least_bandwidth_meets_the_target_and_less_does_not(prefetch, jitter):
+    case, spec = spill(prefetch=prefetch), TierSpec(None, 0.1, jitter=jitter)
+    found = kv_solve.least_mbps(case, spec, tps=40)
+    enough = simulate(case, dataclasses.replace(spec, bandwidth_mbps=found)).tps(50)
+    short = simulate(case, dataclasses.replace(spec, bandwidth_mbps=found * 0.98)).tps(50)
+    assert enough >= 40 * 0.999 and short < 40
+
+
+def test_the_greatest_latency_meets_the_target_and_more_does_not():
+    case = spill()
+    found = kv_solve.most_lat_ms(case, TierSpec(2000), tps=30)
+    assert simulate(case, TierSpec(2000, found * 0.99)).tps(50) >= 30
+    assert simulate(case, TierSpec(2000, found * 1.02)).tps(50) < 30
+
+
+def test_a_target_that_no_tier_meets_says_what_bounds_it():
+    with pytest.raises(HbfError, match="compute alone leaves 100"):
+        kv_solve.least_mbps(spill(), TierSpec(), tps=200)
+    with pytest.raises(HbfError, match="no latency gives"):
+        kv_solve.most_lat_ms(spill(), TierSpec(10), tps=90)
+
+
+def test_requirements_say_where_nothing_is_needed_and_where_nothing_helps():
+    rows = requirements.table({50: spill(context=50), 600: spill()}, TierSpec(), [20, 200], 50)
+    assert [row["mbps"] for row in rows[:2]] == [0.0, 0.0]
+    assert rows[2]["mbps"] > 0 and "compute" in rows[3]["why"]
+
+
+@pytest.mark.parametrize("fields", [{"context": 0}, {"depth": 0}, {"chunk_bytes": 1}, {"write_mbps": 0}])
+def test_a_spill_that_cannot_be_is_refused(fields):
+    with pytest.raises(HbfError):
+        spill(**fields)
+
+
+@pytest.mark.parametrize("way", kv_replay.WAYS)
+def test_real_reads_take_about_what_the_simulation_says(mount, noise, way):
+    point = mount(noise(24 << 20), mbps=400, lat=1)
+    case = spill(compute_seconds=0.02, chunk_bytes=1 << 20, context=1200)
+    measured = kv_replay.replay(case, point / "model.gguf", tokens=4, way=way).mean_seconds
+    simulated = simulate(case, TierSpec(400, 1), tokens=4).seconds
+    assert 0.7 < measured / (sum(simulated) / 4) < 2.5
+
+
+def hbf(*arguments):
+    line = [sys.executable, "-m", "hbf_fuse", "kv", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_the_command_line_says_what_the_library_says(tiny_model, mount, tmp_path):
+    rows = json.loads(hbf("info", tiny_model, "--json").stdout)["bytes_per_token"]
+    assert rows["f16"] == 12_288 and rows["q8_0"] == 12_288 // 64 * 34
+    said = hbf("ceiling", "--kv-kb-per-token", 256, "--mbps", "500,1000", "--op-lat-ms", 0.05, "--json")
+    assert [row["mbps"] for row in json.loads(said.stdout)] == [500, 1000]
+    shared = ["-m", tiny_model, "--compute-ms", 10, "--json"]
+    said = hbf("sim", *shared, "--context", "1024,4096", "--mbps", "500,900", "-o", tmp_path / "sim.csv")
+    assert len(json.loads(said.stdout)) == 4 == len((tmp_path / "sim.csv").read_text().splitlines()) - 1
+    said = json.loads(hbf("solve", *shared, "--context", 4096, "--tps", 8, "--lat", 0.1).stdout)
+    assert said[0]["simulated_tps"] >= 8 * 0.999
+    point = mount(tiny_model, mbps=800)
+    said = hbf("replay", point, "--context", 2048, "--compute-ms", 10, "--tokens", 3, "--json")
+    assert json.loads(said.stdout)["measured_tps"] > 0
+
+
+def test_bad_input_is_told_in_a_line(tiny_model, noise, mount):
+    for arguments, words in [
+        (("sim", "-m", noise(100), "--context", 10), "not a GGUF"),
+        (("solve", "-m", tiny_model, "--context", 10, "--resident", 20, "--tps", 5), "no tier is needed"),
+        (("solve", "-m", tiny_model, "--context", 99, "--compute-ms", 100, "--tps", 50), "compute alone"),
+        (("sim", "-m", tiny_model, "--context", 9, "--bench", noise(9)), "no run with a tg"),
+        (("replay", noise(5).parent, "--context", 10), "no live hbf mount"),
+        (("replay", mount(noise(4096)), "--context", 10, "-m", tiny_model), "smaller than one chunk"),
+    ]:
+        said = hbf(*arguments)
+        assert said.returncode == 1 and words in said.stderr, (arguments, said.stderr)
+        assert "Traceback" not in said.stderr
+    said = hbf(
+        "sim", "-m", tiny_model, "--context", 99_999, "--compute-ms", 5, "--mbps", 90_000, "--tokens", 2
+    )
+    assert said.returncode == 0 and "beyond the model's 4096" in said.stderr

@@ -1,0 +1,95 @@
+"""Virtual time: the same device, driven by reads that wait for each other."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hbf_fuse.observe import chains
+from hbf_fuse.observe.attribution import Phase
+from hbf_fuse.observe.trace import Read
+from hbf_fuse.tier import Tier, TierSpec, expect
+from hbf_fuse.tier.virtual import START, Request, replay
+
+MIB = 1 << 20
+SPECS = [
+    TierSpec(500, 1),
+    TierSpec(None, 0.2),
+    TierSpec(800, 0.5, jitter="normal:0.05+tail:0.01,2", seed=3),
+    TierSpec(900, 0.1, planes=8, t_read_us=40),
+    TierSpec(700, 0.3, depth=4),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@given(st.lists(st.tuples(st.integers(0, 10**7), st.integers(1, MIB)), min_size=1, max_size=60))
+def test_deadlines_are_those_of_the_real_time_path(spec, reads):
+    """The filesystem calls reserve as reads arrive; replay must say the same for the same arrivals."""
+    reads = sorted(reads)
+    tier = Tier(spec)
+    expected = [
+        tier.reserve(arrival, place * MIB, nbytes, 1) for place, (arrival, nbytes) in enumerate(reads)
+    ]
+    requests = [
+        Request(START, arrival, place * MIB, nbytes, 1) for place, (arrival, nbytes) in enumerate(reads)
+    ]
+    assert replay(requests, Tier(spec)) == expected
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_a_chain_of_reads_gets_what_a_closed_loop_gets(depth):
+    spec, count = TierSpec(500, 1), 400
+    requests = [
+        Request(place - depth if place >= depth else START, 0, place * MIB, MIB, place % depth)
+        for place in range(count)
+    ]
+    rate = count * MIB * 1e3 / max(replay(requests, Tier(spec)))
+    assert rate == pytest.approx(expect.closed_loop(spec, MIB, depth, count), rel=1e-9)
+
+
+def test_marks_take_no_time_of_the_tier():
+    requests = [Request(START, 5, 0, 0), Request(0, 7, 0, 0)]
+    assert replay(requests, Tier(TierSpec(1, 100))) == [5, 12]
+
+
+def recorded(spec, think_ns, count=200, windows=1):
+    """A trace of a thread that asks for `windows` reads at once, waits for the last, and thinks."""
+    tier, now, found = Tier(spec), 1_000_000, []
+    for round_number in range(count):
+        arrival = now
+        for window in range(windows):
+            offset = (round_number * windows + window) * MIB
+            done = tier.reserve(arrival, offset, MIB, 7)
+            found.append(Read(arrival, done, done, offset, MIB, 7, 2, 0))
+        now = found[-1].done_ns + think_ns
+    return found
+
+
+@pytest.mark.parametrize("windows", [1, 3])
+@pytest.mark.parametrize("think_ns", [0, 250_000])
+def test_a_trace_replayed_on_another_tier_takes_what_it_would_have_taken_there(think_ns, windows):
+    fast, slow = TierSpec(None, 0.05), TierSpec(400, 2)
+    there = recorded(slow, think_ns, windows=windows)
+    found = chains.elsewhere(recorded(fast, think_ns, windows=windows), [], slow)
+    expected = (there[-1].done_ns - there[0].arrival_ns) / 1e9
+    assert found["stage_seconds"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_trace_replayed_on_its_own_tier_is_the_trace():
+    spec = TierSpec(600, 1)
+    found = chains.elsewhere(recorded(spec, 100_000), [], spec)
+    assert found["stage_seconds"] == pytest.approx(found["recorded_stage_seconds"], rel=1e-9)
+
+
+def test_decode_is_stretched_by_what_its_reads_take_longer():
+    spec = TierSpec(1000, 0)
+    reads = recorded(spec, 1_000_000, count=100)
+    phases = [Phase("decode", 10, reads[50].arrival_ns, reads[99].done_ns + 1_000_000)]
+    found = chains.elsewhere(reads, phases, TierSpec(100, 0))
+    longer = 100 * MIB / 100e6 - 100 * MIB / 1000e6
+    assert found["longer_seconds"] == pytest.approx(longer, rel=1e-3)
+    assert found["tg"] < found["recorded_tg"]
+
+
+def test_staging_ends_when_every_page_has_come_once():
+    first, again = Read(0, 10, 10, 0, 8192, 1, 2, 0), Read(20, 90, 90, 0, 4096, 1, 2, 0)
+    assert chains.first_pass_ns([first, again], [10, 90]) == 10
