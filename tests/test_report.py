@@ -179,6 +179,48 @@ def test_a_target_that_no_bandwidth_reaches_is_told():
     assert "No bandwidth brings the first run down to 9 s" in meaning(grid(), target=9)
 
 
+def stream(mbps, repeat=1, off=1.0):
+    """Decode at 1 / (20 ms + 100 MB / bandwidth), or off by a factor."""
+    document = run(mbps, repeat=repeat, mode="stream")
+    seconds = 0.02 + 100 / mbps
+    heat = {"layers": ["0", "1"], "seconds": [0.5, 1.0], "bytes": [[5.0, 0.0], [0.0, 7.0]]}
+    document["cell"]["layout"] = {"resident_bytes": 64 << 20, "policy": "pin", "place": [], "tiers": {}}
+    document["metrics"].update(
+        tg=off / seconds + repeat / 1e4,
+        compute_tg=50.0,
+        bytes_per_token=100e6,
+        tier_seconds_per_token=100 / mbps,
+        predicted_tg=1 / seconds,
+        tg_error_pct=(off - 1) * 100,
+        bound="tier" if mbps < 5000 else "compute",
+        break_even_mbps=5000.0,
+        attribution={"heat": heat, "read_sizes": {"1048576": 90}, "queue_depths": {"1": 4, "2": 5}},
+    )
+    return document
+
+
+def test_decode_is_held_against_compute_and_tier():
+    documents = [stream(mbps, repeat) for mbps in (100, 800, 9000) for repeat in (1, 2, 3)]
+    text = checks(documents)
+    assert "follows 1 / (compute + tier) within 0% in 2 of 2 points that the tier binds" in text
+    assert "Bound by compute, where readahead hides part of the tier: 9000/0" in text
+    assert "reads 100 MB from the tier" in meaning(documents)
+    assert "at 5,000 MB/s the tier takes as long as compute" in meaning(documents)
+
+
+def test_decode_that_misses_is_named():
+    assert "Further off: 100/0 (+20.0%)" in checks([stream(100, off=1.2), stream(200)])
+
+
+def test_decode_has_its_own_table_and_plots():
+    documents = [stream(mbps) for mbps in (100, 800)]
+    assert " | ".join(summary.STREAM_COLUMNS) in page.markdown(documents)
+    _, drawn = html.render(documents)
+    names = [plot.name.partition("-stream-")[0] for plot in drawn]
+    assert names == ["decode", "heat", "sizes", "depths"]
+    assert all("64.00-MiB-pin" in plot.name for plot in drawn)
+
+
 def test_a_page_has_the_columns_of_the_reference_and_every_reason():
     documents = [*grid(), *grid(mode="stage"), failed(4000), run(9, valid=False, why="too slow")]
     text = page.markdown(documents, 30)
@@ -233,7 +275,8 @@ def browser():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_stands_alone_and_fits_the_screen(browser, tmp_path: Path, width, scheme):
-    text, drawn = html.render(grid() + grid(mode="stage"), target_seconds=30)
+    documents = grid() + grid(mode="stage") + [stream(mbps) for mbps in (100, 800)]
+    text, drawn = html.render(documents, target_seconds=30)
     (tmp_path / "report.html").write_text(text)
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     try:
@@ -248,7 +291,7 @@ def test_the_page_stands_alone_and_fits_the_screen(browser, tmp_path: Path, widt
             "[...document.querySelectorAll('figure svg')].map(plot => {"
             "const box = plot.getBoundingClientRect(); return [box.width, box.height, box.left, box.right]})"
         )
-        assert len(boxes) == len(drawn) == 10
+        assert len(boxes) == len(drawn) == 14
         assert all(w > 250 and h > 80 and left >= 0 and right <= width for w, h, left, right in boxes)
         ink, paper = shown.evaluate(
             "[getComputedStyle(document.querySelector('figure svg text')).fill,"

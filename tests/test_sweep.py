@@ -6,6 +6,7 @@ import json
 import pytest
 
 from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.placement import Layout
 from hbf_fuse.report import page, summary
 from hbf_fuse.sweep import cell as cells
 from hbf_fuse.sweep import grid as grids
@@ -187,3 +188,21 @@ def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
     assert Results(tmp_path).set_aside_edited_csv() is None
     results.csv_path.write_text(text.replace("no", "yes"))
     assert Results(tmp_path).set_aside_edited_csv() == tmp_path / "cells.edited.csv"
+
+
+def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_model, llama_bench, tmp_path):
+    size = tiny_model.stat().st_size
+    layout = Layout(resident_bytes=size // 2)
+    options = BenchOptions(n_prompt=0, n_gen=6)
+    cell = Cell(Model.of(tiny_model), TierSpec(300), mode="stream", bench=options, layout=layout)
+    with places.lent(tmp_path / "scratch") as place:
+        document = cells.run(cell, place)
+    metrics = document["metrics"]
+    assert metrics["bound"] == "tier"
+    assert size * 0.4 < metrics["bytes_per_token"] < size
+    assert 0.6 < metrics["tg"] / metrics["predicted_tg"] < 1.3
+    assert metrics["compute_tg"] > 2 * metrics["tg"]
+    assert metrics["attribution"]["phases"]["decode"]["bytes"] > 6 * size * 0.4
+    assert document["tier_stats"]["resident"]["most_resident_bytes"] <= layout.resident_bytes + (2 << 20)
+    assert [phase["name"] for phase in document["llama_bench"]["phases"]] == ["decode"]
+    assert not (tmp_path / "scratch").exists()

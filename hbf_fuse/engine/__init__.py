@@ -27,12 +27,16 @@ class Engine(Protocol):
         """
 
 
-def create(name: str, fs: Filesystem, mountpoint: Path, allow_other: bool) -> Engine:
-    """The engine by name, or an HbfError that says what its binding needs."""
+def create(name: str, fs: Filesystem, mountpoint: Path, allow_other: bool, async_dio: bool = False) -> Engine:
+    """The engine by name, or an HbfError that says what its binding needs.
+
+    async_dio: pass on the parts of a large O_DIRECT read at the same time. The price: whoever is killed in
+    such a read ends when the tier has answered. libfuse 2 knows no such thing.
+    """
     if name == "kernel":
         from hbf_fuse.engine.kernel.engine import KernelEngine
 
-        return KernelEngine(fs, mountpoint, allow_other)
+        return KernelEngine(fs, mountpoint, allow_other, async_dio)
     if name == "fusepy":
         from hbf_fuse.engine.fusepy import FusepyEngine
 

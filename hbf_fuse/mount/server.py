@@ -31,6 +31,7 @@ class MountConfig:
     """What a person asked for. Paths are absolute.
 
     readahead_kib: None for the default, which is less with a resident budget. layout: where the model lies.
+    async_dio: see engine.create.
     trace: a file for every read. metrics: "[ADDRESS:]PORT" for Prometheus.
     """
 
@@ -43,6 +44,7 @@ class MountConfig:
     priority: int = 0
     allow_other: bool = False
     layout: Layout = NO_LAYOUT
+    async_dio: bool = False
     trace: Path | None = None
     metrics: str | None = None
 
@@ -80,7 +82,7 @@ def serve(
 @contextmanager
 def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) -> Iterator[Engine]:
     """Serve `fs` from threads of this process; unmounted at the end, and by a watcher if there is no end."""
-    mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other)
+    mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
     watcher = _start_watcher(config.mountpoint)
     try:
         with mountpoint.claimed(config.mountpoint):

@@ -19,13 +19,14 @@ from hbf_fuse import gguf
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
+from hbf_fuse.fs.verdict import tolerance_pct
 from hbf_fuse.mount import tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine, residency
 from hbf_fuse.observe.trace import Trace
 from hbf_fuse.sweep import llama, stream
 from hbf_fuse.sweep.place import Place
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier import TierSpec, expect
 
 SCHEMA = 2
 MODEL_FILE = "model.gguf"
@@ -111,7 +112,7 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
         "schema": SCHEMA,
         "cell": describe(cell),
         "metrics": {
-            **_staging(stats, measured.resident),
+            **_staging(cell, stats, measured.resident),
             **_running(cell, bench, stats),
             "resident_before_bytes": measured.resident,
             "harness_seconds": wall - bench.wall_seconds - measured.besides_seconds,
@@ -168,7 +169,14 @@ def _streamed(cell: Cell, place: Place, binary: Path) -> _Measured:
 def _mounted(cell: Cell, place: Place) -> Iterator[Path]:
     """A fresh mount of the cell's tier; the model in it."""
     config = MountConfig(
-        cell.model.path, place.mountpoint, cell.spec, cell.engine, layout=cell.layout, trace=place.trace
+        cell.model.path,
+        place.mountpoint,
+        cell.spec,
+        cell.engine,
+        layout=cell.layout,
+        # The copy's chunks are larger than FUSE's largest read: their parts must not wait for each other.
+        async_dio=cell.mode == "stage",
+        trace=place.trace,
     )
     with tied.mounted(config) as mount:
         yield mount / MODEL_FILE
@@ -192,14 +200,16 @@ def describe(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _staging(stats: dict[str, Any], resident: int | None) -> dict[str, Any]:
+def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> dict[str, Any]:
     """The mount's own verdict on the model file, under the names of the CSV."""
     try:
         (file,) = stats["files"].values()
     except ValueError:
         raise HbfError("llama-bench did not read the model from the mount") from None
     staging = file["staging"]
-    why = staging["why"]
+    valid, why = staging["valid"], staging["why"]
+    if not valid and _follows_chunks(cell, staging):
+        valid, why = True, "as one chunk in flight after the other comes to"
     if not file["complete"]:
         why = "not every byte of the model was read"
     elif resident:
@@ -209,9 +219,23 @@ def _staging(stats: dict[str, Any], resident: int | None) -> dict[str, Any]:
         "stage_effective_mbps": staging["achieved_mbps"],
         "model_mbps": staging["model_mbps"],
         "tier_error_pct": staging["error_pct"],
-        "valid": staging["valid"] and file["complete"] and not resident,
+        "valid": valid and file["complete"] and not resident,
         "why": why,
     }
+
+
+def _follows_chunks(cell: Cell, staging: dict[str, Any]) -> bool:
+    """Whether a copy took what its chunks take by bandwidth and latency.
+
+    The mount doubts a rate below its link's on a busy machine: pauses might be its own doing. In mode
+    `stage` all pauses are known beforehand, so where both models agree there is nothing left to doubt.
+    """
+    ideal = expect.staging_mbps(cell.spec, chunked=True)
+    plain = not (cell.spec.jitter or cell.spec.planes or cell.spec.depth)
+    if cell.mode != "stage" or not ideal or not plain or staging["error_pct"] is None:
+        return False
+    errors = staging["error_pct"], (staging["achieved_mbps"] / ideal - 1) * 100
+    return max(map(abs, errors)) <= tolerance_pct(cell.spec)
 
 
 def _running(cell: Cell, bench: llama.BenchRun, stats: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,6 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.sweep import child
 from hbf_fuse.tier.expect import CHUNK_BYTES
 
-PIECE_BYTES = 1 << 20
-"""The largest read that FUSE passes on whole with the kernel's default of 256 pages."""
-
 _COPIER = Path(__file__).with_name("copier.py")
 
 
@@ -41,7 +38,7 @@ class Place:
         HbfError if it cannot be copied.
         """
         line = [sys.executable, "-I", "-S", str(_COPIER), str(file), str(self.memory_path)]
-        said = child.run_group([*line, str(CHUNK_BYTES), str(PIECE_BYTES)], pass_fds=(self.memory,))
+        said = child.run_group([*line, str(CHUNK_BYTES)], pass_fds=(self.memory,))
         try:
             answer = json.loads(said.stdout)
         except ValueError:

@@ -12,6 +12,7 @@ OLDEST_MINOR = 31
 """Linux 5.4; older kernels are refused."""
 
 ASYNC_READ = 1 << 0
+ASYNC_DIO = 1 << 15
 PARALLEL_DIROPS = 1 << 18
 MAX_PAGES = 1 << 22
 CACHE_SYMLINKS = 1 << 23

@@ -13,15 +13,16 @@ _INIT_SECONDS = 10
 class KernelEngine:
     """Speaks the kernel's protocol itself; knows each request's arrival and thread, and can evict."""
 
-    def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool) -> None:
+    def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool, async_dio: bool) -> None:
         self._fs = fs
         self._mountpoint = mountpoint
         self._allow_other = allow_other
+        self._async_dio = async_dio
         self._session: Session | None = None
 
     def start(self) -> None:
         fd = mounting.mount(self._mountpoint, self._allow_other)
-        self._session = session = Session(fd, self._fs, mounting.MAX_REQUEST)
+        self._session = session = Session(fd, self._fs, mounting.MAX_REQUEST, self._async_dio)
         session.start()
         answered = session.ready.wait(_INIT_SECONDS)
         if not answered or session.refusal:

@@ -34,13 +34,14 @@ _WANTED_FLAGS = (
 class Session:
     """Serves one descriptor until the mount ends. `ready` is set when the kernel's INIT was answered."""
 
-    def __init__(self, fd: int, fs: Filesystem, max_request: int) -> None:
+    def __init__(self, fd: int, fs: Filesystem, max_request: int, async_dio: bool = False) -> None:
         self.fs = fs
         self.fd = fd
         self.ready = threading.Event()
         self.ended = threading.Event()
         self.refusal: str | None = None
         self._max_request = max_request
+        self._wanted_flags = _WANTED_FLAGS | (abi.ASYNC_DIO if async_dio else 0)
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
@@ -173,7 +174,7 @@ class Session:
             abi.MAJOR,
             min(minor, abi.MINOR),
             max_readahead,
-            flags & _WANTED_FLAGS,
+            flags & self._wanted_flags,
             MAX_BACKGROUND,
             MAX_BACKGROUND * 3 // 4,
             _PAGE,
