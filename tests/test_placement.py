@@ -103,7 +103,7 @@ def test_each_tier_has_its_own_rate(moe, tmp_path):
     """The experts come slowly, the rest at once: staging takes what the experts' bytes take."""
     trace, stats = read_through(moe, tmp_path, Layout(place=EXPERTS_IN_HBF))
     (file,) = stats["files"].values()
-    expected = stats["tier_bytes"][MAIN] / 200e6
+    expected = placed(moe, *EXPERTS_IN_HBF).bytes_of(MAIN) / 200e6
     assert expected * 0.98 < file["staging"]["seconds"] < expected * 2
     assert trace.header["tiers"][DRAM]["bandwidth_mbps"] is None
 

@@ -90,8 +90,9 @@ class Filesystem:
         self._lock = threading.Lock()
 
     def serve_from(self, spec: TierSpec) -> None:
-        """Serve from this tier from now on, with all counters at zero."""
+        """Serve from this tier from now on, with all counters at zero and no read remembered."""
         self.spec = spec
+        self.trace.forget()
         self.pacer = Pacer(self.layout.specs(spec), self._placements, self.costs, self.trace)
         self._arrivals = {node.ino: Arrival(node.size) for node in self.tree.files()}
 

@@ -77,6 +77,10 @@ class Pacer:
             for place, offset, nbytes in pieces
         ]
 
+    def _is_timed(self, service: Service) -> bool:
+        """Whether any part of a read comes from a tier that takes time."""
+        return self._throttled and any(self.tiers[part.tier].spec.throttled for part in service.parts)
+
     def exchange(self, spec: TierSpec) -> None:
         """Serve from another tier in place of the mount's own; reads in flight keep their deadlines."""
         with self._lock:
@@ -86,7 +90,7 @@ class Pacer:
 
     def wait(self, service: Service) -> bool:
         """Sleep until the reply must be started. False if the reader was killed meanwhile."""
-        if not self._throttled:
+        if not self._is_timed(service):
             return not service.interrupted
         copy_ns = self.costs.copy(len(service.data))
         until_ns = service.deadline_ns - copy_ns - self.costs.wake.value
@@ -112,8 +116,10 @@ class Pacer:
         nbytes = len(service.data)
         with self._lock:
             self.costs.copied(nbytes, done_ns - started_ns)
-            if self._throttled:
+            if self._is_timed(service):
                 self._lateness.replied(service.reader, service.deadline_ns, done_ns)
+            else:
+                self._lateness.nothing_owed(service.reader)
             self.counters.finished(service.arrival_ns, service.deadline_ns, done_ns, nbytes)
             for place, offset, size, deadline_ns in service.parts:
                 self._bytes[place] += size

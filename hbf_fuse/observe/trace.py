@@ -57,6 +57,10 @@ class Recorder:
         if self._file is not None:
             self._write(RECORD.pack(*fields))
 
+    def forget(self) -> None:
+        """Begin anew in memory."""
+        self.count = 0
+
     def since(self, count: int) -> list["Read"]:
         """The reads that were added after there were `count`, as far as they are in memory."""
         recent = self.recent()[-max(0, self.count - count) * RECORD.size :] if self.count > count else b""

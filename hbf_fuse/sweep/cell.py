@@ -234,7 +234,7 @@ def _follows_chunks(cell: Cell, staging: dict[str, Any]) -> bool:
     plain = not (cell.spec.jitter or cell.spec.planes or cell.spec.depth)
     if cell.mode != "stage" or not ideal or not plain or staging["error_pct"] is None:
         return False
-    errors = staging["error_pct"], (staging["achieved_mbps"] / ideal - 1) * 100
+    errors = float(staging["error_pct"]), (float(staging["achieved_mbps"]) / ideal - 1) * 100
     return max(map(abs, errors)) <= tolerance_pct(cell.spec)
 
 

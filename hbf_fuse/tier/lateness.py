@@ -40,6 +40,10 @@ class Lateness:
         if known is not None and known[0] == deadline_ns:
             self._newest[reader] = (deadline_ns, done_ns, True)
 
+    def nothing_owed(self, reader: int) -> None:
+        """The newest reply came from no tier: how long it took is nobody's lateness."""
+        self._newest.pop(reader, None)
+
     def owed(self, reader: int, arrival_ns: int) -> int:
         """By how many ns this arrival would have been earlier on the real device."""
         known = self._newest.get(reader)
