@@ -132,9 +132,12 @@ def test_a_target_that_no_tier_meets_says_what_bounds_it():
 
 
 def test_requirements_say_where_nothing_is_needed_and_where_nothing_helps():
-    rows = requirements.table({50: spill(context=50), 600: spill()}, TierSpec(), [20, 200], 50)
-    assert [row["mbps"] for row in rows[:2]] == [0.0, 0.0]
-    assert rows[2]["mbps"] > 0 and "compute" in rows[3]["why"]
+    rows = requirements.table([spill(context=50), spill()], TierSpec(), [20, 200], 50)
+    assert all("nothing is spilled" in row["why"] for row in rows[:2])
+    assert rows[2]["least_mbps"] > 0 and rows[2]["simulated_tps"] >= 20 * 0.999
+    assert "compute" in rows[3]["why"]
+    rows = requirements.table([spill()], TierSpec(2000), [30], 50)
+    assert rows[0]["most_lat_ms"] > 0
 
 
 @pytest.mark.parametrize("fields", [{"context": 0}, {"depth": 0}, {"chunk_bytes": 1}, {"write_mbps": 0}])
@@ -165,8 +168,14 @@ def test_the_command_line_says_what_the_library_says(tiny_model, mount, tmp_path
     shared = ["-m", tiny_model, "--compute-ms", 10, "--json"]
     said = hbf("sim", *shared, "--context", "1024,4096", "--mbps", "500,900", "-o", tmp_path / "sim.csv")
     assert len(json.loads(said.stdout)) == 4 == len((tmp_path / "sim.csv").read_text().splitlines()) - 1
-    said = json.loads(hbf("solve", *shared, "--context", 4096, "--tps", 8, "--lat", 0.1).stdout)
-    assert said[0]["simulated_tps"] >= 8 * 0.999
+    drawn = ["--svg", tmp_path / "needs.svg"]
+    said = json.loads(
+        hbf("solve", *shared, "--context", "2048,4096", "--tps", 8, "--lat", 0.1, *drawn).stdout
+    )
+    assert all(row["simulated_tps"] >= 8 * 0.999 for row in said) and len(said) == 2
+    assert (tmp_path / "needs.svg").read_text().startswith("<svg")
+    said = hbf("sim", *shared, "--context", 4096, "--mbps", "500,900", "--svg", tmp_path / "speeds.svg")
+    assert (tmp_path / "speeds.svg").read_text().startswith("<svg"), said.stderr
     point = mount(tiny_model, mbps=800)
     said = hbf("replay", point, "--context", 2048, "--compute-ms", 10, "--tokens", 3, "--json")
     assert json.loads(said.stdout)["measured_tps"] > 0
@@ -175,7 +184,7 @@ def test_the_command_line_says_what_the_library_says(tiny_model, mount, tmp_path
 def test_bad_input_is_told_in_a_line(tiny_model, noise, mount):
     for arguments, words in [
         (("sim", "-m", noise(100), "--context", 10), "not a GGUF"),
-        (("solve", "-m", tiny_model, "--context", 10, "--resident", 20, "--tps", 5), "no tier is needed"),
+        (("solve", "-m", tiny_model, "--context", 10, "--resident", 20, "--tps", 5), "nothing is spilled"),
         (("solve", "-m", tiny_model, "--context", 99, "--compute-ms", 100, "--tps", 50), "compute alone"),
         (("sim", "-m", tiny_model, "--context", 9, "--bench", noise(9)), "no run with a tg"),
         (("replay", noise(5).parent, "--context", 10), "no live hbf mount"),

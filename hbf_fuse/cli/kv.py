@@ -1,7 +1,6 @@
 """`hbf kv`: KV spill, simulated and measured."""
 
 import csv
-import dataclasses
 import io
 import itertools
 import json
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hbf_fuse.cli.bench import Model, gguf_source
 from hbf_fuse.cli.common import Json, new_app, print_json, tell
 from hbf_fuse.cli.options import Jitter, Lat, Mbps, ProfileName, Seed, tier_spec
 from hbf_fuse.cli.sweep import numbers
@@ -26,7 +26,6 @@ app = new_app(
     no_args_is_help=True,
 )
 
-Model = Annotated[Path, typer.Option("-m", "--model", help="A GGUF.", readable=False)]
 CacheK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="llama.cpp's -ctk.")]
 CacheV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="llama.cpp's -ctv.")]
 Context = Annotated[str, typer.Option("--context", help="Tokens, with commas.")]
@@ -46,6 +45,8 @@ Bench = Annotated[
     Path | None, typer.Option("--bench", help="runs/NAME.json of a llama-bench: its tg gives --compute-ms.")
 ]
 Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to decode.", min=2)]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Also write a CSV.")]
+Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw it.")]
 Percentile = Annotated[float, typer.Option("--percentile", help="Share of the tokens, in %.", min=1, max=99)]
 
 
@@ -108,8 +109,8 @@ def ceiling(
 
 @app.command()
 def sim(
-    model: Model,
     context: Context,
+    model: Model = None,
     mbps: Annotated[str, typer.Option("--mbps", help="Bandwidths with commas.")] = "1000",
     lat: Annotated[str, typer.Option("--lat", help="Latencies in ms with commas.")] = "0",
     jitter: Annotated[
@@ -126,7 +127,8 @@ def sim(
     prefetch: Prefetch = 0,
     write_mbps: WriteMbps = None,
     tokens: Tokens = 64,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write a CSV.")] = None,
+    output: Output = None,
+    svg: Svg = None,
     as_json: Json = False,
 ) -> None:
     """Decode in virtual time: speed at percentiles, the ceiling, and what bounds it.
@@ -156,17 +158,15 @@ def sim(
         if not spill.spilled_tokens:
             tell(f"{resident} tokens in DRAM hold the whole context of {spill.context}: nothing is spilled")
         rows.append(kv_sim.simulate(spill, TierSpec(link, latency, form, seed or 0), tokens).to_dict())
-    if output:
-        output.write_text(_csv(rows))
-        tell(f"stored as {output}")
+    _keep(rows, output, svg, "speeds")
     _print_rows(rows, as_json)
 
 
 @app.command()
 def solve(
-    model: Model,
-    context: Annotated[int, typer.Option("--context", help="Tokens.", min=1)],
-    tps: Annotated[float, typer.Option("--tps", help="Tokens/s to reach.", min=1e-6)],
+    context: Context,
+    tps: Annotated[str, typer.Option("--tps", help="Tokens/s to reach, with commas.")],
+    model: Model = None,
     profile: ProfileName = None,
     mbps: Mbps = None,
     lat: Lat = None,
@@ -182,45 +182,27 @@ def solve(
     queue_depth: Depth = 8,
     prefetch: Prefetch = 0,
     write_mbps: WriteMbps = None,
+    output: Output = None,
+    svg: Svg = None,
     as_json: Json = False,
 ) -> None:
     """The least bandwidth that meets a target; with --mbps, the greatest latency instead.
 
-    Example: [bold]hbf kv solve -m model.gguf --tps 8 --context 131072 --lat 0.02 --compute-ms 50[/bold]
+    Example: [bold]hbf kv solve --tps 2,8 --context 32768,131072 --lat 0.02 --compute-ms 50[/bold]
     """
-    from hbf_fuse.kv import sim as kv_sim
-    from hbf_fuse.kv import solve as kv_solve
+    from hbf_fuse.kv import requirements
 
     compute = _compute_seconds(compute_ms, bench)
-    spill = _spill(
-        model,
-        context,
-        resident,
-        compute,
-        cache_type_k,
-        cache_type_v,
-        chunk,
-        queue_depth,
-        prefetch,
-        write_mbps,
-    )
-    if not spill.spilled_tokens:
-        raise HbfError(f"{resident} tokens in DRAM hold the whole context of {context}: no tier is needed")
+    shared = (resident, compute, cache_type_k, cache_type_v, chunk, queue_depth, prefetch, write_mbps)
+    spills = [_spill(model, int(tokens), *shared) for tokens in _floats(context, "--context")]
     spec = _spec(profile, mbps, lat, jitter, seed)
-    if spec.bandwidth_mbps is None:
-        found = dataclasses.replace(spec, bandwidth_mbps=kv_solve.least_mbps(spill, spec, tps, percentile))
-        answer = {"least_mbps": found.bandwidth_mbps}
-    else:
-        found = dataclasses.replace(spec, latency_ms=kv_solve.most_lat_ms(spill, spec, tps, percentile))
-        answer = {"most_lat_ms": found.latency_ms}
-    checked = kv_sim.simulate(spill, found)
-    document = {
-        **answer,
-        "tps": tps,
-        "percentile": percentile,
-        "simulated_tps": checked.tps(100 - percentile),
-    }
-    _print_rows([document], as_json)
+    rows = requirements.table(spills, spec, _floats(tps, "--tps"), percentile)
+    if all(row["why"] for row in rows):
+        raise HbfError(rows[0]["why"])
+    if svg and spec.bandwidth_mbps is not None:
+        raise HbfError("--svg draws bandwidths; leave out --mbps")
+    _keep(rows, output, svg, "requirements")
+    _print_rows([{key: row.get(key) for key in {**rows[0], **rows[-1]}} for row in rows], as_json)
 
 
 @app.command()
@@ -292,7 +274,7 @@ def replay(
 
 
 def _spill(
-    model: Path,
+    model: Path | None,
     context: int,
     resident: int,
     compute_seconds: float,
@@ -308,7 +290,7 @@ def _spill(
     from hbf_fuse.gguf import kv
     from hbf_fuse.kv.spill import Spill
 
-    described = gguf.read(model)
+    described = gguf.read(gguf_source(model))
     trained = described.field("context_length")
     if isinstance(trained, int) and context > trained:
         tell(f"a context of {context} is beyond the model's {trained}")
@@ -353,6 +335,20 @@ def _floats(text: str, option: str) -> list[float]:
     return found
 
 
+def _keep(rows: list[dict[str, Any]], output: Path | None, svg: Path | None, drawing: str) -> None:
+    """Write rows as CSV and as a drawing of report/spill_plots.py, where wanted."""
+    if output:
+        output.write_text(_csv(rows))
+        tell(f"stored as {output}")
+    if svg:
+        try:
+            from hbf_fuse.report import spill_plots
+        except ImportError as error:
+            raise HbfError(f"--svg needs {error.name}; `pip install 'hbf-fuse[report]'` brings it") from error
+        svg.write_text(getattr(spill_plots, drawing)(rows) + "\n")
+        tell(f"drawn as {svg}")
+
+
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     from hbf_fuse.report.summary import table
 
@@ -364,7 +360,7 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

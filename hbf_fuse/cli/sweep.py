@@ -8,7 +8,7 @@ import typer
 
 from hbf_fuse.cli.bench import Model, gguf_source
 from hbf_fuse.cli.common import Json, print_json, progress_of, single, tell
-from hbf_fuse.cli.options import EngineName, Place, Tiers, checked_engine, tier_tables
+from hbf_fuse.cli.options import Place, Tiers, checked_engine, tier_tables
 from hbf_fuse.cli.report import TargetSeconds, write_report
 from hbf_fuse.errors import HbfError
 
@@ -67,7 +67,9 @@ def sweep(
     ] = None,
     jitter: Annotated[str | None, typer.Option("--jitter", help="As for hbf-mount.")] = None,
     model: Model = None,
-    engine: EngineName = "kernel",
+    engine: Annotated[
+        str | None, typer.Option("--engine", help="kernel or fusepy. [default: kernel]", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Order of the cells. [default: 0]")] = None,
     timeout: Annotated[
         float | None,
@@ -110,7 +112,7 @@ def sweep(
         "repeats": repeats,
         "seed": seed,
         "timeout": timeout,
-        "engine": checked_engine(engine) if engine != "kernel" else None,
+        "engine": engine and checked_engine(engine),
         "tier": {key: value for key, value in (("profile", profile), ("jitter", jitter)) if value} or None,
     }
     grid = grids.from_fields({key: value for key, value in given.items() if value is not None}, file)
@@ -159,7 +161,7 @@ def _measure(planned: "list[Cell]", folder: "Results", concerns: "list[Concern]"
 
         try:
             measured, failed = loop.run(planned, folder, concerns, done)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             tell(f"stopped; finished cells are kept in {folder.folder}, the same command goes on")
             raise
     tell(f"{measured} of {len(planned)} cells measured now")

@@ -1,27 +1,36 @@
 """What a model needs of a tier: contexts against targets."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.kv.solve import least_mbps
+from hbf_fuse.kv.sim import simulate
+from hbf_fuse.kv.solve import least_mbps, most_lat_ms, with_lat_ms, with_mbps
 from hbf_fuse.kv.spill import Spill
 from hbf_fuse.tier import TierSpec
 
 
 def table(
-    spills: dict[int, Spill], spec: TierSpec, targets_tps: list[float], percentile: float
+    spills: Iterable[Spill], spec: TierSpec, targets_tps: list[float], percentile: float
 ) -> list[dict[str, Any]]:
-    """A row per context (the keys of spills) and target: the least MB/s, or why there is none."""
-    rows = []
-    for context, spill in spills.items():
-        for target in targets_tps:
-            row: dict[str, Any] = {"context": context, "tps": target, "mbps": None, "why": ""}
-            if not spill.spilled_tokens:
-                row.update(mbps=0.0, why="no spill: the context fits into DRAM")
-            else:
-                try:
-                    row["mbps"] = least_mbps(spill, spec, target, percentile)
-                except HbfError as error:
-                    row["why"] = str(error)
-            rows.append(row)
-    return rows
+    """A row per spill and target: the least bandwidth, or with one given the greatest latency, or why none.
+
+    simulated_tps is what the simulation gives at that tier.
+    """
+    return [_row(spill, spec, target, percentile) for spill in spills for target in targets_tps]
+
+
+def _row(spill: Spill, spec: TierSpec, tps: float, percentile: float) -> dict[str, Any]:
+    wanted = "least_mbps" if spec.bandwidth_mbps is None else "most_lat_ms"
+    row = {"context": spill.context, "tps": tps, "percentile": percentile, wanted: None, "why": ""}
+    if not spill.spilled_tokens:
+        return {**row, "why": "nothing is spilled: DRAM holds the whole context"}
+    try:
+        if wanted == "least_mbps":
+            found = with_mbps(spec, least_mbps(spill, spec, tps, percentile))
+        else:
+            found = with_lat_ms(spec, most_lat_ms(spill, spec, tps, percentile))
+    except HbfError as error:
+        return {**row, "why": str(error)}
+    value = found.bandwidth_mbps if wanted == "least_mbps" else found.latency_ms
+    return {**row, wanted: value, "simulated_tps": simulate(spill, found).tps(100 - percentile)}

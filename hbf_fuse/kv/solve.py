@@ -22,10 +22,10 @@ def least_mbps(spill: Spill, spec: TierSpec, tps: float, percentile: float = 50)
     """
 
     def enough(mbps: float) -> bool:
-        return speed(spill, dataclasses.replace(spec, bandwidth_mbps=mbps), percentile) >= tps
+        return speed(spill, with_mbps(spec, mbps), percentile) >= tps
 
     if not enough(MOST_MBPS):
-        unlimited = simulate(spill, dataclasses.replace(spec, bandwidth_mbps=MOST_MBPS))
+        unlimited = simulate(spill, with_mbps(spec, MOST_MBPS))
         raise HbfError(
             f"no bandwidth gives {tps:g} tokens/s: {unlimited.bound} alone leaves "
             f"{unlimited.tps(100 - percentile):.3g}"
@@ -37,14 +37,24 @@ def most_lat_ms(spill: Spill, spec: TierSpec, tps: float, percentile: float = 50
     """The greatest latency at which it still does. HbfError if not even none does."""
 
     def too_much(lat_ms: float) -> bool:
-        return speed(spill, dataclasses.replace(spec, latency_ms=lat_ms), percentile) < tps
+        return speed(spill, with_lat_ms(spec, lat_ms), percentile) < tps
 
     if too_much(_least_latency(spec)):
-        still = simulate(spill, dataclasses.replace(spec, latency_ms=_least_latency(spec)))
+        still = simulate(spill, with_lat_ms(spec, _least_latency(spec)))
         raise HbfError(
             f"no latency gives {tps:g} tokens/s: {still.bound} alone leaves {still.tps(100 - percentile):.3g}"
         )
     return _bisect(too_much, max(_least_latency(spec), 1e-6), 60_000.0)
+
+
+def with_mbps(spec: TierSpec, mbps: float) -> TierSpec:
+    """The same tier with another bandwidth."""
+    return dataclasses.replace(spec, bandwidth_mbps=mbps)
+
+
+def with_lat_ms(spec: TierSpec, lat_ms: float) -> TierSpec:
+    """The same tier with another latency."""
+    return dataclasses.replace(spec, latency_ms=lat_ms)
 
 
 def speed(spill: Spill, spec: TierSpec, percentile: float) -> float:

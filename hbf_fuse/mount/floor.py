@@ -19,6 +19,9 @@ LATENCIES_MS = (0.1, 2.0)
 PROBE_MS = 40
 """About how long one measurement takes."""
 
+LEAST_READS, MOST_READS = 24, 150
+"""Of one measurement: fewer say little about the usual read, more nothing new."""
+
 SMALL = 4096
 MIDDLE = 1 << 17
 LARGE = 1 << 20
@@ -52,7 +55,7 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
     """Of a usual read's ns, those that pass at the reader and not between the server's arrival and reply."""
     fs.serve_from(probe)
     before = fs.trace.count
-    reads = max(40, min(150, round(PROBE_MS / probe.latency_ms)))
+    reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / probe.latency_ms)))
     command = [sys.executable, "-I", "-S", str(_PROBE), str(file), str(size), str(reads)]
     probes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)

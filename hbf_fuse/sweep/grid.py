@@ -164,8 +164,11 @@ def budget(text: str, model_bytes: int) -> int:
 
 def from_fields(fields: dict[str, Any], file: Path | None = None) -> Grid:
     """A grid of what a TOML file says, overridden by `fields`. HbfError names what is wrong and where."""
+    known = _toml(file) if file else {}
+    if isinstance(known.get("tier"), dict) and "tier" in fields:
+        fields = {**fields, "tier": {**known["tier"], **fields["tier"]}}
     try:
-        return Grid.model_validate({**(_toml(file) if file else {}), **fields})
+        return Grid.model_validate({**known, **fields})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:2]) or "grid"

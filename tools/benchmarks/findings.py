@@ -39,7 +39,9 @@ staged the same way (mode `stage`: copied through the emulated tier in 4 MiB chu
 mapped straight from the tier (mode `mmap`), where readahead keeps so much in flight that latency hides.
 
 Every figure: [findings-v3.csv](findings-v3.csv), a row per repeat; [definitions.md](definitions.md) says
-what each column means. pp and tg cannot be compared with the reference's: another CPU, other weights.
+what each column means. pp and tg cannot be compared with the reference's: another CPU, other weights. Decode is
+{n_gen} tokens where the reference had 256: tg is a rate and staging does not depend on it, so the sweep takes 25
+minutes and not over an hour. In the first run below decode counts for that much less.
 """
 
 _HOW = """## Do it again
@@ -63,7 +65,10 @@ def main(docs: Path, results: Path) -> None:
     rows = [_beside(reference[key], _at(series["stage"], key), _at(series["mmap"], key)) for key in reference]
     repeats = max(len(point.documents) for each in series.values() for point in each.points)
     missed = statistics.median(abs(row["error %"]) for row in rows)
-    text = [_INTRO.format(missed=missed, repeats=repeats), "## Stage rate beside the reference\n"]
+    text = [
+        _INTRO.format(missed=missed, repeats=repeats, n_gen=documents[0]["cell"]["bench"]["n_gen"]),
+        "## Stage rate beside the reference\n",
+    ]
     text += [summary.table(_BESIDE, [_shown(row) for row in rows])]
     text += ["MB/s are medians; errors in percent: of the reference and of `stage` against 4 MiB chunks, of"]
     text += ["`mmap` against the tier model for the reads that came. `valid` counts repeats.\n"]

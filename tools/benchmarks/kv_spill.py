@@ -6,13 +6,10 @@ tools/kv_spill
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from hbf_fuse.kv import requirements
 from hbf_fuse.kv.sim import simulate
 from hbf_fuse.kv.spill import Spill, ceiling_tps
-from hbf_fuse.report.plots import STYLE, colours, svg_of
+from hbf_fuse.report import spill_plots
 from hbf_fuse.report.summary import table
 from hbf_fuse.tier import TierSpec, profiles
 
@@ -51,10 +48,10 @@ def main() -> None:
     ]
     spec = TierSpec(None, LAT_MS, jitter=JITTER)
     for compute_ms in COMPUTE_MS:
-        spills = {context: _spill(context, compute_ms) for context in CONTEXTS}
+        spills = [_spill(context, compute_ms) for context in CONTEXTS]
         rows = requirements.table(spills, spec, list(TARGETS), PERCENTILE)
         picture = f"kv-requirements-{compute_ms:g}ms.svg"
-        (DOCS / picture).write_text(_drawn(rows, compute_ms) + "\n")
+        (DOCS / picture).write_text(spill_plots.requirements(rows) + "\n")
         parts += [
             f"## Computing takes {compute_ms:g} ms a token\n",
             _matrix(rows),
@@ -71,7 +68,7 @@ def _spill(context: int, compute_ms: float, prefetch: int = 1) -> Spill:
 def _matrix(rows: list[dict[str, Any]]) -> str:
     shown = []
     for context in CONTEXTS:
-        cells = {row["tps"]: row["mbps"] for row in rows if row["context"] == context}
+        cells = {row["tps"]: row["least_mbps"] for row in rows if row["context"] == context}
         shown.append(
             {
                 "MB/s for": f"{context:,} tokens",
@@ -82,25 +79,6 @@ def _matrix(rows: list[dict[str, Any]]) -> str:
             }
         )
     return table(tuple(shown[0]), shown)
-
-
-def _drawn(rows: list[dict[str, Any]], compute_ms: float) -> str:
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.4))
-        axes = figure.subplots()
-        for colour, target in zip(colours(), TARGETS, strict=False):
-            known = [(row["context"], row["mbps"]) for row in rows if row["tps"] == target and row["mbps"]]
-            if known:
-                axes.plot(
-                    *zip(*known, strict=True), color=colour, marker="o", markersize=4, label=f"{target:g}"
-                )
-        axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
-        axes.set_xticks(CONTEXTS, [f"{context // 1024}k" for context in CONTEXTS])
-        axes.set_xlabel("context, tokens")
-        axes.set_ylabel("bandwidth needed, MB/s")
-        axes.legend(title="tokens/s", fontsize=8)
-        return svg_of(figure, f"Bandwidth needed, computing {compute_ms:g} ms a token")
 
 
 def _departure() -> str:
