@@ -31,6 +31,7 @@ def run(
     another process sweeps into it.
     """
     measured = failed = 0
+    mode = ""
     scratch = results.folder / "tmp"
     with _locked(results):
         _claim(results, planned[0])
@@ -41,6 +42,10 @@ def run(
                 known = results.has(cell.name)
                 document = results.load(cell.name) if known else None
                 if document is None:
+                    if cell.mode != mode:
+                        # The first cell of a mode needs memory that the last one of another did not have.
+                        place.warm(2 * cell.model.size)
+                        mode = cell.mode
                     document = _measure(cell, place)
                     document["conditions"] = {"concerns": [str(one) for one in concerns], "git": git}
                     results.store(document)
