@@ -10,8 +10,9 @@ TOLERANCE_PCT = 5.0
 
 def checks(points: list[Point]) -> list[str]:
     """Whether decode follows its model."""
-    errors = {point: error for point in points if (error := point.median("tg_error_pct")) is not None}
-    if not errors:
+    known = {point: error for point in points if (error := point.median("tg_error_pct")) is not None}
+    errors = {point: error for point, error in known.items() if point.valid}
+    if not known:
         return ["llama-bench does not say when it decodes (--progress): there is nothing to hold tg against."]
     bound = {point: error for point, error in errors.items() if is_tier_bound(point)}
     near = [error for error in bound.values() if abs(error) <= TOLERANCE_PCT]

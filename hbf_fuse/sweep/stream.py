@@ -1,5 +1,6 @@
 """Decode from the tier: what llama-bench gave, against what bytes and compute alone would give."""
 
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ WINDOW_BYTES = 2 << 20
 """What decode has in flight: one readahead window of a mount with a budget, which FADV_SEQUENTIAL doubles
 (server.BUDGET_READAHEAD_KIB).
 """
+
+LATE_SHARE = 0.05
+"""Of a token's time: if half of the reads are later than this, tokens/s say more of the machine than the tier."""
 
 HEAT_BINS = 60
 
@@ -80,8 +84,21 @@ def metrics(
         "tg_error_pct": (run.tg / found.predicted_tg - 1) * 100,
         "bound": found.bound,
         "break_even_mbps": found.break_even_mbps,
+        **_doubt(inside, run.tg),
         **_shares(reads, names, model, run),
     }
+
+
+def _doubt(reads: list[Read], tg: float) -> dict[str, Any]:
+    """A verdict of its own on a decode whose reads this machine could not serve in time."""
+    if not reads:
+        return {}
+    late_seconds = statistics.median(read.done_ns - read.deadline_ns for read in reads) / 1e9
+    if late_seconds <= LATE_SHARE / tg:
+        return {}
+    rate = len(reads) / (max(read.done_ns for read in reads) - reads[0].arrival_ns) * 1e9
+    late = f"half of decode's reads came more than {late_seconds * 1e3:.0f} ms late, at {rate:.0f} a second"
+    return {"valid": False, "why": f"ceiling: {late}"}
 
 
 def _shares(reads: list[Read], names: list[str], model: gguf.GgufFile, run: BenchRun) -> dict[str, Any]:
