@@ -16,7 +16,7 @@ WINDOW_BYTES = 2 << 20
 """
 
 LATE_SHARE = 0.05
-"""Of a token's time: if half of the reads are later than this, tokens/s say more of the machine than the tier."""
+"""Of a token's time: half of the reads later than this, and tokens/s tell of the machine, not the tier."""
 
 HEAT_BINS = 60
 
