@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hbf_fuse.cli.common import Json, new_app, print_json
+from hbf_fuse.cli.common import Json, new_app, print_json, tell
 from hbf_fuse.cli.options import (
     Depth,
     Jitter,
@@ -129,6 +129,11 @@ def replay(
     reads = list(recorded)
     if not reads:
         raise HbfError(f"{trace} holds no reads")
+    if spec.latency_ms > recorded.header["tier"]["latency_ms"]:
+        tell(
+            "with more latency than was recorded this is the longest it can take: how far readahead would run "
+            "ahead is not in the recording"
+        )
     document: dict[str, Any] = {"tier": str(spec), "reads": len(reads)}
     document.update(chains.elsewhere(reads, _phases(run), spec))
     if run is not None:

@@ -41,7 +41,8 @@ mapped straight from the tier (mode `mmap`), where readahead keeps so much in fl
 Every figure: [findings-v3.csv](findings-v3.csv), a row per repeat; [definitions.md](definitions.md) says
 what each column means. pp and tg cannot be compared with the reference's: another CPU, other weights. Decode is
 {n_gen} tokens where the reference had 256: tg is a rate and staging does not depend on it, so the sweep takes 25
-minutes and not over an hour. In the first run below decode counts for that much less.
+minutes and not over an hour. In the first run below decode counts for that much less. The modes were measured one
+after the other, tiers shuffled within each.
 """
 
 _HOW = """## Do it again

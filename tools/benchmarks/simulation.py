@@ -50,6 +50,11 @@ only the simulation.
 """
 
 
+_READAHEAD = """A recording at full speed does not show how far the kernel's readahead would run ahead of a slow tier. With
+latency the replay therefore waits more often than the kernel does: what it says is the longest that staging can take.
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,7 +122,7 @@ def _staging(model: Path, folder: Path) -> str:
         f"({len(reads)} reads), replayed on the tiers of [findings-v3](findings-v3.md): seconds, measured being the "
         "median of the valid repeats of mode mmap.\n"
     )
-    return f"{about}\n{_table(rows)}"
+    return f"{about}\n{_READAHEAD}\n{_table(rows)}"
 
 
 def _decode(results: Path, folder: Path) -> str:
