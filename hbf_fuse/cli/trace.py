@@ -131,8 +131,8 @@ def replay(
         raise HbfError(f"{trace} holds no reads")
     if spec.latency_ms > recorded.header["tier"]["latency_ms"]:
         tell(
-            "with more latency than was recorded this is the longest it can take: how far readahead would run "
-            "ahead is not in the recording"
+            "with more latency than was recorded this is the longest it can take: how far readahead would "
+            "run ahead is not in the recording"
         )
     document: dict[str, Any] = {"tier": str(spec), "reads": len(reads)}
     document.update(chains.elsewhere(reads, _phases(run), spec))
