@@ -30,7 +30,7 @@ _INTRO = """# What KV spill asks of a tier
 
 Qwen2.5-3B at f16 takes 36,864 bytes of keys and values a token. With {resident} tokens of them in DRAM, the rest
 lives in the tier and every decoded token reads all of it: at a context of 131,072 tokens {gb:.2f} GB. How much
-bandwidth does a decode speed need? By simulation (`hbf kv solve`, validated in [simulation.md](simulation.md)), for
+bandwidth does a decode speed need? By simulation (`hbf kv solve`; [simulation.md](simulation.md) holds it against mounts), for
 {percentile}% of the tokens, at {lat:g} ms + jitter {jitter}, chunks of 1 MiB, 8 in flight, one layer of prefetch.
 
 """
