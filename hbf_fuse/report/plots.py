@@ -190,7 +190,8 @@ def _decode(points: list[Point]) -> Figure:
     ceiling = [point.median("compute_tg") or 0.0 for point in points]
     axes.axhline(max(ceiling), color=_INK, linewidth=0.7, linestyle=":")
     _log_axis(axes, points)
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("bandwidth, MB/s")
     axes.set_ylabel("decode, tokens/s")
     axes.legend(title="latency (dashed: 1 / (compute + tier); dotted: compute)", ncols=3, fontsize=8)
