@@ -30,7 +30,7 @@ def test_deadlines_are_those_of_the_real_time_path(spec, reads):
         tier.reserve(arrival, place * MIB, nbytes, 1) for place, (arrival, nbytes) in enumerate(reads)
     ]
     requests = [
-        Request(START, arrival, place * MIB, nbytes, 1) for place, (arrival, nbytes) in enumerate(reads)
+        Request(((START, arrival),), place * MIB, nbytes, 1) for place, (arrival, nbytes) in enumerate(reads)
     ]
     assert replay(requests, Tier(spec)) == expected
 
@@ -39,7 +39,7 @@ def test_deadlines_are_those_of_the_real_time_path(spec, reads):
 def test_a_chain_of_reads_gets_what_a_closed_loop_gets(depth):
     spec, count = TierSpec(500, 1), 400
     requests = [
-        Request(place - depth if place >= depth else START, 0, place * MIB, MIB, place % depth)
+        Request(((place - depth if place >= depth else START, 0),), place * MIB, MIB, place % depth)
         for place in range(count)
     ]
     rate = count * MIB * 1e3 / max(replay(requests, Tier(spec)))
@@ -47,7 +47,7 @@ def test_a_chain_of_reads_gets_what_a_closed_loop_gets(depth):
 
 
 def test_marks_take_no_time_of_the_tier():
-    requests = [Request(START, 5, 0, 0), Request(0, 7, 0, 0)]
+    requests = [Request(((START, 5),), 0, 0), Request(((0, 7),), 0, 0)]
     assert replay(requests, Tier(TierSpec(1, 100))) == [5, 12]
 
 

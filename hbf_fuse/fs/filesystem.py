@@ -223,7 +223,8 @@ class Filesystem:
                 (opened.live or memoryview(b""))[offset : offset + nbytes], offset, reader, arrival_ns
             )
         ino = opened.node.ino
-        service = Service(opened.backing.slice(offset, nbytes), offset, reader, arrival_ns, ino)
+        data = opened.backing.slice(offset, nbytes)
+        service = Service(data, offset, reader, arrival_ns, ino, direct=not opened.cached)
         service.arrival = self._arrivals[ino]
         self.pacer.begin(service)
         if self.resident is not None and opened.cached:

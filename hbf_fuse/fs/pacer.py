@@ -6,6 +6,7 @@ before the server saw it: the machine's floor, and the time that the server's th
 none. None of that is the tier's.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from hbf_fuse.fs.placement import Placement
 from hbf_fuse.fs.service import Part, Service
 from hbf_fuse.observe import Counters, CpuWait, Recorder
 from hbf_fuse.tier import Tier, TierSpec
-from hbf_fuse.tier.lateness import Lateness
+from hbf_fuse.tier.lateness import MAX_READERS, Lateness
 
 _INTERRUPTIBLE_NS = 50_000_000
 _SLICE_SECONDS = 0.02
@@ -37,7 +38,7 @@ class Pacer:
         costs: Costs,
         trace: Recorder,
     ) -> None:
-        lateness = Lateness()
+        lateness = Lateness(_process_of)
         self.tiers = [Tier(spec, lateness) for spec in specs.values()]
         self.changed = False
         """Whether a tier was exchanged for another since counting began."""
@@ -132,6 +133,7 @@ class Pacer:
                     service.reader,
                     service.ino,
                     place,
+                    service.direct,
                 )
             if service.arrival is not None:
                 service.arrival.add(service, done_ns, self._lateness.forgiven_ns)
@@ -151,6 +153,16 @@ class Pacer:
             placed = {"tier_bytes": dict(zip(self._names, self._bytes, strict=True))}
             forgiven = {"forgiven_seconds": self._lateness.forgiven_ns / 1e9}
             return {**self.counters.to_dict(), **placed, **sensed, **forgiven, "costs": self.costs.to_dict()}
+
+
+@functools.lru_cache(maxsize=MAX_READERS)
+def _process_of(reader: int) -> int:
+    """The process of a thread; a thread that is gone, or hidden from us, stands for itself."""
+    try:
+        with open(f"/proc/{reader}/status", "rb") as status:
+            return next(int(line[5:]) for line in status if line.startswith(b"Tgid:"))
+    except (OSError, StopIteration):
+        return reader
 
 
 class _ThreadState(threading.local):

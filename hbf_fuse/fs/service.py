@@ -20,7 +20,8 @@ class Part(NamedTuple):
 
 
 class Service:
-    """A read in flight. `data` is what the reader gets; it may be seen from deadline_ns on.
+    """A read in flight. `data` is what the reader gets; it may be seen from deadline_ns on. direct: it goes
+    past the page cache.
 
     pacer and arrival are None for bytes that do not come from the tier, resident for bytes that the page
     cache will not hold, or may hold as long as it likes.
@@ -31,6 +32,7 @@ class Service:
         "arrival_ns",
         "data",
         "deadline_ns",
+        "direct",
         "ino",
         "interrupted",
         "offset",
@@ -40,12 +42,15 @@ class Service:
         "resident",
     )
 
-    def __init__(self, data: memoryview, offset: int, reader: int, arrival_ns: int, ino: int = 0) -> None:
+    def __init__(
+        self, data: memoryview, offset: int, reader: int, arrival_ns: int, ino: int = 0, direct: bool = False
+    ) -> None:
         self.data = data
         self.offset = offset
         self.reader = reader
         self.arrival_ns = arrival_ns
         self.ino = ino
+        self.direct = direct
         self.deadline_ns = arrival_ns
         self.parts: list[Part] = []
         self.interrupted = False

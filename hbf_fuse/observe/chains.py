@@ -1,10 +1,16 @@
-"""Which read waited for which: a trace as chains that can be replayed on another tier."""
+"""Which read waited for which: a trace as chains that can be replayed on another tier.
+
+Reads past the page cache wait for their own thread's. What is in the page cache belongs to everybody, so a read
+that fills it waits for whichever read of that file had ended last; but a window of readahead waits for the last
+window but one (`observe/readahead.py`), and what was asked for together is asked for together.
+"""
 
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from hbf_fuse.observe import readahead
 from hbf_fuse.observe.attribution import Phase
 from hbf_fuse.observe.trace import Read
 from hbf_fuse.tier import Tier, TierSpec
@@ -13,28 +19,70 @@ from hbf_fuse.tier.virtual import START, Request, replay
 MARK_READER = 0
 PAGE = 4096
 
+After = tuple[tuple[int, int], ...]
 
-def requests_of(reads: Sequence[Read], marks_ns: Sequence[int] = ()) -> list[Request]:
-    """The reads in the order of arrival, then a mark of 0 bytes for each of marks_ns.
 
-    A thread that waits goes on when data comes: what it asks for next, readahead of several windows at
-    once included, is taken to wait for the newest of its own reads that had ended by then, and its think
-    time is what lies between. A mark waits for the newest read of any thread.
+class Chains:
+    """Reads as requests, in the order of arrival.
+
+    readahead_share: of the bytes read through the page cache, how much lies in windows of readahead that could be
+    told; None if nothing was. The rest is taken to wait for what had come, which on a slower tier is the longest
+    that it can take.
     """
-    ordered = sorted(reads, key=lambda read: read.arrival_ns)
-    start_ns = ordered[0].arrival_ns if ordered else 0
-    ends: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for place, read in enumerate(ordered):
-        ends[read.reader].append((read.done_ns, place))
-    everybody = sorted(end for of_reader in ends.values() for end in of_reader)
-    for of_reader in ends.values():
-        of_reader.sort()
-    found = [
-        Request(*_after(read.arrival_ns, ends[read.reader], start_ns), read.offset, read.nbytes, read.reader)
-        for read in ordered
-    ]
-    marks = [Request(*_after(mark, everybody, start_ns), 0, 0, MARK_READER) for mark in marks_ns]
-    return found + marks
+
+    def __init__(self, reads: Sequence[Read]) -> None:
+        self.reads = sorted(reads, key=lambda read: read.arrival_ns)
+        self.start_ns = self.reads[0].arrival_ns if self.reads else 0
+        self._cached: dict[int, list[int]] = defaultdict(list)
+        direct: dict[int, list[int]] = defaultdict(list)
+        for place, read in enumerate(self.reads):
+            (direct[read.reader] if read.direct else self._cached[read.ino]).append(place)
+        self._after: list[After] = [()] * len(self.reads)
+        for places in (*direct.values(), *self._cached.values()):
+            ends = self._ends(places)
+            for place in places:
+                self._after[place] = self._newest(self.reads[place].arrival_ns, ends)
+        told = sum(map(self._windows, self._cached.values()))
+        cached = sum(self.reads[place].nbytes for places in self._cached.values() for place in places)
+        self.readahead_share = told / cached if cached else None
+
+    def requests(self, marks_ns: Sequence[int] = ()) -> list[Request]:
+        """The reads, then a mark of 0 bytes for each of marks_ns, which waits for the newest read of any thread."""
+        found = [
+            Request(after, read.offset, read.nbytes, read.reader)
+            for after, read in zip(self._after, self.reads, strict=True)
+        ]
+        everybody = self._ends(range(len(self.reads)))
+        return found + [Request(self._newest(mark, everybody), 0, 0, MARK_READER) for mark in marks_ns]
+
+    def _windows(self, places: Sequence[int]) -> int:
+        """Let windows of readahead wait as the kernel does; returns the bytes in them."""
+        told = 0
+        for run in readahead.windows(self.reads, places):
+            for number, window in enumerate(run):
+                first = min(window, key=lambda place: self.reads[place].arrival_ns)
+                after = self._after[first]
+                # A window that seems to wait for a later one was told wrongly: it keeps waiting for what had come.
+                if number >= 2 and max(run[number - 2]) < first:
+                    used_ns = max(self.reads[place].done_ns for place in run[number - 2])
+                    think_ns = max(0, self.reads[first].arrival_ns - used_ns)
+                    after = tuple((place, think_ns) for place in run[number - 2])
+                for place in window:
+                    self._after[place] = after
+                    told += self.reads[place].nbytes
+        return told
+
+    def _ends(self, places: Sequence[int]) -> list[tuple[int, int]]:
+        """(done, place) in the order of ending."""
+        return sorted((self.reads[place].done_ns, place) for place in places)
+
+    def _newest(self, moment_ns: int, ends: list[tuple[int, int]]) -> After:
+        """What something that happened at a moment waited for: what had ended last."""
+        before = bisect_right(ends, moment_ns, key=lambda end: end[0]) - 1
+        if before < 0:
+            return ((START, max(0, moment_ns - self.start_ns)),)
+        done_ns, place = ends[before]
+        return ((place, moment_ns - done_ns),)
 
 
 def marks_of(phases: Sequence[Phase]) -> list[int]:
@@ -45,18 +93,19 @@ def marks_of(phases: Sequence[Phase]) -> list[int]:
 def elsewhere(reads: Sequence[Read], phases: Sequence[Phase], spec: TierSpec) -> dict[str, Any]:
     """What the same reads would have cost on another tier.
 
-    stage_seconds: until every page had come once, and recorded_stage_seconds as it was. With phases, tg: of
-    decode, and longer_seconds: by how much the end of the last phase would have come later.
+    stage_seconds: until every page had come once, and recorded_stage_seconds as it was. readahead_share: see
+    Chains. With phases, tg: of decode, and longer_seconds: by how much the end of the last phase would have come
+    later.
     """
     marks = marks_of(phases)
-    requests = requests_of(reads, marks)
-    done = replay(requests, Tier(spec))
-    ordered = sorted(reads, key=lambda read: read.arrival_ns)
-    start_ns = ordered[0].arrival_ns
+    chains = Chains(reads)
+    ordered, start_ns = chains.reads, chains.start_ns
+    done = replay(chains.requests(marks), Tier(spec))
     found: dict[str, Any] = {
         "stage_seconds": first_pass_ns(ordered, done) / 1e9,
         "recorded_stage_seconds": (first_pass_ns(ordered, [read.done_ns for read in ordered]) - start_ns)
         / 1e9,
+        "readahead_share": chains.readahead_share,
     }
     times = done[len(ordered) :]
     for place, phase in enumerate(phases):
@@ -67,15 +116,6 @@ def elsewhere(reads: Sequence[Read], phases: Sequence[Phase], spec: TierSpec) ->
     if phases:
         found["longer_seconds"] = (times[-1] - (marks[-1] - start_ns)) / 1e9
     return found
-
-
-def _after(moment_ns: int, ends: list[tuple[int, int]], start_ns: int) -> tuple[int, int]:
-    """(parent, think time) of something that happened at a moment, given (done, place) in order."""
-    before = bisect_right(ends, moment_ns, key=lambda end: end[0]) - 1
-    if before < 0:
-        return START, max(0, moment_ns - start_ns)
-    done_ns, place = ends[before]
-    return place, moment_ns - done_ns
 
 
 def first_pass_ns(reads: Sequence[Read], done_ns: Sequence[int]) -> int:

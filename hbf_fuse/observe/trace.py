@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
-RECORD = struct.Struct("<QQQQIIII")
+RECORD = struct.Struct("<QQQQIIIHH")
 """arrival, deadline and done (CLOCK_MONOTONIC, ns), offset, bytes, reader (thread id), inode, tier (its place
-in the header's `tiers`). A read whose bytes come from several tiers has a record for each part."""
+in the header's `tiers`), direct (1 for a read past the page cache). A read whose bytes come from several
+tiers has a record for each part."""
 
-FORMAT = "hbf-trace-1"
+FORMAT = "hbf-trace-2"
 RING_RECORDS = 65_536
 MAX_HEADER_BYTES = 1 << 20
 _FILE_BUFFER = 1 << 16
@@ -33,6 +34,7 @@ class Read(NamedTuple):
     reader: int
     ino: int
     tier: int
+    direct: int = 0
 
 
 class Recorder:

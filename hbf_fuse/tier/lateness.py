@@ -4,7 +4,12 @@ A reader whose reply came late comes back late with its next read. On the real d
 back sooner by just that lateness, so its next arrivals are moved back by it, and by nothing else: the
 time that a reader spends thinking stays its own. The scheme needs no running total. Deadlines stand on
 an absolute scale, so a reader that has caught up is owed nothing.
+
+A reader that pauses may have been released by another one, of the same process: the last of several
+readers that finishes a layer lets all go on. What is given back then is what that last reply was late.
 """
+
+from collections.abc import Callable
 
 LIFETIME_NS = 100_000_000
 """Lateness older than this is forgotten: a reader back after a pause must see the full latency again."""
@@ -15,17 +20,23 @@ MAX_OWED_NS = 1_000_000_000
 MAX_READERS = 4096
 """Threads come and go; those that have been silent for longest are dropped first."""
 
+PAUSE_NS = 500_000
+"""A reader back sooner than this after its own reply waited for nobody else."""
+
 
 class Lateness:
     """How late each reader's newest reply was. At most MAX_READERS entries.
 
+    process_of: whose thread a reader is; by default each reader stands alone.
     forgiven_ns: lateness that was never given back (too old, or too much). It belongs to the
     emulator's error: a schedule that excludes it would flatter the emulator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, process_of: Callable[[int], int] = lambda reader: reader) -> None:
         self.forgiven_ns = 0
         self._newest: dict[int, tuple[int, int, bool]] = {}
+        self._process_of = process_of
+        self._last_of: dict[int, tuple[int, int]] = {}
 
     def replying(self, reader: int, deadline_ns: int, foreseen_ns: int) -> None:
         """A reply that is due at deadline_ns is on its way to `reader`, to be there at about foreseen_ns."""
@@ -39,6 +50,10 @@ class Lateness:
         known = self._newest.get(reader)
         if known is not None and known[0] == deadline_ns:
             self._newest[reader] = (deadline_ns, done_ns, True)
+            process = self._process_of(reader)
+            if process not in self._last_of and len(self._last_of) >= MAX_READERS:
+                del self._last_of[next(iter(self._last_of))]
+            self._last_of[process] = (done_ns, done_ns - deadline_ns)
 
     def nothing_owed(self, reader: int) -> None:
         """The newest reply came from no tier: how long it took is nobody's lateness."""
@@ -63,4 +78,11 @@ class Lateness:
             self.forgiven_ns += late - MAX_OWED_NS
             self._newest[reader] = (deadline_ns, deadline_ns + MAX_OWED_NS, True)
             return MAX_OWED_NS
+        if arrival_ns - done_ns > PAUSE_NS:
+            return self._of_the_last(reader, done_ns, late)
         return late
+
+    def _of_the_last(self, reader: int, done_ns: int, late: int) -> int:
+        """What a reader after a pause is owed at most: the lateness of the reply that its process had last."""
+        last_done_ns, last_late = self._last_of.get(self._process_of(reader), (done_ns, late))
+        return min(late, last_late) if last_done_ns > done_ns else late

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from hbf_fuse.tier.device import Tier
 
 START = -1
-"""The parent of a read that waits for none: its think time counts from the beginning."""
+"""What a read waits for that waits for no other: its think time counts from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A read in a chain. It arrives think_ns after its parent's data was there. parent: a place in the list,
-    before its own, or START. 0 bytes pass no tier: a mark in time.
+    """A read in a chain. after: what it waits for, each as (place in the list, think time in ns): it arrives when
+    the data of all of them was there and each think time is over. A place is before its own, or START. 0 bytes
+    pass no tier: a mark in time.
     """
 
-    parent: int
-    think_ns: int
+    after: tuple[tuple[int, int], ...]
     offset: int
     nbytes: int
     reader: int = 0
@@ -28,13 +28,19 @@ def replay(requests: Sequence[Request], tier: Tier, start_ns: int = 0) -> list[i
 
     Reads reach the tier in the order of their arrivals there, which need not be that of the list.
     """
-    children: list[list[int]] = [[] for _ in requests]
+    children: list[list[tuple[int, int]]] = [[] for _ in requests]
+    arrivals = [start_ns] * len(requests)
+    waits = [len(request.after) for request in requests]
     ready: list[tuple[int, int]] = []
     for place, request in enumerate(requests):
-        if request.parent == START:
-            ready.append((start_ns + request.think_ns, place))
-        else:
-            children[request.parent].append(place)
+        for parent, think_ns in request.after:
+            if parent == START:
+                arrivals[place] = max(arrivals[place], start_ns + think_ns)
+                waits[place] -= 1
+            else:
+                children[parent].append((place, think_ns))
+        if not waits[place]:
+            ready.append((arrivals[place], place))
     heapq.heapify(ready)
     done = [0] * len(requests)
     pop, push, reserve = heapq.heappop, heapq.heappush, tier.reserve
@@ -44,6 +50,9 @@ def replay(requests: Sequence[Request], tier: Tier, start_ns: int = 0) -> list[i
         if request.nbytes:
             arrival = reserve(arrival, request.offset, request.nbytes, request.reader)
         done[place] = arrival
-        for child in children[place]:
-            push(ready, (arrival + requests[child].think_ns, child))
+        for child, think_ns in children[place]:
+            waits[child] -= 1
+            arrivals[child] = max(arrivals[child], arrival + think_ns)
+            if not waits[child]:
+                push(ready, (arrivals[child], child))
     return done
