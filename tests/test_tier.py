@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hbf_fuse.tier import SpecError, Tier, TierSpec
-from hbf_fuse.tier.lateness import LIFETIME_NS, MAX_OWED_NS, MAX_READERS
+from hbf_fuse.tier.lateness import LIFETIME_NS, MAX_OWED_NS, MAX_READERS, PAUSE_NS, Lateness
 from hbf_fuse.tier.link import Link
 
 MS = 1_000_000
@@ -129,6 +129,20 @@ def test_a_reader_that_is_back_before_its_reply_was_noted_had_no_time_to_think()
     assert tier.reserve(3 * MS, 0, 1, reader=7) == MS
     tier.lateness.replied(7, deadline_ns=-1, done_ns=9 * MS)
     assert tier.lateness.owed(7, 4 * MS) == 4 * MS
+
+
+def test_after_a_pause_a_reader_is_owed_what_its_process_was_late_last():
+    """Three threads of a process, one of another; the last reply lets all of the process go on."""
+    lateness = Lateness(lambda reader: reader // 10)
+    for reader, late in ((11, 5 * MS), (12, 2 * MS), (21, 3 * MS)):
+        lateness.replying(reader, deadline_ns=0, foreseen_ns=late)
+    for reader, late in ((12, 2 * MS), (21, 3 * MS), (11, 5 * MS)):
+        lateness.replied(reader, deadline_ns=0, done_ns=late)
+    lateness.replying(13, 20 * MS, 20 * MS)
+    lateness.replied(13, deadline_ns=20 * MS, done_ns=20 * MS + 7)
+    assert lateness.owed(11, 5 * MS + PAUSE_NS) == 5 * MS
+    assert lateness.owed(11, 21 * MS) == lateness.owed(12, 21 * MS) == 7
+    assert lateness.owed(21, 21 * MS) == 3 * MS
 
 
 def test_lateness_belongs_to_its_own_reader():

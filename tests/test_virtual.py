@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hbf_fuse.observe import chains
+from hbf_fuse.observe import chains, readahead
 from hbf_fuse.observe.attribution import Phase
 from hbf_fuse.observe.trace import Read
 from hbf_fuse.tier import Tier, TierSpec, expect
@@ -78,6 +78,63 @@ def test_a_trace_replayed_on_its_own_tier_is_the_trace():
     spec = TierSpec(600, 1)
     found = chains.elsewhere(recorded(spec, 100_000), [], spec)
     assert found["stage_seconds"] == pytest.approx(found["recorded_stage_seconds"], rel=1e-9)
+
+
+def read_ahead(spec, using_ns, windows=150, of=8):
+    """A trace of a reader that walks through windows of readahead; the kernel asks for the next when it comes
+    to one. using_ns: what walking through one takes.
+    """
+    tier, found, came = Tier(spec), [], []
+    now = 1_000_000
+
+    def ask(window):
+        for place in range(window * of, (window + 1) * of):
+            # A few us lie between the arrivals of what was asked for at once.
+            arrival = now + place % of * 3_000
+            done = tier.reserve(arrival, place * MIB, MIB, 7)
+            found.append(Read(arrival, done, done, place * MIB, MIB, 7, 2, 0))
+        came.append([read.done_ns for read in found[-of:]])
+
+    ask(0)
+    for window in range(windows):
+        if window + 1 < windows:
+            ask(window + 1)
+        for done in came[window]:
+            now = max(now, done) + using_ns // of
+    return found
+
+
+@pytest.mark.parametrize("tier", [TierSpec(200, 5), TierSpec(1000, 5), TierSpec(2000, 5), TierSpec(None, 5)])
+def test_readahead_recorded_at_full_speed_runs_as_far_ahead_of_a_slow_tier(tier):
+    using_ns = 2_000_000
+    there = read_ahead(tier, using_ns)
+    found = chains.elsewhere(read_ahead(TierSpec(None, 0.1), using_ns), [], tier)
+    assert found["readahead_share"] == 1
+    expected = (max(read.done_ns for read in there) - there[0].arrival_ns) / 1e9
+    assert found["stage_seconds"] == pytest.approx(expected, rel=0.01)
+
+
+def test_windows_are_told_from_pauses_and_not_guessed():
+    told = read_ahead(TierSpec(None, 0.1), 2_000_000)
+    (run,) = readahead.windows(told, range(len(told)))
+    assert [len(window) for window in run] == [8] * 150
+    # One request after the other, and requests in no order at all.
+    single = recorded(TierSpec(500, 1), 100_000)
+    assert readahead.windows(single, range(len(single))) == []
+    scattered = [read._replace(offset=read.offset * 7919 % 2003 * MIB) for read in told]
+    assert readahead.windows(scattered, range(len(scattered))) == []
+    assert readahead.windows([], []) == []
+
+
+def test_reads_past_the_page_cache_wait_for_their_own_thread_and_others_for_anybody():
+    reads = [
+        Read(0, 10, 10, 0, MIB, 1, 2, 0, direct=1),
+        Read(1, 30, 30, 8 * MIB, MIB, 2, 2, 0, direct=1),
+        Read(35, 50, 50, 16 * MIB, MIB, 1, 2, 0, direct=1),
+    ]
+    assert chains.Chains(reads).requests()[2].after == ((0, 25),)
+    reads = [read._replace(direct=0) for read in reads]
+    assert chains.Chains(reads).requests()[2].after == ((1, 5),)
 
 
 def test_decode_is_stretched_by_what_its_reads_take_longer():

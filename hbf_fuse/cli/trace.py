@@ -35,6 +35,7 @@ app = new_app(
     no_args_is_help=True,
 )
 MOST_ROWS = 20
+_MOSTLY = 0.5
 
 
 @app.callback()
@@ -129,13 +130,14 @@ def replay(
     reads = list(recorded)
     if not reads:
         raise HbfError(f"{trace} holds no reads")
-    if spec.latency_ms > recorded.header["tier"]["latency_ms"]:
-        tell(
-            "with more latency than was recorded this is the longest it can take: how far readahead would "
-            "run ahead is not in the recording"
-        )
     document: dict[str, Any] = {"tier": str(spec), "reads": len(reads)}
     document.update(chains.elsewhere(reads, _phases(run), spec))
+    told = document["readahead_share"]
+    if told is not None and told < _MOSTLY and spec.latency_ms > recorded.header["tier"]["latency_ms"]:
+        tell(
+            f"only {told:.0%} of the reads can be told to be readahead: with more latency than was recorded "
+            "this is the longest that it can take"
+        )
     if run is not None:
         wall = json.loads(run.read_text())["metrics"]["bench_wall_seconds"]
         document["first_run_seconds"] = wall + document.pop("longer_seconds", 0.0)

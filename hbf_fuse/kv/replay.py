@@ -1,13 +1,20 @@
-"""The spill pattern as real reads of a file on a mount, so that simulated and measured stand side by side."""
+"""The spill pattern as real reads of a file on a mount, so that simulated and measured stand side by side.
+
+Computing is time that passes on the clock. Whoever brings the last chunk of a layer says when the next is
+due, and readers sleep until then themselves: handing work from thread to thread would be measured as the
+tier's.
+"""
 
 import mmap
 import os
-import queue
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
 from hbf_fuse.kv.spill import Spill
 
@@ -15,6 +22,8 @@ WAYS = ("read", "mmap")
 """Past the page cache, or through a mapping whose pages are dropped after use."""
 
 _PAGE = 4096
+_LEARNING = 0.2
+"""How much of the newest oversleeping goes into the estimate that wake-ups are set early by."""
 
 
 @dataclass(frozen=True)
@@ -28,69 +37,126 @@ class Replayed:
         return sum(self.seconds) / len(self.seconds)
 
 
-class _Layer:
-    """The reads of one layer, counted down."""
+class _Decode:
+    """What is to be read when, and when computing would end. Safe for concurrent callers.
 
-    def __init__(self, reads: int) -> None:
-        self._left = reads
-        self._lock = threading.Lock()
-        self._done = threading.Event()
+    The same schedule as in the simulation (kv.sim): with prefetch a layer is asked for when computing begins
+    that many layers before it, without when the layer before it is computed.
+    """
 
-    def came(self) -> None:
-        with self._lock:
-            self._left -= 1
-            if not self._left:
-                self._done.set()
+    def __init__(self, spill: Spill, tokens: int) -> None:
+        self._spill = spill
+        self._chunks = spill.chunks()
+        self._compute_ns = round(spill.compute_seconds / spill.layers * 1e9)
+        self._layers = tokens * spill.layers
+        self._left = [len(self._chunks)] * self._layers
+        self._ready_ns = [0] * self._layers
+        self._computed = 0
+        self._asked = 0
+        self._jobs: deque[tuple[int, int, int, int]] = deque()
+        self._changed = threading.Condition()
+        self.ends_ns: list[int] = []
+        """When each token was computed (CLOCK_MONOTONIC)."""
+        self._end_ns = time.monotonic_ns()
+        with self._changed:
+            self._ask(max(1, spill.prefetch), self._end_ns)
+            self._compute_what_is_there()
 
-    def wait(self) -> None:
-        self._done.wait()
+    def next(self) -> tuple[int, int, int, int] | None:
+        """A chunk to read as (layer, due ns, offset, bytes), when there is one; None at the end."""
+        with self._changed:
+            while not self._jobs:
+                if self._computed == self._layers:
+                    return None
+                self._changed.wait()
+            return self._jobs.popleft()
+
+    def came(self, layer: int, now_ns: int) -> None:
+        """A chunk of a layer was there at now_ns."""
+        with self._changed:
+            self._left[layer] -= 1
+            self._ready_ns[layer] = max(self._ready_ns[layer], now_ns)
+            self._compute_what_is_there()
+
+    def give_up(self) -> None:
+        """Let every reader end."""
+        with self._changed:
+            self._computed = self._layers
+            self._jobs.clear()
+            self._changed.notify_all()
+
+    def _compute_what_is_there(self) -> None:
+        while self._computed < self._layers and not self._left[self._computed]:
+            self._compute()
+
+    def _compute(self) -> None:
+        """The next layer is there: when its computing begins and ends, and what may be asked for then."""
+        start_ns = max(self._end_ns, self._ready_ns[self._computed])
+        self._end_ns = start_ns + self._compute_ns
+        self._computed += 1
+        if self._computed % self._spill.layers == 0:
+            self.ends_ns.append(self._end_ns)
+        prefetch = self._spill.prefetch
+        self._ask(self._computed + max(1, prefetch), start_ns if prefetch else self._end_ns)
+
+    def _ask(self, until: int, due_ns: int) -> None:
+        """Ask for the layers before `until` that were not asked for; the file is gone through round and
+        round.
+        """
+        while self._asked < min(until, self._layers):
+            base = self._asked * self._spill.layer_bytes
+            self._jobs.extend((self._asked, due_ns, base + at, nbytes) for at, nbytes in self._chunks)
+            self._asked += 1
+        self._changed.notify_all()
 
 
 class _Readers:
-    """As many threads as reads may be in flight."""
+    """As many threads as reads may be in flight, until all is decoded."""
 
     def __init__(self, file: Path, spill: Spill, way: str) -> None:
         self._chunk = spill.chunk_bytes
-        self._way = way
-        flags = os.O_RDONLY | (os.O_DIRECT if way == "read" else 0)
-        self._fd = os.open(file, flags)
+        self._fd = os.open(file, os.O_RDONLY | (os.O_DIRECT if way == "read" else 0))
         self._size = os.fstat(self._fd).st_size // self._chunk * self._chunk
         if not self._size:
+            os.close(self._fd)
             raise HbfError(f"{file} is smaller than one chunk of {self._chunk} bytes; serve a larger model")
         self._mapped = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ) if way == "mmap" else None
+        self._depth = spill.depth
         self._failure: OSError | None = None
-        self._jobs: queue.SimpleQueue[tuple[int, int, _Layer] | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(spill.depth)]
-        for thread in self._threads:
+
+    def read_all(self, decode: _Decode) -> None:
+        """Read what a decode asks for. HbfError if reading fails."""
+        threads = [
+            threading.Thread(target=self._run, args=(decode,), daemon=True) for _ in range(self._depth)
+        ]
+        for thread in threads:
             thread.start()
-
-    def ask(self, base: int, chunks: list[tuple[int, int]]) -> _Layer:
-        """Begin to read a layer; the file is gone through round and round."""
-        layer = _Layer(len(chunks))
-        for offset, nbytes in chunks:
-            self._jobs.put(((base + offset) // _PAGE * _PAGE % self._size, nbytes, layer))
-        return layer
-
-    def close(self) -> None:
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
+        for thread in threads:
             thread.join()
-        if self._mapped is not None:
-            self._mapped.close()
-        os.close(self._fd)
         if self._failure is not None:
             raise HbfError(f"reading from the mount failed: {self._failure.strerror}")
 
-    def _run(self) -> None:
+    def close(self) -> None:
+        if self._mapped is not None:
+            self._mapped.close()
+        os.close(self._fd)
+
+    def _run(self, decode: _Decode) -> None:
+        linux.sharpen_timers()
         buffer = mmap.mmap(-1, -(-self._chunk // _PAGE) * _PAGE)
-        while (job := self._jobs.get()) is not None:
-            offset, nbytes, layer = job
+        overslept_ns = 0.0
+        while (job := decode.next()) is not None:
+            layer, due_ns, offset, nbytes = job
+            early_ns = due_ns - time.monotonic_ns() - overslept_ns
+            if early_ns > 0:
+                time.sleep(early_ns / 1e9)
+                overslept_ns += (time.monotonic_ns() - due_ns) * _LEARNING
             try:
-                self._read(offset, nbytes, buffer)
+                self._read(offset // _PAGE * _PAGE % self._size, nbytes, buffer)
             except OSError as error:
                 self._failure = error
-            layer.came()
+                decode.give_up()
+            decode.came(layer, time.monotonic_ns())
 
     def _read(self, offset: int, nbytes: int, buffer: mmap.mmap) -> None:
         if self._mapped is None:
@@ -105,30 +171,16 @@ class _Readers:
 
 
 def replay(spill: Spill, file: Path, tokens: int, way: str = "read", warm_up: int = 2) -> Replayed:
-    """Decode `tokens` tokens whose spilled context is in `file`; computing is sleeping. HbfError if reading
-    fails or the file is too small.
+    """Decode `tokens` tokens whose spilled context is in `file`. HbfError if reading fails or the file is too
+    small.
     """
     if way not in WAYS:
         raise HbfError(f"unknown way {way!r} (--way); there are: {', '.join(WAYS)}")
     readers = _Readers(file, spill, way)
-    chunks, compute = spill.chunks(), spill.compute_seconds / spill.layers
-    jobs = [layer * spill.layer_bytes for _ in range(tokens + warm_up) for layer in range(spill.layers)]
-    asked: list[_Layer] = []
-    ends = []
     try:
-        for place in range(len(jobs)):
-            if chunks:
-                if place == len(asked):
-                    asked.append(readers.ask(jobs[place], chunks))
-                asked[place].wait()
-                # Computing begins: with prefetch, what comes `prefetch` layers later may be asked for.
-                while len(asked) <= min(place + spill.prefetch, len(jobs) - 1):
-                    asked.append(readers.ask(jobs[len(asked)], chunks))
-            if compute:
-                time.sleep(compute)
-            if (place + 1) % spill.layers == 0:
-                ends.append(time.monotonic())
+        decode = _Decode(spill, tokens + warm_up)
+        readers.read_all(decode)
     finally:
         readers.close()
-    counted = zip(ends[warm_up - 1 :], ends[warm_up:], strict=False)
-    return Replayed(tuple(after - before for before, after in counted))
+    counted = pairwise(decode.ends_ns[warm_up - 1 :])
+    return Replayed(tuple((after - before) / 1e9 for before, after in counted))

@@ -1,8 +1,10 @@
 """Which read waited for which: a trace as chains that can be replayed on another tier.
 
-Reads past the page cache wait for their own thread's. What is in the page cache belongs to everybody, so a read
-that fills it waits for whichever read of that file had ended last; but a window of readahead waits for the last
-window but one (`observe/readahead.py`), and what was asked for together is asked for together.
+Reads past the page cache wait for their own thread's. What is in the page cache belongs to everybody, so a
+read that fills it waits for whichever read of that file had ended last. A window of readahead is asked for as
+a whole when the reader comes to the window before it (`observe/readahead.py`): when it has used up the one
+before that, which takes as long as it did in the recording, and cannot end before the last bytes have come
+and been used.
 """
 
 from bisect import bisect_right
@@ -25,9 +27,9 @@ After = tuple[tuple[int, int], ...]
 class Chains:
     """Reads as requests, in the order of arrival.
 
-    readahead_share: of the bytes read through the page cache, how much lies in windows of readahead that could be
-    told; None if nothing was. The rest is taken to wait for what had come, which on a slower tier is the longest
-    that it can take.
+    readahead_share: of the bytes read through the page cache, how much lies in windows of readahead that
+    could be told; None if nothing was. The rest is taken to wait for what had come, which on a slower tier is
+    the longest that it can take.
     """
 
     def __init__(self, reads: Sequence[Read]) -> None:
@@ -38,6 +40,8 @@ class Chains:
         for place, read in enumerate(self.reads):
             (direct[read.reader] if read.direct else self._cached[read.ino]).append(place)
         self._after: list[After] = [()] * len(self.reads)
+        self._comings: list[After] = []
+        """What the reader's coming to a window waits for; one mark each, behind the reads."""
         for places in (*direct.values(), *self._cached.values()):
             ends = self._ends(places)
             for place in places:
@@ -47,30 +51,58 @@ class Chains:
         self.readahead_share = told / cached if cached else None
 
     def requests(self, marks_ns: Sequence[int] = ()) -> list[Request]:
-        """The reads, then a mark of 0 bytes for each of marks_ns, which waits for the newest read of any thread."""
+        """The reads, then marks of 0 bytes: the chains' own, and last one for each of marks_ns, which waits
+        for the newest read of any thread.
+        """
         found = [
             Request(after, read.offset, read.nbytes, read.reader)
             for after, read in zip(self._after, self.reads, strict=True)
         ]
         everybody = self._ends(range(len(self.reads)))
-        return found + [Request(self._newest(mark, everybody), 0, 0, MARK_READER) for mark in marks_ns]
+        marks = self._comings + [self._newest(mark, everybody) for mark in marks_ns]
+        return found + [Request(after, 0, 0, MARK_READER) for after in marks]
 
     def _windows(self, places: Sequence[int]) -> int:
         """Let windows of readahead wait as the kernel does; returns the bytes in them."""
         told = 0
         for run in readahead.windows(self.reads, places):
+            coming: int | None = None
             for number, window in enumerate(run):
-                first = min(window, key=lambda place: self.reads[place].arrival_ns)
+                first = min(window)
                 after = self._after[first]
-                # A window that seems to wait for a later one was told wrongly: it keeps waiting for what had come.
-                if number >= 2 and max(run[number - 2]) < first:
-                    used_ns = max(self.reads[place].done_ns for place in run[number - 2])
-                    think_ns = max(0, self.reads[first].arrival_ns - used_ns)
-                    after = tuple((place, think_ns) for place in run[number - 2])
+                # A window that seems to wait for a later one was told wrongly: it keeps waiting for what had
+                # come.
+                if number >= 2 and max(run[number - 2]) < min(run[number - 1]) < first:
+                    after = self._used_up(run[number - 2], min(run[number - 1]), first, coming)
+                coming = self._mark(after)
                 for place in window:
-                    self._after[place] = after
+                    self._after[place] = ((coming, 0),)
                     told += self.reads[place].nbytes
         return told
+
+    def _used_up(self, window: Sequence[int], next_first: int, first: int, coming: int | None) -> After:
+        """What the reader's coming to the end of a window waits for, given the first reads of the two windows
+        after it, which were asked for when it came to the window's beginning and to its end, and the mark of
+        the former.
+        """
+        begin_ns, end_ns = self.reads[next_first].arrival_ns, self.reads[first].arrival_ns
+        came_ns = max(self.reads[place].done_ns for place in window)
+        if came_ns > begin_ns:
+            # The reader waited for the tier. How long it would have used what came, nobody saw.
+            return tuple((place, max(0, end_ns - came_ns)) for place in window)
+        # All of it was there: the time is what using it takes. Whichever read comes, the rest is still to be
+        # used.
+        using_ns = end_ns - begin_ns
+        begun = () if coming is None else ((coming, using_ns),)
+        left = range(len(window), 0, -1)
+        return (
+            *begun,
+            *((place, using_ns * rest // len(window)) for place, rest in zip(window, left, strict=True)),
+        )
+
+    def _mark(self, after: After) -> int:
+        self._comings.append(after)
+        return len(self.reads) + len(self._comings) - 1
 
     def _ends(self, places: Sequence[int]) -> list[tuple[int, int]]:
         """(done, place) in the order of ending."""
@@ -94,8 +126,8 @@ def elsewhere(reads: Sequence[Read], phases: Sequence[Phase], spec: TierSpec) ->
     """What the same reads would have cost on another tier.
 
     stage_seconds: until every page had come once, and recorded_stage_seconds as it was. readahead_share: see
-    Chains. With phases, tg: of decode, and longer_seconds: by how much the end of the last phase would have come
-    later.
+    Chains. With phases, tg: of decode, and longer_seconds: by how much the end of the last phase would have
+    come later.
     """
     marks = marks_of(phases)
     chains = Chains(reads)
@@ -107,7 +139,7 @@ def elsewhere(reads: Sequence[Read], phases: Sequence[Phase], spec: TierSpec) ->
         / 1e9,
         "readahead_share": chains.readahead_share,
     }
-    times = done[len(ordered) :]
+    times = done[len(done) - len(marks) :]
     for place, phase in enumerate(phases):
         if phase.name == "decode":
             begin, end = times[2 * place : 2 * place + 2]

@@ -1,9 +1,9 @@
 """Which reads of a trace the kernel asked for together: the windows of its readahead.
 
-The kernel reads a file ahead in windows of one size, and marks the first page of each. A reader that comes to the
-mark has the next window asked for, and only then waits for its own (Linux, mm/readahead.c and mm/filemap.c). So
-a window is asked for when the last but one has been used up. A trace shows the windows by where the reader
-pauses: between two windows, and within none.
+The kernel reads a file ahead in windows of one size, and marks the first page of each. A reader that comes to
+the mark has the next window asked for, and only then waits for its own (Linux, mm/readahead.c and
+mm/filemap.c). So a window is asked for when the last but one has been used up. A trace shows the windows by
+where the reader pauses: between two windows, and within none.
 """
 
 import statistics
@@ -26,7 +26,9 @@ _BELIEVED = 0.4
 """How much of all pauses, by time and beyond chance, must lie between the windows for them to be believed."""
 
 _AS_GOOD = 0.8
-"""A longer window that explains this much of what the best one does is the window: the best may be half of it."""
+"""A longer window that explains this much of what the best one does is the window: the best may be half of
+it.
+"""
 
 _MIN_PAUSES = 4
 
@@ -48,7 +50,9 @@ def windows(reads: Sequence[Read], places: Sequence[int]) -> list[list[list[int]
 
 
 def _runs(reads: Sequence[Read], places: Sequence[int]) -> Iterator[list[int]]:
-    """Stretches without a hole, in the order of their bytes: of the first reading of a page, of the second, ..."""
+    """Stretches without a hole, in the order of their bytes: of the first reading of a page, of the second,
+    ...
+    """
     times_read: dict[int, int] = defaultdict(int)
     passes: dict[int, list[int]] = defaultdict(list)
     for place in places:
@@ -82,8 +86,8 @@ def _grid(reads: Sequence[Read], runs: Sequence[list[int]], usual: int) -> tuple
 
 
 def _best_phase(pauses: Sequence[tuple[int, int]], length: int) -> tuple[float, int]:
-    """(score, phase): where windows of a length begin, and which share of the pauses lies there. 1 is all, 0 what
-    an even spread would come to.
+    """(score, phase): where windows of a length begin, and which share of the pauses lies there. 1 is all, 0
+    what an even spread would come to.
     """
     at_phase: dict[int, int] = defaultdict(int)
     for position, gap in pauses:
@@ -94,8 +98,8 @@ def _best_phase(pauses: Sequence[tuple[int, int]], length: int) -> tuple[float, 
 
 
 def _gaps(reads: Sequence[Read], run: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Before each place but the first, the time in ns in which nothing of the run was asked for; negative where
-    requests overtook each other.
+    """Before each place but the first, the time in ns in which nothing of the run was asked for; negative
+    where requests overtook each other.
     """
     arrivals = [reads[place].arrival_ns for place in run]
     for index in range(1, len(run)):
@@ -105,7 +109,7 @@ def _gaps(reads: Sequence[Read], run: Sequence[int]) -> Iterator[tuple[int, int]
 
 
 def _cut(reads: Sequence[Read], run: Sequence[int], size: int, phase: int) -> Iterator[list[int]]:
-    """The run in windows of `size` bytes, one of which begins at `phase`, give or take less than a request."""
+    """The run in windows of `size` bytes, one of which begins at about `phase`: within a request of it."""
     window: list[int] = []
     known = None
     for place in run:

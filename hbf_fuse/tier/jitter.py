@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from hbf_fuse.tier.errors import SpecError
 
@@ -52,20 +53,21 @@ class Part:
         """How far under the latency it may reach."""
         return {"uniform": 1, "normal": NORMAL_REACH}.get(self.kind, 0) * self.values[0]
 
-    def draw_ms(self, generator: random.Random) -> float:
-        """One value."""
+    def drawn_from(self, generator: random.Random) -> Callable[[], float]:
+        """A function that draws one value, in ms."""
+        first, second = (*self.values, 0.0)[:2]
         match self.kind:
             case "uniform":
-                return generator.uniform(-self.values[0], self.values[0])
+                return partial(generator.uniform, -first, first)
             case "normal":
-                return generator.gauss(0.0, self.values[0])
-            case "exponential":
-                return generator.expovariate(1 / self.values[0]) if self.values[0] else 0.0
-            case "lognormal":
-                mean, sigma = self.values
-                return generator.lognormvariate(math.log(mean) - sigma**2 / 2, sigma) if mean else 0.0
-        chance, extra = self.values
-        return extra if generator.random() < chance else 0.0
+                return partial(generator.gauss, 0.0, first)
+            case "exponential" if first:
+                return partial(generator.expovariate, 1 / first)
+            case "lognormal" if first:
+                return partial(generator.lognormvariate, math.log(first) - second**2 / 2, second)
+            case "tail":
+                return lambda: second if generator.random() < first else 0.0
+        return lambda: 0.0
 
 
 def parse(text: str) -> tuple[Part, ...]:
@@ -76,9 +78,13 @@ def parse(text: str) -> tuple[Part, ...]:
 def sampler(parts: tuple[Part, ...], latency_ms: float, seed: int) -> Callable[[], int]:
     """A function that draws latency with jitter, in ns, never below 0."""
     generator = random.Random(seed)  # noqa: S311 - a distribution, not a secret
+    draws = [part.drawn_from(generator) for part in parts]
 
     def draw() -> int:
-        return max(0, round((latency_ms + sum(part.draw_ms(generator) for part in parts)) * 1e6))
+        drawn_ms = latency_ms
+        for each in draws:
+            drawn_ms += each()
+        return round(drawn_ms * 1e6) if drawn_ms > 0 else 0
 
     return draw
 

@@ -83,6 +83,6 @@ class Lateness:
         return late
 
     def _of_the_last(self, reader: int, done_ns: int, late: int) -> int:
-        """What a reader after a pause is owed at most: the lateness of the reply that its process had last."""
+        """What a reader is owed after a pause: at most the lateness of its process's newest reply."""
         last_done_ns, last_late = self._last_of.get(self._process_of(reader), (done_ns, late))
         return min(late, last_late) if last_done_ns > done_ns else late

@@ -12,9 +12,9 @@ START = -1
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A read in a chain. after: what it waits for, each as (place in the list, think time in ns): it arrives when
-    the data of all of them was there and each think time is over. A place is before its own, or START. 0 bytes
-    pass no tier: a mark in time.
+    """A read in a chain. after: what it waits for, each as (place in the list, think time in ns): it arrives
+    when the data of all of them was there and each think time is over. Or START. 0 bytes pass no tier: a mark
+    in time.
     """
 
     after: tuple[tuple[int, int], ...]
@@ -51,8 +51,11 @@ def replay(requests: Sequence[Request], tier: Tier, start_ns: int = 0) -> list[i
             arrival = reserve(arrival, request.offset, request.nbytes, request.reader)
         done[place] = arrival
         for child, think_ns in children[place]:
+            comes = arrival + think_ns
+            comes = max(comes, arrivals[child])
             waits[child] -= 1
-            arrivals[child] = max(arrivals[child], arrival + think_ns)
-            if not waits[child]:
-                push(ready, (arrivals[child], child))
+            if waits[child]:
+                arrivals[child] = comes
+            else:
+                push(ready, (comes, child))
     return done

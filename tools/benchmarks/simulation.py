@@ -50,8 +50,8 @@ only the simulation.
 """
 
 
-_READAHEAD = """A recording at full speed does not show how far the kernel's readahead would run ahead of a slow tier. With
-latency the replay therefore waits more often than the kernel does: what it says is the longest that staging can take.
+_READAHEAD = """The windows of the kernel's readahead are told from where the reader paused, and each is asked for when the reader
+comes to the one before it; see [design](design.md).
 """
 
 
