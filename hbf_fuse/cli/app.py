@@ -9,6 +9,7 @@ from hbf_fuse.cli import kv, model, profile, trace
 from hbf_fuse.cli.bench import bench
 from hbf_fuse.cli.calibrate import calibrate
 from hbf_fuse.cli.common import guarded, new_app
+from hbf_fuse.cli.doctor import doctor
 from hbf_fuse.cli.mount import mount
 from hbf_fuse.cli.report import report
 from hbf_fuse.cli.set import change
@@ -27,6 +28,7 @@ app.command()(umount)
 app.command()(status)
 app.command("set")(change)
 app.command()(top)
+app.command()(doctor)
 app.command()(bench)
 app.command()(calibrate)
 app.command()(sweep)

@@ -253,7 +253,7 @@ def _running(cell: Cell, bench: llama.BenchRun, stats: dict[str, Any]) -> dict[s
         "decode_seconds": bench.decode_seconds,
         "tier_bytes_read": stats["bytes_read"],
         "stall_seconds": stats["wait_seconds"],
-        "major_faults": bench.major_faults,
+        **bench.stalls,
         "lateness_p50_us": stats["lateness_ns"]["p50"] / 1000,
         "lateness_p99_us": stats["lateness_ns"]["p99"] / 1000,
         "in_flight_max": stats["in_flight_max"],

@@ -2,15 +2,29 @@
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TextIO
+from typing import IO, Protocol, TextIO
 
 from hbf_fuse import linux
+
+_LOOK_MS = 50
+
+
+class Watch(Protocol):
+    """Who wants to know more of a process than its exit code."""
+
+    def look(self, pid: int) -> None:
+        """Called every 50 ms while it runs."""
+
+    def ended(self, pid: int) -> None:
+        """Called when it has ended, before it is waited for: the kernel's counters still have it."""
 
 
 @dataclass
@@ -18,6 +32,7 @@ class Ended:
     """A process that has ended. lines: what it said on stderr, each with when (CLOCK_MONOTONIC, ns)."""
 
     returncode: int = -1
+    wall_seconds: float = 0.0
     stdout: str = ""
     lines: list[tuple[int, str]] = field(default_factory=list)
 
@@ -26,45 +41,77 @@ class Ended:
         return "".join(line for _, line in self.lines)
 
 
-def run_group(line: list[str], timeout_seconds: float | None = None, pass_fds: Sequence[int] = ()) -> Ended:
+def run_group(
+    line: list[str],
+    timeout_seconds: float | None = None,
+    pass_fds: Sequence[int] = (),
+    watch: Watch | None = None,
+) -> Ended:
     """Run to the end and leave nobody of the group behind, not even if this process is killed.
 
     Raises OSError or subprocess.TimeoutExpired.
     """
     ended = Ended()
     read_end, write_end = os.pipe()
-    with os.fdopen(read_end, errors="replace") as pipe:
+    with (
+        os.fdopen(read_end, errors="replace") as pipe,
+        tempfile.TemporaryFile("w+", errors="replace") as said,
+    ):
+        begin = time.monotonic()
         try:
-            process = _start(line, pass_fds, write_end)
+            process = _start(line, pass_fds, said, write_end)
         finally:
             os.close(write_end)
         listener = threading.Thread(target=_listen, args=(pipe, ended.lines), daemon=True)
         listener.start()
         try:
-            ended.stdout, _ = process.communicate(timeout=timeout_seconds)
+            _await_end(process, timeout_seconds, watch)
+            ended.wall_seconds = time.monotonic() - begin
+            if watch:
+                watch.ended(process.pid)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             listener.join()
+        said.seek(0)
+        ended.stdout = said.read()
     ended.returncode = process.returncode
     return ended
 
 
-def _start(line: list[str], pass_fds: Sequence[int], stderr: int) -> "subprocess.Popen[str]":
+def _start(
+    line: list[str], pass_fds: Sequence[int], stdout: IO[str], stderr: int
+) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         line,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=stderr,
-        text=True,
-        errors="replace",
         # Ctrl-C is for us: we end the group.
         start_new_session=True,
         pass_fds=pass_fds,
         # Safe beside threads: one system call, nothing imported, no lock that another thread may hold.
         preexec_fn=linux.die_with_parent,  # noqa: PLW1509
     )
+
+
+def _await_end(
+    process: "subprocess.Popen[bytes]", timeout_seconds: float | None, watch: Watch | None
+) -> None:
+    """Return at the moment when it ends, without waiting for it as wait(2) does."""
+    give_up = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    fd = os.pidfd_open(process.pid)
+    try:
+        end = select.poll()
+        end.register(fd, select.POLLIN)
+        while not end.poll(_LOOK_MS):
+            if watch:
+                watch.look(process.pid)
+            if give_up is not None and timeout_seconds is not None and time.monotonic() > give_up:
+                raise subprocess.TimeoutExpired(process.args, timeout_seconds)
+    finally:
+        os.close(fd)
 
 
 def _listen(pipe: TextIO, lines: list[tuple[int, str]]) -> None:

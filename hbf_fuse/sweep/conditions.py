@@ -45,7 +45,7 @@ def judge(model_bytes: int) -> list[Concern]:
             f"({format_size(facts['memory_bytes'])}): what was staged would be evicted before it is used; "
             "use a smaller model"
         )
-    judges = (_governor(now), _power(now), _memory(now, model_bytes), _heat(), _numa(facts), _git(), _busy())
+    judges = (governor(now), power(now), memory(now, model_bytes), _heat(), _numa(facts), _git(), busy())
     return [concern for found in judges for concern in found]
 
 
@@ -68,7 +68,8 @@ def _said(line: list[str]) -> str:
     return found.stdout.strip()
 
 
-def _governor(now: dict[str, Any]) -> Iterator[Concern]:
+def governor(now: dict[str, Any]) -> Iterator[Concern]:
+    """Clocks that follow the load."""
     slow = [name for name in now["governors"] if name != "performance"]
     if slow:
         yield Concern(
@@ -78,12 +79,14 @@ def _governor(now: dict[str, Any]) -> Iterator[Concern]:
         )
 
 
-def _power(now: dict[str, Any]) -> Iterator[Concern]:
+def power(now: dict[str, Any]) -> Iterator[Concern]:
+    """A laptop that runs on its battery."""
     if now["on_mains"] is False:
         yield Concern("power", "running on battery; plug in")
 
 
-def _memory(now: dict[str, Any], model_bytes: int) -> Iterator[Concern]:
+def memory(now: dict[str, Any], model_bytes: int) -> Iterator[Concern]:
+    """Less than source and reader need together."""
     available = now["memory_available_bytes"]
     if available < 2 * model_bytes:
         yield Concern(
@@ -116,7 +119,7 @@ def _git() -> Iterator[Concern]:
         yield Concern("code", "this checkout of hbf-fuse has uncommitted changes; commit them")
 
 
-def _busy() -> Iterator[Concern]:
+def busy() -> Iterator[Concern]:
     """Other processes that use a CPU, and the kernel thread that takes cold page cache away."""
     own = {psutil.Process().pid, *(parent.pid for parent in psutil.Process().parents())}
     watched = [process for process in psutil.process_iter() if process.pid not in own]

@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +14,7 @@ from typing import Any
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount.source import cache_dir
 from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.sweep import child
+from hbf_fuse.sweep import child, stalls
 
 _BEGINS = re.compile(r"\d: (prompt|generation) run 1/")
 _FLAG = re.compile(r"(?<![\w-])-{1,2}[a-zA-Z][\w-]*")
@@ -34,7 +32,7 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What one process did. pp and tg are tokens/s, None if not asked for."""
+    """What one process did. pp and tg are tokens/s, None if not asked for; stalls: see sweep/stalls.py."""
 
     command: list[str]
     pp: float | None
@@ -43,7 +41,7 @@ class BenchRun:
     load_seconds: float
     prefill_seconds: float
     decode_seconds: float
-    major_faults: int
+    stalls: dict[str, Any]
     records: list[dict[str, Any]]
     phases: list[Phase]
 
@@ -119,15 +117,15 @@ def run(
     pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd.
     """
     line = command(binary, model, options)
-    faults = resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt
-    started_ns = time.monotonic_ns()
     try:
-        said = child.run_group(line, timeout_seconds, pass_fds)
+        with stalls.counted() as watch:
+            said = child.run_group(line, timeout_seconds, pass_fds, watch)
+            counted = watch.metrics(said.wall_seconds)
     except subprocess.TimeoutExpired as error:
         raise HbfError(f"llama-bench did not end within {timeout_seconds:g} s (--timeout)") from error
     except OSError as error:
         raise HbfError(f"cannot run {binary}: {error.strerror}") from error
-    wall = (time.monotonic_ns() - started_ns) / 1e9
+    wall = said.wall_seconds
     if said.returncode:
         last = (said.stderr.strip() or said.stdout.strip() or "no message").splitlines()[-1]
         raise HbfError(f"llama-bench failed with exit code {said.returncode}: {last[:300]}")
@@ -141,7 +139,7 @@ def run(
         load_seconds=wall - prefill - decode,
         prefill_seconds=prefill,
         decode_seconds=decode,
-        major_faults=resource.getrusage(resource.RUSAGE_CHILDREN).ru_majflt - faults,
+        stalls=counted,
         records=records,
         phases=_phases(said.lines, records),
     )

@@ -45,6 +45,18 @@ _STREAM = (
 )
 _LAYOUT = ("resident_bytes", "policy")
 _BENCH = ("n_prompt", "n_gen", "threads")
+_STALLS = (
+    "delay_blkio_seconds",
+    "delay_swapin_seconds",
+    "delay_reclaim_seconds",
+    "delay_thrashing_seconds",
+    "delays",
+    "psi_io_some_seconds",
+    "psi_io_full_seconds",
+    "psi_memory_some_seconds",
+    "peak_rss_bytes",
+    "bench_cpu_seconds",
+)
 
 
 class Results:
@@ -144,6 +156,7 @@ def row(document: dict[str, Any]) -> dict[str, Any]:
         **{key: cell["bench"][key] for key in _BENCH},
         **({key: cell["layout"][key] for key in _LAYOUT} if streams else {}),
         **({key: _short(metrics.get(key)) for key in _STREAM} if streams else {}),
+        **{key: _short(metrics.get(key)) for key in _STALLS},
     }
 
 

@@ -170,9 +170,13 @@ class Session:
             )
             self.ready.set()
             _refuse(errno.EPROTO)
+        spoken = min(minor, abi.MINOR)
+        self.fs.mount_facts.update(
+            fuse_protocol=f"{abi.MAJOR}.{spoken}", fuse_protocol_kernel=f"{major}.{minor}"
+        )
         reply = abi.INIT_OUT.pack(
             abi.MAJOR,
-            min(minor, abi.MINOR),
+            spoken,
             max_readahead,
             flags & self._wanted_flags,
             MAX_BACKGROUND,

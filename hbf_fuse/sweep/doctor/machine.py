@@ -1,0 +1,109 @@
+"""Whether the machine is in a state to measure on, and what there is to measure with."""
+
+from hbf_fuse.mount.mountpoint import MOUNT_TYPE
+from hbf_fuse.sweep import conditions
+from hbf_fuse.sweep.doctor.facts import Facts
+from hbf_fuse.sweep.doctor.line import FAIL, OK, WARN, Line, of_concerns
+from hbf_fuse.units import format_size
+
+LOW_MEMORY = 1 << 30
+
+_WANTED_FLAGS = {
+    "--no-warmup": "its warm-up reads the weights once more",
+    "--progress": "prefill and decode cannot be told apart",
+    "--repack": "mode stream may decode from a copy in memory",
+}
+"""What is lost without each: older builds lack some."""
+
+_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "afs", "fuse.sshfs", "fuse.rclone")
+_SLOW = {
+    "drvfs": "a Windows drive",
+    **dict.fromkeys(("9p", "virtiofs", "vboxsf"), "a folder of the host"),
+    **dict.fromkeys(_NETWORK, "a network"),
+}
+"""File systems whose own speed would be taken for the tier's."""
+_MEMORY = ("tmpfs", "ramfs")
+_BUILD = "tools/llama-bench-build"
+
+
+def governor(facts: Facts) -> Line:
+    """Clock that follows the load makes figures wander."""
+    told = facts.now["governors"]
+    return of_concerns("CPU governor", conditions.governor(facts.now), ", ".join(told) or "none to be seen")
+
+
+def power(facts: Facts) -> Line:
+    """Laptops on battery are slower."""
+    told = {True: "on mains", None: "no battery"}.get(facts.now["on_mains"], "")
+    return of_concerns("power", conditions.power(facts.now), told)
+
+
+def memory(facts: Facts) -> Line:
+    """Source, page cache and llama-bench share it."""
+    free = facts.now["memory_available_bytes"]
+    told = f"{format_size(free)} of {format_size(facts.memory_bytes)} available"
+    if facts.source and facts.source.size:
+        return of_concerns("memory", conditions.memory(facts.now, facts.source.size), told)
+    if free < LOW_MEMORY:
+        return Line("memory", WARN, told, "close programs, or use a small model")
+    return Line("memory", OK, told)
+
+
+def load(facts: Facts) -> Line:
+    """Others that use a core while a tier is measured."""
+    told = f"{facts.now['load_1min']:.1f} on {facts.cores} cores"
+    return of_concerns("load", (concern for concern in facts.busy if concern.name == "load"), told)
+
+
+def page_cache(facts: Facts) -> Line | None:
+    """Whether what was staged stays in memory."""
+    return next(
+        (of_concerns(each.name, [each], "") for each in facts.busy if each.name == "page cache"), None
+    )
+
+
+def llama_bench(facts: Facts) -> Line:
+    """What sweeps run, and which of its flags this build has."""
+    bench = facts.bench
+    if bench.path is None:
+        return Line("llama-bench", FAIL, bench.why.partition(";")[0], _BUILD)
+    told = f"{bench.path.parent.name}/{bench.path.name}"
+    if bench.version != "unknown":
+        told += f", {bench.version.removeprefix('version: ').partition(' (')[0]}"
+    missing = [f"no {flag}: {loss}" for flag, loss in _WANTED_FLAGS.items() if flag not in bench.flags]
+    if missing:
+        return Line("llama-bench", WARN, f"{told}; {'; '.join(missing)}", _BUILD)
+    return Line("llama-bench", OK, told)
+
+
+def envelope(facts: Facts) -> Line:
+    """What this machine can emulate, if anybody measured it."""
+    if facts.envelope is None:
+        why = facts.no_envelope.partition(": ")[2].partition(";")[0]
+        return Line("envelope", WARN, why or "not measured yet", "hbf calibrate")
+    ceilings = [
+        f"{name} engine up to {engine['ceiling_mbps']:.0f} MB/s"
+        for name, engine in facts.envelope["engines"].items()
+    ]
+    return Line("envelope", OK, ", ".join(ceilings))
+
+
+def source(facts: Facts) -> Line | None:
+    """Where the model lies: its disk must not be the tier."""
+    if facts.source is None:
+        return None
+    path, fstype, options = facts.source.path, facts.source.fstype, facts.source.options
+    if fstype is None:
+        return Line("source", FAIL, f"{path} does not exist", "hbf model make tiny -o FILE")
+    # WSL2 mounts Windows drives as 9p or virtiofs, and says drvfs among the options.
+    kind = "drvfs" if "drvfs" in options else fstype
+    if kind in _SLOW:
+        return Line("source", WARN, f"on {_SLOW[kind]} ({fstype}), which is slow", f"cp {path} ~/")
+    if fstype == MOUNT_TYPE:
+        return Line("source", WARN, "in a mount of hbf: a tier on a tier", "name what that one serves")
+    if fstype in _MEMORY:
+        return Line("source", OK, f"in memory ({fstype}); io limits cannot apply to it")
+    return Line("source", OK, f"on {fstype}")
+
+
+JUDGES = (governor, power, memory, load, page_cache, llama_bench, envelope, source)
