@@ -3,3 +3,9 @@
 
 class HbfError(Exception):
     """Anything the program cannot do, told in one line. The command line prints it and exits with 1."""
+
+
+def in_one_line(error: OSError) -> str:
+    """An error of the system that nothing closer to its cause has put into words, in one line."""
+    what = f"cannot use {error.filename or 'input or output'}: {error.strerror or error}"
+    return f"{what}; docs/troubleshooting.md says where to look"

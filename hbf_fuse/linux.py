@@ -1,15 +1,18 @@
-"""The few system calls that Python does not wrap: mount(2), umount2(2), prctl(2), mincore(2).
+"""The few system calls that Python does not wrap: mount(2), umount2(2), prctl(2), mincore(2). And sd_notify.
 
 Each raises OSError with the kernel's errno.
 """
 
+import contextlib
 import ctypes
 import mmap
 import os
 import signal
+import socket
 
 MS_NOSUID = 2
 MS_NODEV = 4
+MS_NOEXEC = 8
 MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1
@@ -26,7 +29,7 @@ def _check(result: int, what: str) -> None:
 
 def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
     """Mount as mount(2) does."""
-    args = (source.encode(), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), data.encode())
+    args = (os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), data.encode())
     _check(_libc.mount(*args), target)
 
 
@@ -43,6 +46,20 @@ def sharpen_timers() -> None:
 def die_with_parent() -> None:
     """Have this process killed when the thread that started it ends, however that happens."""
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
+def tell_supervisor(*lines: str) -> None:
+    """Send "READY=1", "STATUS=..." or "STOPPING=1" to whoever supervises this process, as sd_notify(3) does.
+
+    Nothing where nobody does ($NOTIFY_SOCKET is not set); a supervisor that does not listen is no failure.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    # An abstract address begins with a zero byte, which no environment variable can hold.
+    name = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
+        channel.sendto("\n".join(lines).encode(), name)
 
 
 def resident_pages(file: mmap.mmap) -> int:

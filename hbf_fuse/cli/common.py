@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hbf_fuse.errors import HbfError
+from hbf_fuse.errors import HbfError, in_one_line
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -69,8 +69,8 @@ def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
         yield advance
 
 
-def guarded(action: Callable[[], Any]) -> None:
-    """Call, and turn errors that a person can mend into one line and exit code 1; Ctrl-C into 130.
+def guarded(action: Callable[[], Any], failure: int = 1) -> None:
+    """Call, and turn errors that a person can mend into one line and exit code `failure`; Ctrl-C into 130.
 
     Wrong usage ends with 2: typer does that itself.
     """
@@ -78,9 +78,9 @@ def guarded(action: Callable[[], Any]) -> None:
     try:
         action()
     except (HbfError, ValueError) as error:
-        fail(str(error))
+        fail(str(error), failure)
     except OSError as error:
-        fail(f"cannot use {error.filename or 'input or output'}: {error.strerror or error}")
+        fail(in_one_line(error), failure)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         sys.exit(130)
@@ -91,10 +91,10 @@ def _terminated(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def fail(message: str) -> None:
-    """One line on stderr and exit code 1."""
+def fail(message: str, code: int = 1) -> NoReturn:
+    """One line on stderr, and the end."""
     tell(" ".join(message.split()))
-    sys.exit(1)
+    sys.exit(code)
 
 
 def single(command: Callable[..., None]) -> Callable[[], None]:

@@ -76,7 +76,9 @@ def mount(
     ] = None,
     metrics: Annotated[
         str | None,
-        typer.Option("--metrics", help="[ADDRESS:]PORT for Prometheus; loopback unless told."),
+        typer.Option(
+            "--metrics", help="PORT for Prometheus, for this user alone; ADDRESS:PORT for all who reach it."
+        ),
     ] = None,
     engine: EngineName = "kernel",
     readahead: Readahead = None,

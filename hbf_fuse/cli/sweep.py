@@ -118,7 +118,7 @@ def sweep(
     grid = grids.from_fields({key: value for key, value in given.items() if value is not None}, file)
     llama.find()
     source = gguf_source(model or _named_in(file, grid))
-    concerns = conditions.judge(source.stat().st_size)
+    concerns = conditions.judge(source.stat().st_size, copied=set(grid.mode) != {"mmap"})
     _tell_concerns(concerns, strict)
     folder = results.Results(output.absolute())
     if edited := folder.set_aside_edited_csv():

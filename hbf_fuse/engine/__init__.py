@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
+from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 
@@ -33,6 +34,8 @@ def create(name: str, fs: Filesystem, mountpoint: Path, allow_other: bool, async
     async_dio: pass on the parts of a large O_DIRECT read at the same time. The price: whoever is killed in
     such a read ends when the tier has answered. libfuse 2 knows no such thing.
     """
+    if allow_other:
+        mounting.require_user_allow_other()
     if name == "kernel":
         from hbf_fuse.engine.kernel.engine import KernelEngine
 

@@ -21,6 +21,8 @@ except OSError as problem:
     raise HbfError("the fusepy engine needs libfuse 2; install it with `apt install libfuse2`") from problem
 
 _START_SECONDS = 10
+_NAMES = "latin-1"
+"""How fusepy is to turn names into text and back: each byte into one character, since names are bytes."""
 
 
 class _Operations(fuse.Operations):
@@ -35,7 +37,7 @@ class _Operations(fuse.Operations):
         node = self.fs.tree.root
         for name in path.strip("/").split("/"):
             if name:
-                node = self.fs.lookup(node.ino, os.fsencode(name))
+                node = self.fs.lookup(node.ino, name.encode(_NAMES))
         return node
 
     def getattr(self, path: str, info: Any = None) -> dict[str, int]:
@@ -43,10 +45,10 @@ class _Operations(fuse.Operations):
 
     def readdir(self, path: str, info: Any) -> Iterator[tuple[str, dict[str, int], int]]:
         for name, node in self.fs.listing(self._node(path).ino):
-            yield os.fsdecode(name), _attributes(node), 0
+            yield name.decode(_NAMES), _attributes(node), 0
 
     def readlink(self, path: str) -> str:
-        return os.fsdecode(self._node(path).target)
+        return self._node(path).target.decode(_NAMES)
 
     def open(self, path: str, info: Any) -> int:
         node = self._node(path)
@@ -136,11 +138,13 @@ class FusepyEngine:
         try:
             fuse.FUSE(
                 self._operations,
-                str(self._mountpoint),
+                os.fsencode(self._mountpoint).decode(_NAMES),
+                encoding=_NAMES,
                 raw_fi=True,
                 foreground=True,
-                fsname="hbf",
+                fsname=os.fsencode(mounting.escaped(self._operations.fs.source)).decode(_NAMES),
                 subtype="hbf",
+                noexec=True,
                 default_permissions=True,
                 allow_other=self._allow_other,
                 kernel_cache=True,

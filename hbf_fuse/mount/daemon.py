@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from hbf_fuse.errors import HbfError
+from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.mount.server import MountConfig, serve
 
 _READY = b"ready"
@@ -35,8 +35,7 @@ def start(config: MountConfig, tell: Callable[[str], None]) -> None:
 
 
 def _detach() -> None:
-    """Become a background process that no terminal can end."""
-    os.setsid()
+    """Become nobody's child, but stay in the process group: no other may enter an automount meanwhile."""
     if os.fork():
         os._exit(0)
     os.chdir("/")
@@ -59,6 +58,8 @@ def _run(config: MountConfig, write_end: int, tell: Callable[[str], None]) -> No
 
     def when_ready() -> None:
         Path(config.mountpoint).stat()
+        # From here on, no terminal can end it.
+        os.setsid()
         answer(_READY)
         # The terminal is the parent's: keep it for remarks only until the mount answers.
         os.dup2(0, 2)
@@ -69,8 +70,12 @@ def _run(config: MountConfig, write_end: int, tell: Callable[[str], None]) -> No
     except HbfError as error:
         answer(str(error).encode())
         code = 1
+    except OSError as error:
+        answer(in_one_line(error).encode())
+        code = 1
     except BaseException as error:
-        answer(f"the server failed: {type(error).__name__}: {error}".encode())
+        reason = f"{type(error).__name__}: {error}"
+        answer(f"the server failed ({reason}): please report it, with what -f prints".encode())
         code = 1
     sys.stderr.flush()
     os._exit(code)

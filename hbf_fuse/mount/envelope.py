@@ -22,7 +22,10 @@ def load() -> tuple[dict[str, Any] | None, str]:
 
     Where there is none at all, the reason is empty: nothing is wrong with that.
     """
-    file = path()
+    try:
+        file = path()
+    except HbfError:
+        return None, ""  # no home, no envelope
     if not file.exists():
         return None, ""
     try:

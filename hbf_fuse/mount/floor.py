@@ -58,7 +58,8 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
     reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / probe.latency_ms)))
     command = [sys.executable, "-I", "-S", str(_PROBE), str(file), str(size), str(reads)]
     probes = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        # In this process group: see daemon.py on automounts.
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for _ in range(readers)
     ]
     try:

@@ -1,31 +1,86 @@
-"""A mount's counters for Prometheus; docs/metrics.md names them."""
+"""A mount's counters for Prometheus; docs/metrics.md names them.
 
+Every user of a machine reaches its loopback. So an answer goes to the mount's own user (and root) alone,
+unless an address was named: then to everybody who reaches that.
+"""
+
+import os
+import socket
+import sys
+import threading
 from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 
 try:
-    from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client import CollectorRegistry, MetricsHandler
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
     from prometheus_client.registry import Collector
 except ImportError as problem:
     raise HbfError("--metrics needs prometheus-client; `pip install 'hbf-fuse[metrics]'`") from problem
 
 LOOPBACK = "127.0.0.1"
+_CONNECTIONS = Path("/proc/net/tcp")
+_ESTABLISHED = "01"
+"""The only state that is believed: a socket that its owner has closed is root's, by that table."""
 
 
 def serve(fs: Filesystem, where: str) -> None:
-    """Answer scrapes at "[ADDRESS:]PORT" from a thread that ends with the process. HbfError if it cannot."""
+    """Answer scrapes at "[ADDRESS:]PORT" from a thread that ends with the process. HbfError if it cannot.
+
+    Without an address: on loopback, and to this process's user and root only.
+    """
     address, _, port = where.rpartition(":")
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise HbfError(f"--metrics {where!r}: write it like 9464, or 0.0.0.0:9464 to let others in")
     registry = CollectorRegistry()
     registry.register(_Collector(fs))
     try:
-        start_http_server(int(port), address or LOOPBACK, registry)
+        kind = _Server6 if ":" in address else ThreadingHTTPServer
+        server = kind((address.strip("[]") or LOOPBACK, int(port)), _handler(registry, bool(address)))
     except OSError as error:
         raise HbfError(f"--metrics {where}: {error.strerror}; use another port") from error
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+class _Server6(ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+def _handler(registry: CollectorRegistry, for_everybody: bool) -> type[MetricsHandler]:
+    class Handler(MetricsHandler):
+        timeout = 10  # s: a client that says nothing holds no thread
+
+        def do_GET(self) -> None:
+            if for_everybody or _owner(self.client_address, self.server.server_address) in (0, os.geteuid()):
+                super().do_GET()
+            else:
+                self.send_error(403, "Not your mount: --metrics ADDRESS:PORT answers everybody")
+
+    Handler.registry = registry
+    return Handler
+
+
+def _owner(client: Any, server: Any) -> int | None:
+    """The user id of who made a connection over loopback, or None if nobody of this machine has it open.
+
+    client, server: IPv4 address and port of its two ends.
+    """
+    for line in _CONNECTIONS.read_text().splitlines()[1:]:
+        _, ours, theirs, state, _, _, _, user, *_ = line.split()
+        if (ours, theirs, state) == (_hexadecimal(client), _hexadecimal(server), _ESTABLISHED):
+            return int(user)
+    return None
+
+
+def _hexadecimal(end: tuple[str, int]) -> str:
+    """An end of a connection as /proc/net/tcp has it: the address in this machine's byte order."""
+    number = int.from_bytes(socket.inet_aton(end[0]), sys.byteorder)
+    return f"{number:08X}:{end[1]:04X}"
 
 
 class _Collector(Collector):

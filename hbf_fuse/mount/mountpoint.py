@@ -26,11 +26,13 @@ class MountEntry:
 def mounts() -> list[MountEntry]:
     """All mounts that this process sees, the newest on a path last."""
     entries = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split()
-        path = fields[4].encode().decode("unicode_escape").encode("latin-1")
-        entries.append(MountEntry(Path(os.fsdecode(path)), after.split()[0], fields[2]))
+    # Names are bytes, in which the kernel escapes blanks and newlines only.
+    for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
+        before, _, after = line.partition(b" - ")
+        fields = before.split(b" ")
+        path = fields[4].decode("unicode_escape").encode("latin-1")
+        device, fstype = fields[2].decode(), after.partition(b" ")[0].decode()
+        entries.append(MountEntry(Path(os.fsdecode(path)), fstype, device))
     return entries
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import hbf_fuse
-from hbf_fuse import engine
+from hbf_fuse import engine, linux
 from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
@@ -59,6 +60,7 @@ def serve(
 
     tell: where remarks go, a line each.
     until_stdin_closes: end with that, too: the mount of a process that may die without a word.
+    A supervisor such as systemd is told when the mount answers and when it begins to end.
     Raises HbfError if the mount cannot begin.
     """
     _set_priority(config.priority, tell)
@@ -70,11 +72,13 @@ def serve(
         for file in files[:1]:
             if reason := preload.doubt(file, config.spec):
                 tell(reason)
-    stop = _stop_event(until_stdin_closes)
+    stop = _reasons_to_stop(until_stdin_closes)
     with mounted_here(fs, config, tell) as mount:
         when_ready()
-        threading.Thread(target=_set_when_ended, args=(mount, stop), daemon=True).start()
-        stop.wait()
+        linux.tell_supervisor("READY=1", f"STATUS=serving {config.source} at {config.mountpoint} ({fs.spec})")
+        threading.Thread(target=_stop_when_ended, args=(mount, stop), daemon=True).start()
+        stop.get()
+        linux.tell_supervisor("STOPPING=1")
         if not mount.join(timeout=0):
             _stop(mount, tell)
 
@@ -116,14 +120,26 @@ def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[
 
         metrics.serve(fs, config.metrics)
     if config.trace:
-        fs.trace.write_to(config.trace, fs.spec_document())
+        _trace_to(config.trace, fs)
 
 
-def _stop_event(until_stdin_closes: bool) -> threading.Event:
-    """Set by SIGTERM, SIGINT or SIGHUP, and if so wished by the end of stdin."""
-    stop = threading.Event()
+def _trace_to(file: Path, fs: Filesystem) -> None:
+    try:
+        fs.trace.write_to(file, fs.spec_document())
+    except OSError as error:
+        raise HbfError(
+            f"cannot write the trace {file}: {error.strerror}; name a file that can be made (--trace)"
+        ) from error
+
+
+def _reasons_to_stop(until_stdin_closes: bool) -> "SimpleQueue[None]":
+    """Filled by SIGTERM, SIGINT or SIGHUP, and if so wished by the end of stdin.
+
+    Not an Event: a signal may come while this very thread holds its lock, and would wait for that for ever.
+    """
+    stop: SimpleQueue[None] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: stop.put(None))
     if until_stdin_closes:
         threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
     return stop
@@ -146,14 +162,14 @@ def _set_priority(nice: int, tell: Callable[[str], None]) -> None:
         tell(f"priority {nice} is not permitted; the server runs at {os.getpriority(os.PRIO_PROCESS, 0)}")
 
 
-def _set_when_ended(mount: Engine, stop: threading.Event) -> None:
+def _stop_when_ended(mount: Engine, stop: "SimpleQueue[None]") -> None:
     mount.join()
-    stop.set()
+    stop.put(None)
 
 
-def _stop_when_stdin_closes(stop: threading.Event) -> None:
+def _stop_when_stdin_closes(stop: "SimpleQueue[None]") -> None:
     sys.stdin.read()
-    stop.set()
+    stop.put(None)
 
 
 def _raise_readahead(config: MountConfig, tell: Callable[[str], None]) -> int:

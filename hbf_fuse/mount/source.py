@@ -13,12 +13,19 @@ DEFAULT_PRESET = "tiny"
 
 def cache_dir() -> Path:
     """Where things that can be made again are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hbf"
+    return _personal("XDG_CACHE_HOME", ".cache") / "hbf"
 
 
 def config_file() -> Path:
     """The person's own settings."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "hbf" / "config.toml"
+    return _personal("XDG_CONFIG_HOME", ".config") / "hbf" / "config.toml"
+
+
+def _personal(variable: str, usual: str) -> Path:
+    try:
+        return Path(os.environ.get(variable) or Path.home() / usual)
+    except RuntimeError as error:
+        raise HbfError(f"this user has no home directory; set $HOME or ${variable}") from error
 
 
 def resolve(source: Path | None, tell: Callable[[str], None]) -> Path:

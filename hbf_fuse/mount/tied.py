@@ -5,6 +5,7 @@ Run as a module, it is the server of such a mount: `python -m hbf_fuse.mount.tie
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hbf_fuse.errors import HbfError
+from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import live, mountpoint, server
 from hbf_fuse.mount.server import MountConfig
@@ -36,6 +37,8 @@ def mounted(config: MountConfig) -> Iterator[Path]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever supervises this process waits for its word, not for that of a mount which it makes.
+        env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
     )
     try:
         _wait_until_ready(process)
@@ -93,6 +96,9 @@ def main() -> None:
         server.serve(config, lambda: print(READY, end="", flush=True), _remark, until_stdin_closes=True)
     except (HbfError, ValueError) as error:
         _remark(" ".join(str(error).split()))
+        sys.exit(1)
+    except OSError as error:
+        _remark(in_one_line(error))
         sys.exit(1)
 
 

@@ -4,6 +4,7 @@ Stands alone and imports next to nothing, because one of these sleeps beside eve
 """
 
 import os
+import signal
 import sys
 
 
@@ -13,6 +14,8 @@ def watch(mountpoint: str) -> None:
     Only a mount that has no server any more is touched: a new one on the same path answers.
     """
     os.setpriority(os.PRIO_PROCESS, 0, 5)
+    # systemd ends what is left of a service whose server died: this is what is left, and has yet to unmount.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if os.read(0, 16):
         return
     try:

@@ -205,7 +205,8 @@ def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> dict[st
     try:
         (file,) = stats["files"].values()
     except ValueError:
-        raise HbfError("llama-bench did not read the model from the mount") from None
+        reader = "the copy" if cell.mode == "stage" else "llama-bench"
+        raise HbfError(f"{reader} did not read the model from the mount") from None
     staging = file["staging"]
     valid, why = staging["valid"], staging["why"]
     if not valid and _follows_chunks(cell, staging):

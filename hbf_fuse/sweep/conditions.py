@@ -33,17 +33,17 @@ class Concern:
         return f"{self.name}: {self.message}"
 
 
-def judge(model_bytes: int) -> list[Concern]:
+def judge(model_bytes: int, copied: bool) -> list[Concern]:
     """All that is not as it should be. Takes half a second: it watches what else is running.
 
-    HbfError if the model cannot be measured here at all.
+    copied: whether a mode holds the whole model in memory beside the mount. HbfError where that cannot be.
     """
     facts, now = machine.facts(), machine.now()
-    if model_bytes > facts["memory_bytes"]:
+    if copied and model_bytes > facts["memory_bytes"]:
         raise HbfError(
             f"the model ({format_size(model_bytes)}) is larger than this machine's memory "
-            f"({format_size(facts['memory_bytes'])}): what was staged would be evicted before it is used; "
-            "use a smaller model"
+            f"({format_size(facts['memory_bytes'])}), which modes stage and stream hold it in; use a smaller "
+            "model, or mode mmap"
         )
     judges = (governor(now), power(now), memory(now, model_bytes), _heat(), _numa(facts), _git(), busy())
     return [concern for found in judges for concern in found]

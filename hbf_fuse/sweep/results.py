@@ -174,7 +174,7 @@ def write_whole(path: Path, text: str) -> None:
         _write_whole(path, text)
     except OSError as error:
         raise HbfError(
-            f"cannot write {path}: {error.strerror}; finished cells are kept, the same command goes on"
+            f"cannot write {path}: {error.strerror}; mend that and give the same command again"
         ) from error
 
 

@@ -21,7 +21,7 @@ class KernelEngine:
         self._session: Session | None = None
 
     def start(self) -> None:
-        fd = mounting.mount(self._mountpoint, self._allow_other)
+        fd = mounting.mount(self._mountpoint, self._allow_other, self._fs.source)
         self._session = session = Session(fd, self._fs, mounting.MAX_REQUEST, self._async_dio)
         session.start()
         answered = session.ready.wait(_INIT_SECONDS)

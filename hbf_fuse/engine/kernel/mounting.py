@@ -14,31 +14,52 @@ from hbf_fuse.errors import HbfError
 
 DEVICE = "/dev/fuse"
 FSTYPE = "fuse.hbf"
+FUSE_CONF = Path("/etc/fuse.conf")
 MAX_REQUEST = 1 << 20
+_FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
-def mount(mountpoint: Path, allow_other: bool) -> int:
-    """Mount and return the descriptor that requests come from. HbfError says what is missing."""
+def mount(mountpoint: Path, allow_other: bool, source: Path) -> int:
+    """Mount and return the descriptor that requests come from. HbfError says what is missing.
+
+    source: what mount tables are to name; `mount -a` recognises by it what is mounted already.
+    """
     options = ["default_permissions", f"max_read={MAX_REQUEST}", *(["allow_other"] if allow_other else [])]
     if not Path(DEVICE).exists():
         raise HbfError(
             f"there is no {DEVICE}; load it with `modprobe fuse`; a container needs --device {DEVICE}"
         )
     if os.geteuid() == 0:
-        return _mount_as_root(mountpoint, options)
-    return _mount_as_user(mountpoint, options)
+        return _mount_as_root(mountpoint, options, source)
+    return _mount_as_user(mountpoint, [*options, f"fsname={escaped(source)}"])
+
+
+def escaped(source: Path) -> str:
+    """A path as libfuse and fusermount3 take it in a list of options."""
+    return str(source).replace("\\", "\\\\").replace(",", "\\,")
 
 
 def unmount(mountpoint: Path, lazy: bool = False) -> None:
-    """End a mount. OSError EBUSY if it is in use and lazy is off; EINVAL if nothing is mounted there."""
+    """End a mount. OSError EBUSY if it is in use and lazy is off, EINVAL if nothing is mounted there, EPERM
+    if it is somebody else's.
+    """
     if os.geteuid() == 0:
         linux.umount(str(mountpoint), linux.MNT_DETACH if lazy else 0)
         return
     command = [_fusermount(), "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        code = errno.EBUSY if "busy" in result.stderr else errno.EINVAL
+        denied = errno.EINVAL if _is_free(mountpoint) else errno.EPERM
+        code = errno.EBUSY if "busy" in result.stderr else denied
         raise OSError(code, os.strerror(code), str(mountpoint))
+
+
+def _is_free(mountpoint: Path) -> bool:
+    """Whether nothing is mounted there. What cannot be asked (dead, or another user's) is mounted."""
+    try:
+        return os.lstat(mountpoint).st_dev == os.lstat(mountpoint.parent).st_dev
+    except OSError:
+        return False
 
 
 def unmount_or_explain(mountpoint: Path, lazy: bool = False) -> None:
@@ -48,42 +69,64 @@ def unmount_or_explain(mountpoint: Path, lazy: bool = False) -> None:
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise HbfError(f"{mountpoint} is in use; end its users, or unmount with --force") from error
+        if error.errno == errno.EPERM:
+            raise HbfError(f"cannot unmount {mountpoint}: only its owner or root can") from error
         if error.errno != errno.EINVAL:
             raise HbfError(f"cannot unmount {mountpoint}: {error.strerror}") from error
 
 
-def _mount_as_root(mountpoint: Path, options: list[str]) -> int:
+def _mount_as_root(mountpoint: Path, options: list[str], source: Path) -> int:
     fd = _open_device()
     mode = stat.S_IFMT(mountpoint.stat().st_mode)
     data = ",".join([f"fd={fd},rootmode={mode:o},user_id=0,group_id=0", *options])
     try:
-        linux.mount("hbf", str(mountpoint), FSTYPE, linux.MS_NOSUID | linux.MS_NODEV, data)
+        linux.mount(str(source), str(mountpoint), FSTYPE, _FLAGS, data)
     except OSError as error:
         os.close(fd)
         raise HbfError(f"cannot mount on {mountpoint}: {error.strerror}; {_mount_advice(error)}") from error
     return fd
 
 
+def require_user_allow_other() -> None:
+    """HbfError if this user may not let others in. If /etc/fuse.conf cannot be read, fusermount3 judges."""
+    if os.geteuid() == 0:
+        return
+    try:
+        lines = FUSE_CONF.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    except OSError:
+        return
+    if "user_allow_other" not in (line.strip() for line in lines):
+        raise HbfError(f"--allow-other needs the line user_allow_other in {FUSE_CONF}; root can add it")
+
+
 def _open_device() -> int:
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise HbfError(f"cannot open {DEVICE}: {error.strerror}; {_mount_advice(error)}") from error
+        raise HbfError(f"cannot open {DEVICE}: {error.strerror}; {_device_advice(error)}") from error
+
+
+def _device_advice(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return f"even root may not: a container needs --device {DEVICE}, a systemd unit DeviceAllow={DEVICE}"
+    return "load the module with `modprobe fuse`"
 
 
 def _mount_advice(error: OSError) -> str:
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return "in a container it needs --device /dev/fuse --cap-add SYS_ADMIN"
-    if error.errno in (errno.ENODEV, errno.ENXIO):
+    if error.errno == errno.EPERM:
+        return "root lacks CAP_SYS_ADMIN here: a container needs --cap-add SYS_ADMIN"
+    if error.errno == errno.ENODEV:
         return "load the module with `modprobe fuse`"
-    return "`hbf mount --help` shows what it expects"
+    return "use another directory"
 
 
 def _fusermount() -> str:
     path = shutil.which("fusermount3")
     if path is None:
         raise HbfError(
-            "mounting without root needs fusermount3; install it with `apt install fuse3`, or run as root"
+            "mounts without root need fusermount3; install it with `apt install fuse3`, or do this as root"
         )
     return path
 
@@ -91,7 +134,7 @@ def _fusermount() -> str:
 def _mount_as_user(mountpoint: Path, options: list[str]) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
-        command = [_fusermount(), "-o", ",".join([*options, "fsname=hbf", "subtype=hbf", "nosuid", "nodev"])]
+        command = [_fusermount(), "-o", ",".join([*options, "subtype=hbf", "nosuid", "nodev", "noexec"])]
         result = subprocess.run(
             [*command, "--", str(mountpoint)],
             env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
@@ -103,10 +146,8 @@ def _mount_as_user(mountpoint: Path, options: list[str]) -> int:
         theirs.close()
         fd = _receive_descriptor(ours) if result.returncode == 0 else None
     if fd is None:
-        said = (
-            result.stderr.strip().removeprefix("fusermount3: ") or f"fusermount3 failed ({result.returncode})"
-        )
-        raise HbfError(f"cannot mount on {mountpoint}: {said}")
+        said = result.stderr.strip().removeprefix(f"{command[0]}: ") or f"exit code {result.returncode}"
+        raise HbfError(f"cannot mount on {mountpoint}: fusermount3: {said}")
     return fd
 
 
