@@ -62,21 +62,22 @@ def tell_supervisor(*lines: str) -> None:
         channel.sendto("\n".join(lines).encode(), name)
 
 
-def resident_pages(file: mmap.mmap) -> int:
-    """How many pages of a file mapped with ACCESS_COPY are in the page cache, as mincore(2) says.
+def resident_pages(file: mmap.mmap, offset: int = 0, nbytes: int | None = None) -> bytes:
+    """For each page of a file mapped with ACCESS_COPY, 1 if the page cache holds it and 0 if not, as
+    mincore(2) says. offset: of whole pages; left out with nbytes: the whole file.
 
     For a file that the caller neither owns nor may write, the kernel calls every page resident.
     """
-    pages = -(-len(file) // mmap.PAGESIZE)
-    found = (ctypes.c_ubyte * pages)()
+    length = len(file) - offset if nbytes is None else min(nbytes, len(file) - offset)
+    found = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
     start = ctypes.c_char.from_buffer(file)
     try:
-        address = ctypes.c_void_p(ctypes.addressof(start))
-        _check(_libc.mincore(address, ctypes.c_size_t(len(file)), found), "mincore")
+        address = ctypes.c_void_p(ctypes.addressof(start) + offset)
+        _check(_libc.mincore(address, ctypes.c_size_t(length), found), "mincore")
     finally:
         del start
     # Only the lowest bit of each byte is defined.
-    return pages - bytes(found).translate(_EVEN_OR_ODD).count(0)
+    return bytes(found).translate(_EVEN_OR_ODD)
 
 
 _EVEN_OR_ODD = bytes(value & 1 for value in range(256))

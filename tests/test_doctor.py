@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from hbf_fuse import mountinfo
 from hbf_fuse.cli import doctor as screen
 from hbf_fuse.engine.kernel import abi
 from hbf_fuse.engine.kernel.session import Session
@@ -249,7 +250,7 @@ def test_an_envelope_of_another_machine_is_none():
 
 # Looking
 
-MOUNTINFO = """\
+MOUNTINFO = b"""\
 22 1 254:0 / / rw - ext4 /dev/vda rw
 23 22 0:1 / /mnt/c rw - 9p C:\\134 rw,aname=drvfs;path=C:\\
 24 22 0:2 / /home/me/my\\040disk rw - xfs /dev/sdb rw
@@ -258,14 +259,17 @@ MOUNTINFO = """\
 """
 
 
-def test_the_file_system_of_a_path_is_that_of_its_nearest_mount():
-    where = {"/mnt/c/model.gguf": "9p", "/mnt/cat": "ext4", "/home/me/my disk/m": "xfs", "/": "ext4"}
-    assert {path: facts.filesystem_of(Path(path), MOUNTINFO)[0] for path in where} == where
+def test_a_windows_drive_is_recognised_by_its_options():
+    """Its options hold backslashes that are no escapes."""
+    drive = mountinfo.parse(MOUNTINFO)[1]
+    assert (drive.fstype, str(drive.mountpoint), drive.source) == ("9p", "/mnt/c", "C:\\")
+    assert drive.options == ("rw", "aname=drvfs;path=C:\\")
+    assert str(mountinfo.parse(MOUNTINFO)[2].mountpoint) == "/home/me/my disk"
 
 
 def test_controllers_are_read_from_what_is_mounted():
-    assert facts.cgroups(MOUNTINFO) == Cgroups(frozenset(), frozenset({"rw", "blkio"}))
-    assert facts.cgroups("").v2 is None
+    assert facts.cgroups(mountinfo.parse(MOUNTINFO)) == Cgroups(frozenset(), frozenset({"rw", "blkio"}))
+    assert facts.cgroups([]).v2 is None
 
 
 def hbf(*arguments, **options):

@@ -8,13 +8,14 @@ import pytest
 import hbf_fuse
 
 PACKAGE = Path(hbf_fuse.__file__).parent
-GROUND = {"errors", "linux", "units"}
+GROUND = {"errors", "linux", "mountinfo", "units", "watcher"}
 ROOMS = [
     {"tier", "gguf"},
     {"observe"},
     {"fs"},
     {"engine"},
-    {"mount", "limits"},
+    {"limits"},
+    {"mount"},
     {"sweep", "report", "kv"},
     {"cli"},
 ]

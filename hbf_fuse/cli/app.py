@@ -12,6 +12,7 @@ from hbf_fuse.cli.common import guarded, new_app
 from hbf_fuse.cli.doctor import doctor
 from hbf_fuse.cli.mount import mount
 from hbf_fuse.cli.report import report
+from hbf_fuse.cli.run import run
 from hbf_fuse.cli.set import change
 from hbf_fuse.cli.status import status
 from hbf_fuse.cli.sweep import sweep
@@ -33,6 +34,8 @@ app.command()(bench)
 app.command()(calibrate)
 app.command()(sweep)
 app.command()(report)
+# The options of CMD are its own.
+app.command(context_settings={"allow_interspersed_args": False})(run)
 app.add_typer(model.app, name="model")
 app.add_typer(profile.app, name="profile")
 app.add_typer(trace.app, name="trace")

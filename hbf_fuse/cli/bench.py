@@ -59,7 +59,8 @@ def bench(
         str,
         typer.Option(
             "--mode",
-            help="mmap: from the mount; stage: from a copy made through it; stream: tokens read the tier.",
+            help="mmap: from the mount; stage: from a copy made through it; stream: tokens read the tier; "
+            "cgroup: from the file itself, under the kernel's io.max.",
         ),
     ] = "mmap",
     resident: Annotated[
@@ -102,6 +103,8 @@ def bench(
         t_read=t_read,
         depth=depth,
     )
+    if trace and mode == "cgroup":
+        raise typer.BadParameter("--trace records the reads of a mount; mode cgroup has none")
     known = cells.Model.of(gguf_source(model))
     share = resident or (DEFAULT_RESIDENT if mode == "stream" else None)
     cell = cells.Cell(

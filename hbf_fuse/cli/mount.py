@@ -22,6 +22,7 @@ from hbf_fuse.cli.options import (
     TRead,
     checked_engine,
     layout_of,
+    limits_of,
     tier_spec,
 )
 from hbf_fuse.cli.profile import beyond_real_time
@@ -80,6 +81,13 @@ def mount(
             "--metrics", help="PORT for Prometheus, for this user alone; ADDRESS:PORT for all who reach it."
         ),
     ] = None,
+    io_max: Annotated[
+        float | None,
+        typer.Option(
+            "--io-max",
+            help="Have the kernel limit the server's reads of SOURCE to this many MB/s, uncached.",
+        ),
+    ] = None,
     engine: EngineName = "kernel",
     readahead: Readahead = None,
     preload: Preload = True,
@@ -123,7 +131,8 @@ def mount(
         t_read=t_read,
         depth=depth,
     )
-    _warn(tier, engine)
+    limit = limits_of(io_max)
+    _warn(tier, engine, io_max)
     target = mountpoint.absolute(paths[-1])
     if repaired := mountpoint.prepare(target):
         tell(repaired)
@@ -139,6 +148,7 @@ def mount(
         layout=layout_of(parse_size(resident) if resident is not None else None, policy, place, tiers),
         trace=trace.absolute() if trace else None,
         metrics=metrics,
+        io_max_mbps=limit.io_mbps,
     )
     if target == config.source or target in config.source.parents:
         raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")
@@ -153,12 +163,14 @@ def mount(
         ready()
 
 
-def _warn(tier: TierSpec, engine: str) -> None:
+def _warn(tier: TierSpec, engine: str, io_max: float | None) -> None:
     """Say what may keep this machine from serving the tier within tolerance."""
     from hbf_fuse.mount import envelope
 
     known, ignored = envelope.load()
     reasons = [beyond_real_time(tier), ignored, envelope.doubt(tier, known, engine) if known else ""]
+    if io_max and tier.bandwidth_mbps and io_max < tier.bandwidth_mbps:
+        reasons.append(f"--io-max {io_max:g} keeps the tier below its {tier.bandwidth_mbps:g} MB/s")
     for reason in filter(None, reasons):
         tell(reason)
 

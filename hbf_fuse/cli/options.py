@@ -10,7 +10,9 @@ from hbf_fuse.cli.common import tell
 from hbf_fuse.engine import ENGINES
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
+from hbf_fuse.limits.files import Limits
 from hbf_fuse.tier import TierSpec, profiles
+from hbf_fuse.units import parse_size
 
 _PANEL = "Tier"
 
@@ -131,6 +133,17 @@ def layout_of(
         place=tuple(place or ()),
         tiers={name: profiles.tier_of(table) for name, table in tier_tables(tiers).items()},
     )
+
+
+def limits_of(
+    io_max: float | None, riops: int | None = None, mem: str | None = None, mem_high: str | None = None
+) -> Limits:
+    """The kernel limits of these options, or wrong usage."""
+    try:
+        memory, memory_high = (None if size is None else parse_size(size) for size in (mem, mem_high))
+        return Limits.asked(io_max, riops, memory, memory_high)
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def checked_engine(name: str) -> str:

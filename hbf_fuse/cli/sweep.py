@@ -35,7 +35,7 @@ def sweep(
     ] = None,
     mode: Annotated[
         str | None,
-        _axis("--mode", about="mmap, stage or stream, see docs/definitions.md. [default: mmap]"),
+        _axis("--mode", about="mmap, stage, stream or cgroup, see docs/definitions.md. [default: mmap]"),
     ] = None,
     mbps: Annotated[
         str | None,
@@ -118,7 +118,11 @@ def sweep(
     grid = grids.from_fields({key: value for key, value in given.items() if value is not None}, file)
     llama.find()
     source = gguf_source(model or _named_in(file, grid))
-    concerns = conditions.judge(source.stat().st_size, copied=set(grid.mode) != {"mmap"})
+    if "cgroup" in grid.mode:
+        from hbf_fuse.limits import devices
+
+        devices.of(source)  # refuses a model that no disk is read for, before anything is measured
+    concerns = conditions.judge(source.stat().st_size, copied=not set(grid.mode) <= {"mmap", "cgroup"})
     _tell_concerns(concerns, strict)
     folder = results.Results(output.absolute())
     if edited := folder.set_aside_edited_csv():

@@ -1,30 +1,86 @@
-"""The real file behind a served file: mapped once, handed out as slices without a copy."""
+"""The real file behind a served file: mapped and handed out as slices, or read from its disk each time."""
 
 import errno
 import mmap
 import os
+import threading
 from pathlib import Path
+from typing import Protocol
+
+_ALIGNMENT = 4096
+"""What O_DIRECT asks of offset and length: a multiple of the disk's logical block, which has 512 or 4096."""
 
 
-class Backing:
-    """A mapped source file.
+class Backing(Protocol):
+    """Where a served file's bytes come from."""
 
-    Raises OSError on opening: the source's own errno, or ESTALE if it is no longer the file that was
-    mounted. A source that shrinks later cannot crash us: the pages behind the slice are only touched
-    inside write calls, which then fail with EFAULT.
+    def slice(self, offset: int, nbytes: int) -> memoryview:
+        """Up to nbytes from offset on; shorter at the end of the file. Good until this thread's next call."""
+
+
+def open_source(source: Path, size: int, mtime_ns: int, ino: int, *, uncached: bool = False) -> Backing:
+    """The file that was mounted, mapped or uncached.
+
+    Raises OSError: the source's own errno, or ESTALE if it is no longer the file that was mounted.
+    """
+    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if uncached else 0))
+    try:
+        info = os.fstat(fd)
+        if (info.st_size, info.st_mtime_ns, info.st_ino) != (size, mtime_ns, ino):
+            raise OSError(errno.ESTALE, "source changed since it was mounted", str(source))
+        return Uncached(fd, size) if uncached else Mapped(fd, size)
+    finally:
+        os.close(fd)
+
+
+class Mapped:
+    """In the page cache, as far as that holds it.
+
+    A source that shrinks later cannot crash us: the pages behind the slice are only touched inside write
+    calls, which then fail with EFAULT.
     """
 
-    def __init__(self, source: Path, size: int, mtime_ns: int, ino: int) -> None:
-        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            info = os.fstat(fd)
-            if (info.st_size, info.st_mtime_ns, info.st_ino) != (size, mtime_ns, ino):
-                raise OSError(errno.ESTALE, "source changed since it was mounted", str(source))
-            self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
-        finally:
-            os.close(fd)
+    def __init__(self, fd: int, size: int) -> None:
+        self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
         self._view = memoryview(self._map) if self._map else memoryview(b"")
 
     def slice(self, offset: int, nbytes: int) -> memoryview:
-        """Up to nbytes from offset on; shorter at the end of the file."""
+        """See Backing."""
         return self._view[offset : offset + nbytes]
+
+
+class Uncached:
+    """Read with O_DIRECT into a buffer of the calling thread: what limits the disk limits every slice.
+
+    OSError on reading: what the disk says, or EIO if the source shrank. fd: opened with O_DIRECT.
+    """
+
+    def __init__(self, fd: int, size: int) -> None:
+        self._fd = os.dup(fd)
+        self._size = size
+        self._of_thread = threading.local()
+
+    def slice(self, offset: int, nbytes: int) -> memoryview:
+        """See Backing."""
+        end = min(offset + nbytes, self._size)
+        if offset >= end:
+            return memoryview(b"")
+        first = offset // _ALIGNMENT * _ALIGNMENT
+        buffer = self._buffer(-(-(end - first) // _ALIGNMENT) * _ALIGNMENT)
+        have = 0
+        while have < end - first:
+            count = os.preadv(self._fd, [buffer[have:]], first + have)
+            have += count
+            if have < end - first and (not count or have % _ALIGNMENT):
+                raise OSError(errno.EIO, "the source ended early")
+        return buffer[offset - first : end - first]
+
+    def _buffer(self, nbytes: int) -> memoryview:
+        """Page-aligned, kept for the thread's next read: fresh memory would have to be cleared each time."""
+        known: memoryview | None = getattr(self._of_thread, "buffer", None)
+        if known is None or len(known) < nbytes:
+            known = self._of_thread.buffer = memoryview(mmap.mmap(-1, nbytes))
+        return known[:nbytes]
+
+    def __del__(self) -> None:
+        os.close(self._fd)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hbf_fuse.fs import control, verdict
 from hbf_fuse.fs.arrival import Arrival
-from hbf_fuse.fs.backing import Backing
+from hbf_fuse.fs.backing import Backing, open_source
 from hbf_fuse.fs.costs import Costs
 from hbf_fuse.fs.pacer import Pacer
 from hbf_fuse.fs.placement import DRAM, Layout, Placement
@@ -58,14 +58,18 @@ class OpenFile:
 class Filesystem:
     """A tree of files served through one tier.
 
-    layout: where what lies; everything in the one tier if left out.
+    layout: where what lies; everything in the one tier if left out. uncached: read the source from its disk
+    each time, never from the page cache.
     Raises HbfError where the source cannot be served; see Tree, Resident and Placement.
     """
 
-    def __init__(self, source: Path, spec: TierSpec, layout: Layout = NO_LAYOUT) -> None:
+    def __init__(
+        self, source: Path, spec: TierSpec, layout: Layout = NO_LAYOUT, *, uncached: bool = False
+    ) -> None:
         self.source = source
         self.spec = spec
         self.layout = layout
+        self._uncached = uncached
         self.trace = Recorder()
         self.replies_seen = True
         """Whether the engine knows when a reply was sent: see verdict.judge."""
@@ -179,7 +183,9 @@ class Filesystem:
                 opened = OpenFile(node, None, memoryview(self._live_content(node)), cached=False)
             else:
                 backing, users = self._backings.get(ino, (None, 0))
-                backing = backing or Backing(node.source, node.size, node.mtime_ns, node.source_ino)
+                backing = backing or open_source(
+                    node.source, node.size, node.mtime_ns, node.source_ino, uncached=self._uncached
+                )
                 self._backings[ino] = (backing, users + 1)
                 opened = OpenFile(node, backing, None, cached=not flags & os.O_DIRECT)
             handle = next(self._handles)

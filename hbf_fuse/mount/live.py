@@ -13,6 +13,7 @@ import psutil
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import mountpoint as points
+from hbf_fuse.mountinfo import mounts
 from hbf_fuse.observe.trace import Trace
 
 _END_SECONDS = 10.0
@@ -20,7 +21,7 @@ _END_SECONDS = 10.0
 
 def all_mounts() -> list[Path]:
     """Where hbf is mounted on this machine."""
-    return [entry.mountpoint for entry in points.mounts() if entry.fstype == points.MOUNT_TYPE]
+    return [entry.mountpoint for entry in mounts() if entry.fstype == points.MOUNT_TYPE]
 
 
 def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:

@@ -5,38 +5,16 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
+from hbf_fuse.mountinfo import Mount, mounts
 
 MOUNT_TYPE = mounting.FSTYPE
 
 
-@dataclass(frozen=True)
-class MountEntry:
-    """A line of /proc/self/mountinfo: where, of what type, and the device number as MAJOR:MINOR."""
-
-    mountpoint: Path
-    fstype: str
-    device: str
-
-
-def mounts() -> list[MountEntry]:
-    """All mounts that this process sees, the newest on a path last."""
-    entries = []
-    # Names are bytes, in which the kernel escapes blanks and newlines only.
-    for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
-        before, _, after = line.partition(b" - ")
-        fields = before.split(b" ")
-        path = fields[4].decode("unicode_escape").encode("latin-1")
-        device, fstype = fields[2].decode(), after.partition(b" ")[0].decode()
-        entries.append(MountEntry(Path(os.fsdecode(path)), fstype, device))
-    return entries
-
-
-def find(mountpoint: Path) -> MountEntry | None:
+def find(mountpoint: Path) -> Mount | None:
     """The mount on exactly this path, if there is one."""
     matching = [entry for entry in mounts() if entry.mountpoint == mountpoint]
     return matching[-1] if matching else None

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -12,19 +11,18 @@ from pathlib import Path
 from queue import SimpleQueue
 
 import hbf_fuse
-from hbf_fuse import engine, linux
+from hbf_fuse import engine, linux, watcher
 from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.mount import floor, mountpoint, preload
+from hbf_fuse.mount import floor, iomax, mountpoint, preload
 from hbf_fuse.tier import TierSpec
 
 DEFAULT_READAHEAD_KIB = 4096
 BUDGET_READAHEAD_KIB = 1024
 """With a resident budget: readahead of 4 MiB, which FADV_SEQUENTIAL doubles, would fill a small one."""
-_WATCHER = Path(__file__).with_name("watcher.py")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class MountConfig:
     readahead_kib: None for the default, which is less with a resident budget. layout: where the model lies.
     async_dio: see engine.create.
     trace: a file for every read. metrics: "[ADDRESS:]PORT" for Prometheus.
+    io_max_mbps: what the kernel lets the server read of the source, past the page cache; decimal MB/s.
     """
 
     source: Path
@@ -48,6 +47,7 @@ class MountConfig:
     async_dio: bool = False
     trace: Path | None = None
     metrics: str | None = None
+    io_max_mbps: float | None = None
 
 
 def serve(
@@ -64,16 +64,21 @@ def serve(
     Raises HbfError if the mount cannot begin.
     """
     _set_priority(config.priority, tell)
-    fs = Filesystem(config.source, config.spec, config.layout)
+    limited = config.io_max_mbps is not None
+    fs = Filesystem(config.source, config.spec, config.layout, uncached=limited)
     for name in fs.unplaced:
         tell(f"{name} is not a GGUF: it is served from the one tier, without --place")
     files = [node.source for node in fs.tree.files() if node.source]
-    if not (config.preload and preload.into_page_cache(files, tell)):
+    if not limited and not (config.preload and preload.into_page_cache(files, tell)):
         for file in files[:1]:
             if reason := preload.doubt(file, config.spec):
                 tell(reason)
     stop = _reasons_to_stop(until_stdin_closes)
-    with mounted_here(fs, config, tell) as mount:
+    with (
+        iomax.prepared(fs, config.io_max_mbps, tell) as under_limit,
+        mounted_here(fs, config, tell) as mount,
+        under_limit,
+    ):
         when_ready()
         linux.tell_supervisor("READY=1", f"STATUS=serving {config.source} at {config.mountpoint} ({fs.spec})")
         threading.Thread(target=_stop_when_ended, args=(mount, stop), daemon=True).start()
@@ -87,8 +92,7 @@ def serve(
 def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) -> Iterator[Engine]:
     """Serve `fs` from threads of this process; unmounted at the end, and by a watcher if there is no end."""
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
-    watcher = _start_watcher(config.mountpoint)
-    try:
+    with watcher.watching(str(config.mountpoint)):
         with mountpoint.claimed(config.mountpoint):
             mount.start()
         try:
@@ -98,8 +102,6 @@ def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None
             if not mount.join(timeout=0):
                 mount.stop(lazy=True)
             fs.trace.close()
-    finally:
-        _dismiss(watcher)
 
 
 def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[str], None]) -> None:
@@ -184,23 +186,3 @@ def _raise_readahead(config: MountConfig, tell: Callable[[str], None]) -> int:
         if reached < wanted:
             tell(f"readahead stays at {reached} KiB: raising it to {wanted} KiB needs root")
     return int(file.read_text())
-
-
-def _start_watcher(path: Path) -> subprocess.Popen[bytes]:
-    """A small process that unmounts if this one dies without a word; it learns of that through its stdin."""
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_WATCHER), str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        cwd="/",
-    )
-
-
-def _dismiss(watcher: subprocess.Popen[bytes]) -> None:
-    try:
-        watcher.communicate(b"bye\n", timeout=5)
-    except (subprocess.TimeoutExpired, OSError):
-        watcher.kill()
-        watcher.wait()

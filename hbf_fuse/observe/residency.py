@@ -1,10 +1,18 @@
-"""How much of a file is in the page cache."""
+"""How much of a file is in the page cache, and since when."""
 
 import mmap
 import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hbf_fuse import linux
+
+_LOOK_SECONDS = 0.002
+_LOOK_BYTES = 64 << 20
+"""What a look goes over at most: 16,384 pages take about a tenth of a millisecond."""
 
 
 def resident_bytes(path: Path) -> int | None:
@@ -18,4 +26,77 @@ def resident_bytes(path: Path) -> int | None:
     if not status.st_size:
         return 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
-        return linux.resident_pages(mapped) * mmap.PAGESIZE
+        return linux.resident_pages(mapped).count(1) * mmap.PAGESIZE
+
+
+def not_cold(resident: int) -> str:
+    """What is wrong with a measurement that begins with this many bytes resident."""
+    return f"the cache was not cold: {resident} bytes of the model were resident before the first read"
+
+
+def drop(path: Path) -> int | None:
+    """Have the page cache forget a file; returns what it still holds, as resident_bytes does.
+
+    Pages that a process maps stay.
+    """
+    with path.open("rb") as file:
+        # What is not on the disk yet cannot be dropped.
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return resident_bytes(path)
+
+
+class Filling:
+    """When a file that was cold came into the page cache, in ns of CLOCK_MONOTONIC; None for not yet.
+
+    begun_ns: the last look at which nothing was there; filled_ns: the first at which everything had been.
+    """
+
+    def __init__(self) -> None:
+        self.begun_ns: int | None = None
+        self.filled_ns: int | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """From the one to the other."""
+        if self.begun_ns is None or self.filled_ns is None:
+            return None
+        return (self.filled_ns - self.begun_ns) / 1e9
+
+
+@contextmanager
+def watching(path: Path) -> Iterator[Filling]:
+    """Look at a cold file every 2 ms meanwhile, from a thread of its own: how far it is there without a gap.
+
+    A page that came and went before its turn is waited for until it is back.
+    """
+    filling, stop = Filling(), threading.Event()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        watcher = threading.Thread(target=_watch, args=(mapped, filling, stop), daemon=True)
+        watcher.start()
+        try:
+            yield filling
+        finally:
+            stop.set()
+            watcher.join()
+
+
+def _watch(file: mmap.mmap, filling: Filling, stop: threading.Event) -> None:
+    before, there = time.monotonic_ns(), 0
+    while not stop.is_set():
+        now = time.monotonic_ns()
+        there += _run_from(file, there)
+        if there and filling.begun_ns is None:
+            filling.begun_ns = before
+        if there >= len(file):
+            filling.filled_ns = now
+            return
+        before = now
+        stop.wait(_LOOK_SECONDS)
+
+
+def _run_from(file: mmap.mmap, offset: int) -> int:
+    """Bytes from there on that are resident without a gap; at most those of one look."""
+    pages = linux.resident_pages(file, offset, _LOOK_BYTES)
+    gap = pages.find(0)
+    return (len(pages) if gap < 0 else gap) * mmap.PAGESIZE

@@ -39,6 +39,8 @@ def checks(series: Series) -> list[str]:
     found = [_against_model(points)]
     if series.mode == "stream":
         found += decode.checks(points)
+    elif series.mode == "cgroup":
+        found += [_ordered(points)]  # io.max is the ideal itself
     else:
         found += [_against_ideal(series, points), _ordered(points)]
     found += [_repeats(points), *_outliers(points), _cold(points), _overhead(points), *_disturbed(points)]
@@ -212,7 +214,7 @@ def parts_of(point: Point) -> dict[str, float]:
     """
     if not point.runs:
         return {}
-    staged_inside = point.mode == "mmap"
+    staged_inside = point.mode in ("mmap", "cgroup")
 
     def load(run: dict[str, Any]) -> float:
         seconds = run["load_seconds"] - (run["stage_seconds"] if staged_inside else 0.0)

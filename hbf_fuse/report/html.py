@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from hbf_fuse.report import page, plots
+from hbf_fuse.report import against_cgroup, page, plots
 from hbf_fuse.report.summary import cell_text
 
 
@@ -30,6 +30,8 @@ def render(
             (section, [(plot.title, Markup(plot.svg)) for plot in plots])  # noqa: S704 - drawn by us
             for section, plots in zip(sections, drawn, strict=True)
         ],
+        against_cgroup=against_cgroup,
+        compared=against_cgroup.rows(documents),
         remarks=page.remarks(documents),
         environment=page.environment(documents),
     )

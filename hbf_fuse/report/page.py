@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hbf_fuse.report import findings, summary
+from hbf_fuse.report import against_cgroup, findings, summary
 from hbf_fuse.report.summary import Series
 from hbf_fuse.units import format_size
 
@@ -15,6 +15,7 @@ _TITLES = {
     "mmap": "Weights mapped from the tier",
     "stage": "Weights copied through the tier, then mapped from the copy",
     "stream": "Weights that stay in the tier",
+    "cgroup": "Weights mapped from the real file, throttled by the kernel",
 }
 
 
@@ -50,6 +51,9 @@ def markdown(documents: list[dict[str, Any]], target_seconds: float | None = Non
         parts += [f"## {section.title}", "", summary.table(section.series.columns, section.rows)]
         parts += ["### What it means", "", *_list(section.meaning), ""]
         parts += ["### Whether to believe it", "", *_list(section.checks), ""]
+    if compared := against_cgroup.rows(documents):
+        parts += [f"## {against_cgroup.TITLE}", "", against_cgroup.LEGEND, ""]
+        parts += [summary.table(against_cgroup.COLUMNS, compared)]
     parts += ["## Notable runs", "", *_list(remarks(documents) or ["None."]), ""]
     parts += ["## Measured on", "", *_list(environment(documents)), ""]
     return "\n".join(parts)

@@ -24,7 +24,7 @@ from hbf_fuse.mount import tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine, residency
 from hbf_fuse.observe.trace import Trace
-from hbf_fuse.sweep import llama, stream
+from hbf_fuse.sweep import iomax, llama, stream
 from hbf_fuse.sweep.place import Place
 from hbf_fuse.tier import TierSpec, expect
 
@@ -32,10 +32,14 @@ SCHEMA = 2
 MODEL_FILE = "model.gguf"
 """The model's path in a mount of one file."""
 
-Mode = Literal["mmap", "stage", "stream"]
+Mode = Literal["mmap", "stage", "stream", "cgroup"]
 """Where llama-bench has the weights from: mapped from the mount; from a copy that was made through it first;
-mapped from a mount with a resident budget, so that every token reads the tier.
+mapped from a mount with a resident budget, so that every token reads the tier; mapped from the real file,
+with the kernel's io.max in the place of the tier.
 """
+
+
+_SERVED = ("tier_bytes_read", "stall_seconds", "lateness_p50_us", "lateness_p99_us", "in_flight_max")
 
 
 def checked_mode(name: str) -> Mode:
@@ -87,24 +91,27 @@ class Cell:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What a mode found out. besides_seconds: what it measured for beside llama-bench on the weights."""
+    """What a mode found out. stats: the mount's, None where there was none. besides_seconds: what it measured
+    for beside llama-bench on the weights.
+    """
 
     bench: llama.BenchRun
-    stats: dict[str, Any]
+    stats: dict[str, Any] | None
     resident: int | None
     besides_seconds: float = 0.0
     own: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(cell: Cell, place: Place) -> dict[str, Any]:
-    """Mount afresh, run llama-bench as the mode wants it, unmount; the document of what was measured.
+    """Run llama-bench as the mode wants it, on a fresh mount or none; the document of what was measured.
 
     The cell's trace is left at place.trace, for whoever lent the place.
     Raises HbfError if the cell cannot be run.
     """
     binary = llama.find()
     begin, before, busy = time.monotonic(), machine.now(), _busy_seconds()
-    measured = {"mmap": _mapped, "stage": _staged, "stream": _streamed}[cell.mode](cell, place, binary)
+    ways = {"mmap": _mapped, "stage": _staged, "stream": _streamed, "cgroup": _throttled_by_kernel}
+    measured = ways[cell.mode](cell, place, binary)
     bench, stats = measured.bench, measured.stats
     wall = time.monotonic() - begin
     machine_busy, ours = (after - was for after, was in zip(_busy_seconds(), busy, strict=True))
@@ -112,18 +119,18 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
         "schema": SCHEMA,
         "cell": describe(cell),
         "metrics": {
-            **_staging(cell, stats, measured.resident),
+            **(_staging(cell, stats, measured.resident) if stats else {}),
             **_running(cell, bench, stats),
             "resident_before_bytes": measured.resident,
             "harness_seconds": wall - bench.wall_seconds - measured.besides_seconds,
             "other_cpu_seconds": max(0.0, machine_busy - ours),
             **measured.own,
         },
-        "command": [binary.name, *_without(bench.command[1:], place.mountpoint)],
+        "command": [binary.name, *_without(bench.command[1:], cell, place)],
         "llama_bench": {
             "version": llama.version(binary),
             "flags": sorted(llama.flags(binary)),
-            "records": _without(bench.records, place.mountpoint),
+            "records": _without(bench.records, cell, place),
             "phases": [dataclasses.asdict(phase) for phase in bench.phases],
         },
         "tier_stats": stats,
@@ -163,6 +170,13 @@ def _streamed(cell: Cell, place: Place, binary: Path) -> _Measured:
     trace = Trace.parse(place.trace.read_bytes())
     own = stream.metrics(bench, compute, trace, gguf.read(cell.model.path), MODEL_FILE)
     return _Measured(bench, stats, resident, compute.wall_seconds, own)
+
+
+def _throttled_by_kernel(cell: Cell, place: Place, binary: Path) -> _Measured:
+    if why := iomax.refusal(cell.spec, cell.layout):
+        raise HbfError(why)
+    bench, resident, own = iomax.measure(binary, cell.model.path, cell.spec, cell.bench, cell.timeout_seconds)
+    return _Measured(bench, None, resident, own=own)
 
 
 @contextmanager
@@ -214,7 +228,7 @@ def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> dict[st
     if not file["complete"]:
         why = "not every byte of the model was read"
     elif resident:
-        why = f"the cache was not cold: {resident} bytes of the model were resident before the first read"
+        why = residency.not_cold(resident)
     return {
         "stage_seconds": staging["seconds"],
         "stage_effective_mbps": staging["achieved_mbps"],
@@ -239,11 +253,13 @@ def _follows_chunks(cell: Cell, staging: dict[str, Any]) -> bool:
     return max(map(abs, errors)) <= tolerance_pct(cell.spec)
 
 
-def _running(cell: Cell, bench: llama.BenchRun, stats: dict[str, Any]) -> dict[str, Any]:
+def _running(cell: Cell, bench: llama.BenchRun, stats: dict[str, Any] | None) -> dict[str, Any]:
     """The times that docs/definitions.md defines, and what the processes and the server counted."""
-    (file,) = stats["files"].values()
-    # Through mmap the weights are staged while llama-bench runs: its wall time holds both.
-    staged_before = file["staging"]["seconds"] if cell.mode == "stage" else 0.0
+    staged_before = 0.0
+    if stats and cell.mode == "stage":
+        # Through mmap the weights are staged while llama-bench runs: its wall time holds both.
+        (file,) = stats["files"].values()
+        staged_before = file["staging"]["seconds"]
     return {
         "pp": bench.pp,
         "tg": bench.tg,
@@ -252,18 +268,30 @@ def _running(cell: Cell, bench: llama.BenchRun, stats: dict[str, Any]) -> dict[s
         "load_seconds": bench.load_seconds,
         "prefill_seconds": bench.prefill_seconds,
         "decode_seconds": bench.decode_seconds,
+        **bench.stalls,
+        **_served(stats),
+    }
+
+
+def _served(stats: dict[str, Any] | None) -> dict[str, Any]:
+    """What the mount's server counted; None each where there was no mount."""
+    if stats is None:
+        return dict.fromkeys(_SERVED)
+    return {
         "tier_bytes_read": stats["bytes_read"],
         "stall_seconds": stats["wait_seconds"],
-        **bench.stalls,
         "lateness_p50_us": stats["lateness_ns"]["p50"] / 1000,
         "lateness_p99_us": stats["lateness_ns"]["p99"] / 1000,
         "in_flight_max": stats["in_flight_max"],
     }
 
 
-def _without(document: Any, mountpoint: Path) -> Any:
-    """The document with this machine's mountpoint named MOUNT: results get published."""
-    return json.loads(json.dumps(document).replace(json.dumps(str(mountpoint))[1:-1], "MOUNT"))
+def _without(document: Any, cell: Cell, place: Place) -> Any:
+    """The document without this machine's paths, the mountpoint as MOUNT: results get published."""
+    text = json.dumps(document)
+    for path, name in ((place.mountpoint, "MOUNT"), (cell.model.path, cell.model.path.name)):
+        text = text.replace(json.dumps(str(path))[1:-1], json.dumps(name)[1:-1])
+    return json.loads(text)
 
 
 def _busy_seconds() -> tuple[float, float]:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Protocol, TextIO
 
@@ -46,9 +46,11 @@ def run_group(
     timeout_seconds: float | None = None,
     pass_fds: Sequence[int] = (),
     watch: Watch | None = None,
+    enter: Callable[[], None] | None = None,
 ) -> Ended:
     """Run to the end and leave nobody of the group behind, not even if this process is killed.
 
+    enter: called by the child before anything of it runs; system calls only, for it may run beside threads.
     Raises OSError or subprocess.TimeoutExpired.
     """
     ended = Ended()
@@ -59,7 +61,7 @@ def run_group(
     ):
         begin = time.monotonic()
         try:
-            process = _start(line, pass_fds, said, write_end)
+            process = _start(line, pass_fds, said, write_end, enter)
         finally:
             os.close(write_end)
         listener = threading.Thread(target=_listen, args=(pipe, ended.lines), daemon=True)
@@ -81,8 +83,17 @@ def run_group(
 
 
 def _start(
-    line: list[str], pass_fds: Sequence[int], stdout: IO[str], stderr: int
+    line: list[str],
+    pass_fds: Sequence[int],
+    stdout: IO[str],
+    stderr: int,
+    enter: Callable[[], None] | None,
 ) -> "subprocess.Popen[bytes]":
+    def before_exec() -> None:
+        linux.die_with_parent()
+        if enter:
+            enter()
+
     return subprocess.Popen(
         line,
         stdin=subprocess.DEVNULL,
@@ -91,8 +102,8 @@ def _start(
         # Ctrl-C is for us: we end the group.
         start_new_session=True,
         pass_fds=pass_fds,
-        # Safe beside threads: one system call, nothing imported, no lock that another thread may hold.
-        preexec_fn=linux.die_with_parent,  # noqa: PLW1509
+        # Safe beside threads: system calls, nothing imported, no lock that another thread may hold.
+        preexec_fn=before_exec,  # noqa: PLW1509
     )
 
 

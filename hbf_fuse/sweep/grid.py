@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import DEFAULT_POLICY, POLICIES, Layout
+from hbf_fuse.sweep import iomax
 from hbf_fuse.sweep.cell import Cell, Mode, Model
 from hbf_fuse.sweep.llama import BenchOptions
 from hbf_fuse.tier import TierSpec, expect, profiles
@@ -96,7 +97,11 @@ class Grid(BaseModel):
         for policy in self.policy:
             if policy not in POLICIES:
                 raise ValueError(f"unknown policy {policy!r}; there are: {', '.join(POLICIES)}")
-        self._layout()
+        layout = self._layout()
+        if "cgroup" in self.mode:
+            for mbps, lat in itertools.product(self.mbps, self.lat):
+                if why := iomax.refusal(self.spec(mbps, lat), layout):
+                    raise ValueError(why)
         return self
 
     @property

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -111,15 +111,16 @@ def run(
     options: BenchOptions,
     timeout_seconds: float,
     pass_fds: Sequence[int] = (),
+    enter: Callable[[], None] | None = None,
 ) -> BenchRun:
     """Run once. HbfError if it fails, prints nonsense, or takes longer than the timeout.
 
-    pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd.
+    pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd. enter: see child.run_group.
     """
     line = command(binary, model, options)
     try:
         with stalls.counted() as watch:
-            said = child.run_group(line, timeout_seconds, pass_fds, watch)
+            said = child.run_group(line, timeout_seconds, pass_fds, watch, enter)
             counted = watch.metrics(said.wall_seconds)
     except subprocess.TimeoutExpired as error:
         raise HbfError(f"llama-bench did not end within {timeout_seconds:g} s (--timeout)") from error

@@ -6,15 +6,18 @@ import platform
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hbf_fuse import mountinfo
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import envelope, live, tied
 from hbf_fuse.mount.server import MountConfig
+from hbf_fuse.mountinfo import Mount
 from hbf_fuse.observe import machine, pressure, taskstats
 from hbf_fuse.sweep import conditions, llama
 from hbf_fuse.sweep.conditions import Concern
@@ -109,7 +112,7 @@ def collect(source: Path | None = None) -> Facts:
         libfuse2=_has_libfuse2(),
         user_allow_other=_user_allow_other(Path("/etc/fuse.conf")),
         max_pages_limit=_number(Path("/proc/sys/fs/fuse/max_pages_limit")),
-        cgroups=cgroups(Path("/proc/self/mountinfo").read_text()),
+        cgroups=cgroups(mountinfo.mounts()),
         delay_accounting=_said(taskstats.SWITCH),
         no_taskstats=taskstats.unreachable(),
         no_pressure=pressure.totals()[1],
@@ -124,31 +127,16 @@ def collect(source: Path | None = None) -> Facts:
     )
 
 
-def cgroups(mountinfo: str) -> Cgroups:
-    """What is mounted, from the text of /proc/self/mountinfo: nothing is guessed from paths."""
+def cgroups(mounts: Iterable[Mount]) -> Cgroups:
+    """What is mounted: nothing is guessed from paths."""
     v2: frozenset[str] | None = None
     v1: set[str] = set()
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        fstype, _, options = after.partition(" ")
-        if fstype == "cgroup2":
-            v2 = frozenset((_said(Path(before.split()[4]) / "cgroup.controllers") or "").split())
-        elif fstype == "cgroup":
-            v1 |= set(options.split()[-1].split(","))
+    for mount in mounts:
+        if mount.fstype == "cgroup2":
+            v2 = frozenset((_said(mount.mountpoint / "cgroup.controllers") or "").split())
+        elif mount.fstype == "cgroup":
+            v1 |= set(mount.options)
     return Cgroups(v2, frozenset(v1))
-
-
-def filesystem_of(path: Path, mountinfo: str) -> tuple[str, str]:
-    """Type and options of the file system that holds an absolute path without links."""
-    best = -1, "", ""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].replace("\\040", " "))
-        depth = len(point.parts)
-        if path.is_relative_to(point) and depth >= best[0]:
-            fstype, _, options = after.partition(" ")
-            best = depth, fstype, options
-    return best[1:]
 
 
 def _try_mount() -> tuple[dict[str, Any] | None, str]:
@@ -202,8 +190,10 @@ def _bench() -> Bench:
 def _source(path: Path) -> Source:
     with suppress(OSError):
         found = path.resolve(strict=True)
-        fstype, options = filesystem_of(found, Path("/proc/self/mountinfo").read_text())
-        return Source(path, fstype, options, 0 if found.is_dir() else found.stat().st_size)
+        mount = mountinfo.mount_of(found)
+        return Source(
+            path, mount.fstype, ",".join(mount.options), 0 if found.is_dir() else found.stat().st_size
+        )
     return Source(path, None)
 
 

@@ -1,0 +1,1 @@
+"""What the kernel enforces: cgroup limits on block I/O and memory, and commands that run under them."""

@@ -1,0 +1,56 @@
+"""/proc/self/mountinfo: what is mounted where. See proc_pid_mountinfo(5)."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from hbf_fuse.errors import HbfError
+
+_ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A line of it. root: which part of the file system is mounted; options: the file system's own."""
+
+    number: int
+    root: str
+    mountpoint: Path
+    fstype: str
+    source: str
+    options: tuple[str, ...]
+
+
+def mounts() -> list[Mount]:
+    """All mounts that this process sees, the newest on a path last."""
+    return parse(Path("/proc/self/mountinfo").read_bytes())
+
+
+def parse(content: bytes) -> list[Mount]:
+    """The mounts of a file like it."""
+    found = []
+    for line in content.rstrip(b"\n").split(b"\n"):
+        before, _, after = line.partition(b" - ")
+        number, _, _, root, mountpoint, *_ = map(_plain, before.split(b" "))
+        fstype, source, options = map(_plain, after.split(b" ", 2))
+        found.append(Mount(int(number), root, Path(mountpoint), fstype, source, tuple(options.split(","))))
+    return found
+
+
+def mount_of(path: Path) -> Mount:
+    """The mount that a path is on, as the kernel says it: no names are compared."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        facts = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+    finally:
+        os.close(fd)
+    for mount in mounts():
+        if mount.number == int(facts["mnt_id"]):
+            return mount
+    raise HbfError(f"{path} is on a mount that /proc/self/mountinfo does not list; use another path")
+
+
+def _plain(field: bytes) -> str:
+    r"""Without the escapes for blanks, as \040."""
+    return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), field))

@@ -1,0 +1,57 @@
+"""FUSE and the kernel's io.max side by side, where both were the same tier: a bandwidth without latency."""
+
+from typing import Any
+
+from hbf_fuse.report.summary import Point, Series, series_of
+
+TITLE = "FUSE against cgroup"
+LEGEND = (
+    "The same model and llama-bench: through a FUSE mount, and from the file itself under the kernel's "
+    "io.max. Medians; stage_eff in MB/s, error against the model in %, pp and tg in tokens/s. Mode cgroup "
+    "reads the disk, the mounts have their source in memory."
+)
+_FUSE = ("mmap", "stage")
+_FIGURES = {
+    "stage_eff": "stage_effective_mbps",
+    "error_pct": "tier_error_pct",
+    "pp": "pp",
+    "tg": "tg",
+}
+_SIDES = tuple(f"{side}_{name}" for name in [*_FIGURES, "valid"] for side in ("fuse", "cgroup"))
+COLUMNS = ("tier_mbps", "fuse_mode", "llama_bench", *_SIDES)
+
+
+def rows(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row, under the names of COLUMNS, for each point of a FUSE mode that mode cgroup has, too."""
+    series = series_of(documents)
+    kernel = {
+        (_bench(each), point.spec): point
+        for each in series
+        if each.mode == "cgroup"
+        for point in each.points
+        if point.runs
+    }
+    return [
+        _row(_bench(each), point, kernel[_bench(each), point.spec])
+        for each in series
+        if each.mode in _FUSE
+        for point in each.points
+        if point.runs and (_bench(each), point.spec) in kernel
+    ]
+
+
+def _bench(series: Series) -> str:
+    threads = f" -t {series.threads}" if series.threads else ""
+    return f"-p {series.n_prompt} -n {series.n_gen}{threads}"
+
+
+def _row(bench: str, fuse: Point, cgroup: Point) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "tier_mbps": fuse.spec.bandwidth_mbps or float("inf"),
+        "fuse_mode": fuse.mode,
+        "llama_bench": bench,
+    }
+    for side, point in (("fuse", fuse), ("cgroup", cgroup)):
+        row |= {f"{side}_{name}": point.median(metric) for name, metric in _FIGURES.items()}
+        row[f"{side}_valid"] = f"{point.valid_count}/{len(point.documents)}"
+    return row

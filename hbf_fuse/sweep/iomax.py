@@ -1,0 +1,99 @@
+"""Mode cgroup: llama-bench maps the real file, and the kernel's io.max is the tier."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.placement import Layout
+from hbf_fuse.limits import devices, group
+from hbf_fuse.limits.files import Limits
+from hbf_fuse.observe import residency
+from hbf_fuse.sweep import llama
+from hbf_fuse.tier import TierSpec
+
+TOLERANCE_PCT = 3.0
+"""How far from its io.max a rate still counts as agreement."""
+
+HEAD_START_SECONDS = 0.1
+"""Worth of reads that a group may have in advance: a slice of blk-throttle (DFL_THROTL_SLICE in Linux)."""
+
+
+def refusal(spec: TierSpec, layout: Layout) -> str:
+    """Why io.max cannot be this tier, or nothing."""
+    known = {
+        "latency (--lat)": spec.latency_ms,
+        "jitter (--jitter)": spec.jitter,
+        "planes (--planes)": spec.planes,
+        "depth (--depth)": spec.depth,
+        "placement (--place)": layout.place,
+    }
+    beyond = [name for name, value in known.items() if value]
+    if not beyond:
+        return ""
+    return (
+        f"mode cgroup: io.max knows a bandwidth only, no {' or '.join(beyond)}; leave it out, as with --lat 0"
+    )
+
+
+def measure(
+    binary: Path, model: Path, spec: TierSpec, options: llama.BenchOptions, timeout_seconds: float
+) -> tuple[llama.BenchRun, int, dict[str, Any]]:
+    """Run llama-bench on the cold file under io.max = the tier's bandwidth.
+
+    Returns its run, the bytes of the model that the page cache held before, and the figures of staging: from
+    when the first page of the model came into the page cache until all were there.
+    HbfError if the limit cannot be had, the kernel does not tell what is resident, or it never was all there.
+    """
+    with _limited(model, spec) as (enter, in_force):
+        resident = residency.drop(model)
+        if resident is None:
+            raise HbfError(f"mode cgroup must see what of {model} is resident; run as its owner or as root")
+        with residency.watching(model) as filling:
+            bench = llama.run(binary, model, options, timeout_seconds, enter=enter)
+    if filling.seconds is None:
+        raise HbfError(f"{model.name} was never resident as a whole; mode cgroup needs memory for all of it")
+    figures = _staging(model.stat().st_size, filling.seconds, spec, resident)
+    return bench, resident, {**figures, "io_max_in_force_mbps": in_force.io_mbps}
+
+
+@contextmanager
+def _limited(model: Path, spec: TierSpec) -> Iterator[tuple[Callable[[], None] | None, Limits]]:
+    """What a process calls to be under the limit, which is in force as it says."""
+    if spec.bandwidth_mbps is None:
+        yield None, Limits()
+        return
+    with group.made(Limits.asked(io_mbps=spec.bandwidth_mbps), devices.of(model)) as made:
+        yield made.enter, made.in_force()
+
+
+def _staging(size: int, seconds: float, spec: TierSpec, resident: int) -> dict[str, Any]:
+    """Under the names of the CSV."""
+    wanted, rate = spec.bandwidth_mbps, size / seconds / 1e6
+    error = (rate / wanted - 1) * 100 if wanted else None
+    why = residency.not_cold(resident) if resident else _why_off(error or 0.0, seconds)
+    return {
+        "stage_seconds": seconds,
+        "stage_effective_mbps": rate,
+        "model_mbps": wanted,
+        "tier_error_pct": error,
+        "valid": not why,
+        "why": why,
+    }
+
+
+def _why_off(error_pct: float, seconds: float) -> str:
+    if abs(error_pct) <= TOLERANCE_PCT:
+        return ""
+    if error_pct < 0:
+        return (
+            f"below io.max by {-error_pct:.1f}%: the disk is too slow, or llama-bench paused while it loaded"
+        )
+    ahead = seconds * error_pct / 100
+    if ahead <= HEAD_START_SECONDS * 1.1:
+        return (
+            f"above io.max by {error_pct:.1f}%: the kernel grants about {HEAD_START_SECONDS:g} s of reads in "
+            f"advance, which is much of {seconds:.1f} s; use a larger model"
+        )
+    return f"above io.max by {error_pct:.1f}%: not all of it was read from the disk"
