@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import presets, synth
@@ -14,6 +15,10 @@ from hbf_fuse.mount import tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
+
+# No deadline for examples: this machine may be busy with others.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 Mount = Callable[..., Path]
 

