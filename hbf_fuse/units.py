@@ -3,6 +3,7 @@
 import re
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+MAX_SIZE = 1 << 62
 _FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -11,7 +12,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{text!r} is not a size; write it like 256M or 1.5G")
-    return int(float(match[1]) * _FACTORS[match[2].upper()])
+    size = float(match[1]) * _FACTORS[match[2].upper()]
+    if size > MAX_SIZE:
+        raise ValueError(f"a size of {len(text)} digits is more than there is; write it like 256M or 1.5G")
+    return int(size)
 
 
 def format_size(nbytes: float) -> str:

@@ -180,6 +180,7 @@ def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
     results = Results(tmp_path)
     cell = {"mode": "mmap", "tier_mbps": 5, "tier_lat_ms": 0, "repeat": 1, "name": "a", "bench": {}}
     cell["bench"] = {"n_prompt": 1, "n_gen": 1, "threads": 0}
+    cell |= {"tier": {"bandwidth_mbps": 5}, "model": {"name": "m.gguf", "size": 1, "sha256": ""}}
     results.store({"cell": cell, "error": "no"})
     text = results.csv_path.read_text()
     assert Results(tmp_path).set_aside_edited_csv() is None

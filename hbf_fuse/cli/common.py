@@ -21,6 +21,7 @@ from rich.progress import (
 
 from hbf_fuse.errors import HbfError, in_one_line
 
+MAX_MESSAGE = 2000
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
@@ -92,8 +93,10 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """One line on stderr, and the end."""
-    tell(" ".join(message.split()))
+    """One line on stderr, and the end: without control characters, whatever it quotes, and cut short."""
+    line = " ".join(message.split())
+    line = line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}..."
+    tell("".join(letter if letter.isprintable() else "?" for letter in line))
     sys.exit(code)
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import itertools
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -313,10 +312,12 @@ def _compute_seconds(compute_ms: float | None, bench: Path | None) -> float:
     if bench is None:
         tell("no --compute-ms and no --bench: computing counts as nothing")
         return 0.0
+    from hbf_fuse.sweep.results import read_run
+
     try:
-        metrics = json.loads(bench.read_text())["metrics"]
+        metrics = read_run(bench).get("metrics", {})
         return 1 / float(metrics.get("compute_tg") or metrics["tg"])
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (HbfError, KeyError, TypeError) as error:
         raise HbfError(f"{bench} is no run with a tg; name a runs/NAME.json of hbf bench or sweep") from error
 
 

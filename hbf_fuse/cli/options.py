@@ -1,11 +1,11 @@
 """Options that several commands share, and the tier that they describe."""
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from hbf_fuse import documents
 from hbf_fuse.cli.common import tell
 from hbf_fuse.engine import ENGINES
 from hbf_fuse.errors import HbfError
@@ -113,10 +113,7 @@ def tier_tables(file: Path | None) -> dict[str, dict[str, Any]]:
     """The tables of a --tiers file. HbfError for what is no TOML of tables."""
     if file is None:
         return {}
-    try:
-        tables = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HbfError(f"{file} is not TOML: {error}") from error
+    tables = documents.read_toml(file)
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise HbfError(f"{file}: {name} is no table; define a tier as [{name}] with bandwidth_mbps = ...")

@@ -192,9 +192,11 @@ def _tell_concerns(concerns: "list[Concern]", strict: bool) -> None:
 
 def _named_in(file: Path | None, grid: "Grid") -> Path | None:
     """The model that a TOML file names, relative to that file."""
+    from hbf_fuse.mount import source
+
     if file is None or grid.model is None:
         return None
-    return file.parent / Path(grid.model).expanduser()
+    return source.named_in(file, grid.model)
 
 
 def listed(text: str) -> list[str]:

@@ -1,6 +1,5 @@
 """`hbf trace summary`: what was read."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +27,7 @@ from hbf_fuse.units import format_size
 if TYPE_CHECKING:
     from hbf_fuse.observe.attribution import Attribution, Phase, Share
     from hbf_fuse.observe.trace import Trace
+    from hbf_fuse.tier import TierSpec
 
 app = new_app(
     help="Look into traces: every read of a mount.\n\n"
@@ -133,14 +133,13 @@ def replay(
     document: dict[str, Any] = {"tier": str(spec), "reads": len(reads)}
     document.update(chains.elsewhere(reads, _phases(run), spec))
     told = document["readahead_share"]
-    if told is not None and told < _MOSTLY and spec.latency_ms > recorded.header["tier"]["latency_ms"]:
+    if told is not None and told < _MOSTLY and _is_slower(spec, recorded):
         tell(
             f"only {told:.0%} of the reads can be told to be readahead: with more latency than was recorded "
             "this is the longest that it can take"
         )
     if run is not None:
-        wall = json.loads(run.read_text())["metrics"]["bench_wall_seconds"]
-        document["first_run_seconds"] = wall + document.pop("longer_seconds", 0.0)
+        document["first_run_seconds"] = _wall_seconds(run) + document.pop("longer_seconds", 0.0)
     if as_json:
         print_json(document)
         return
@@ -155,7 +154,7 @@ def _read(path: Path) -> "Trace":
     if path.is_dir():
         return live.read_trace(path)
     try:
-        return Trace.parse(path.read_bytes())
+        return Trace.read(path)
     except ValueError as error:
         raise HbfError(f"{path}: {error}; a trace is what `hbf-mount --trace FILE` writes") from error
 
@@ -165,10 +164,29 @@ def _phases(run: Path | None) -> "list[Phase]":
 
     if run is None:
         return []
+    return [Phase(**phase) for phase in _finished(run)["llama_bench"]["phases"]]
+
+
+def _wall_seconds(run: Path) -> float:
+    return float(_finished(run)["metrics"]["bench_wall_seconds"])
+
+
+def _finished(run: Path) -> dict[str, Any]:
+    """A run that came to its end and says when llama-bench did what."""
+    from hbf_fuse.sweep.results import read_run
+
     try:
-        return [Phase(**phase) for phase in json.loads(run.read_text())["llama_bench"]["phases"]]
-    except (ValueError, KeyError, TypeError) as error:
+        document = read_run(run)
+        document["metrics"], document["llama_bench"]["phases"]
+    except (HbfError, KeyError) as error:
         raise HbfError(f"{run} is no run with phases; name one that `hbf bench --trace` stored") from error
+    return document
+
+
+def _is_slower(spec: "TierSpec", recorded: "Trace") -> bool:
+    """Whether a tier answers later than all that was recorded from; a header that does not say has none."""
+    known = [tier.get("latency_ms", 0.0) for tier in recorded.header["tiers"].values()]
+    return spec.latency_ms > max((each for each in known if isinstance(each, int | float)), default=0.0)
 
 
 def _most(shares: "Iterable[tuple[str, Share]]") -> "list[tuple[str, Share]]":

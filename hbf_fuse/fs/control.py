@@ -1,8 +1,8 @@
 """Messages to a live mount: JSON with the names of the command line, such as {"mbps": 250, "lat": 1}."""
 
-import json
 from typing import Any
 
+from hbf_fuse import documents
 from hbf_fuse.tier import TierSpec
 
 MAX_BYTES = 4096
@@ -25,9 +25,11 @@ def applied(message: bytes, spec: TierSpec) -> TierSpec:
 
     Raises ValueError for anything but a JSON object of known names and values that a tier can have.
     """
+    if len(message) > MAX_BYTES:
+        raise ValueError(f"a control message has at most {MAX_BYTES} bytes")
     try:
-        wanted: Any = json.loads(message)
-    except (ValueError, RecursionError) as error:
+        wanted = documents.parse_json(message)
+    except ValueError as error:
         raise ValueError("a control message is a JSON object") from error
     if not isinstance(wanted, dict) or not wanted:
         raise ValueError("a control message is a JSON object that names something")

@@ -146,6 +146,13 @@ class Filesystem:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         return child
 
+    def target(self, ino: int) -> bytes:
+        """Where a symbolic link points, or EINVAL for what is none."""
+        node = self.node(ino)
+        if not node.target:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return node.target
+
     def listing(self, ino: int) -> Iterator[tuple[bytes, Node]]:
         """Names in a directory with their nodes, `.` and `..` first, in a stable order."""
         folder = self.node(ino)
@@ -172,10 +179,13 @@ class Filesystem:
     # Reading
 
     def open(self, ino: int, flags: int) -> int:
-        """A handle for reading; EROFS for any writing flag, ESTALE if the source was replaced."""
+        """A handle for reading; EROFS for any writing flag, ESTALE if the source was replaced, EISDIR or
+        ELOOP for what is no file.
+        """
         node = self.node(ino)
-        if node.is_dir:
-            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if node.is_dir or node.target:
+            code = errno.EISDIR if node.is_dir else errno.ELOOP
+            raise OSError(code, os.strerror(code))
         if flags & _WRITING and not self.is_control(node):
             self.refuse_write()
         with self._lock:

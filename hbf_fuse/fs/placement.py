@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 MAX_EXAMPLES = 30
+MAX_RULE = 1000
 MAIN = "hbf"
 """The mount's own tier: where everything is that no rule names."""
 
@@ -41,9 +42,11 @@ class Rule:
         pattern, equals, tier = text.rpartition("=")
         if not equals or not pattern or not tier:
             raise HbfError(f"cannot read --place {text!r}; write it like 'ffn_.*_exps=hbf'")
+        if len(text) > MAX_RULE:
+            raise HbfError(f"--place of {len(text)} characters; at most {MAX_RULE} make sense")
         try:
             return cls(re.compile(pattern), tier)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise HbfError(f"--place {text!r}: {pattern!r} is no regular expression: {error}") from error
 
 

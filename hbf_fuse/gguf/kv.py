@@ -1,11 +1,17 @@
 """What one token costs in the KV cache."""
 
+from typing import Any
+
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hbf_fuse.gguf.reader import GgufError, GgufFile
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What llama.cpp's -ctk and -ctv take (common/arg.cpp, kv_cache_types)."""
+
+
+MAX_NUMBER = 1 << 20
+"""Of layers, heads and widths: far above any model's, and small enough for a list with one entry a layer."""
 
 
 def bytes_per_token(model: GgufFile, cache_type_k: str = "f16", cache_type_v: str = "f16") -> int:
@@ -21,23 +27,35 @@ def bytes_per_token(model: GgufFile, cache_type_k: str = "f16", cache_type_v: st
         if model.field(field):
             raise GgufError(f"{model.path} uses {what}: its KV cache does not grow by a fixed size per token")
     layers = number(model, "block_count")
-    heads = model.field("attention.head_count")
-    kv_heads = model.field("attention.head_count_kv", heads)
-    per_layer = kv_heads if isinstance(kv_heads, list) else [kv_heads] * layers
-    if heads is None or not all(isinstance(count, int) for count in per_layer):
-        raise GgufError(f"{model.path} has no attention.head_count in its metadata")
-    first_heads = max(heads) if isinstance(heads, list) else heads
-    head_width = number(model, "embedding_length") // max(first_heads, 1)
-    key_bytes = _width_bytes(model, model.field("attention.key_length", head_width), cache_type_k)
-    value_bytes = _width_bytes(model, model.field("attention.value_length", head_width), cache_type_v)
-    return sum(per_layer) * (key_bytes + value_bytes)
+    heads = _per_layer(model, "attention.head_count", layers)
+    kv_heads = heads
+    if model.field("attention.head_count_kv") is not None:
+        kv_heads = _per_layer(model, "attention.head_count_kv", layers)
+    head_width = number(model, "embedding_length") // max([1, *heads])
+    key_bytes = _width_bytes(model, number(model, "attention.key_length", head_width), cache_type_k)
+    value_bytes = _width_bytes(model, number(model, "attention.value_length", head_width), cache_type_v)
+    return sum(kv_heads) * (key_bytes + value_bytes)
 
 
-def number(model: GgufFile, name: str) -> int:
-    """A whole number of the metadata, or a GgufError."""
-    value = model.field(name)
-    if not isinstance(value, int):
+def number(model: GgufFile, name: str, default: int | None = None) -> int:
+    """A whole number of the metadata, or a GgufError if it is none or none that a model can have."""
+    value = model.field(name, default)
+    if value is None:
         raise GgufError(f"{model.path} has no {model.architecture}.{name} in its metadata")
+    return _believed(model, name, value)
+
+
+def _per_layer(model: GgufFile, name: str, layers: int) -> list[int]:
+    """A number that is the same for all layers, or a list with one for each."""
+    value = model.field(name)
+    if isinstance(value, list):
+        return [_believed(model, name, each) for each in value]
+    return [number(model, name)] * layers
+
+
+def _believed(model: GgufFile, name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
+        raise GgufError(f"{model.path}: {model.architecture}.{name} is no number that a model can have")
     return value
 
 

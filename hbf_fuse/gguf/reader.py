@@ -8,17 +8,25 @@ import math
 import mmap
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-MAX_HEADER_BYTES = 256 << 20
-MAX_TENSORS = 1_000_000
-MAX_PAIRS = 100_000
+MAX_HEADER_BYTES = 64 << 20
+MAX_TENSORS = 50_000
+MAX_PAIRS = 10_000
+MAX_STRINGS = 1_000_000
+"""In all arrays together; the largest vocabularies have 260,000 tokens and twice as many merges."""
+
 MAX_DIMENSIONS = 4
+MAX_NAME_BYTES = 1024
 MAX_KEPT_ARRAY = 4096
 """Longer arrays (vocabularies) are stepped over and kept as their length."""
+
+MAX_KEPT_BYTES = 1 << 20
+"""Of all values together, as they lie in the file: what comes after is kept as its length, too."""
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -41,7 +49,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """A GGUF's header. Long arrays in `metadata` stand as {"length": n}."""
+    """A GGUF's header. Long arrays and texts in `metadata` stand as {"length": n}."""
 
     path: Path
     size: int
@@ -69,7 +77,7 @@ def read(path: Path) -> GgufFile:
         size = path.stat().st_size
         if size < 24:
             raise GgufError(f"{path} is not a GGUF: only {size} bytes long")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        with mmap.mmap(file.fileno(), min(size, MAX_HEADER_BYTES), access=mmap.ACCESS_READ) as view:
             return _parse(path, view, size)
 
 
@@ -80,13 +88,21 @@ class _Cursor:
         self.path = path
         self.at = 0
         self._view = view
-        self._end = min(len(view), MAX_HEADER_BYTES)
+        self._end = len(view)
+        self._keepable = MAX_KEPT_BYTES
+        self._strings = MAX_STRINGS
 
     def take(self, nbytes: int) -> bytes:
-        if nbytes > self._end - self.at:
-            raise GgufError(f"{self.path} is not a sound GGUF: its header runs past byte {self._end}")
-        self.at += nbytes
+        self.skip(nbytes)
         return self._view[self.at - nbytes : self.at]
+
+    def skip(self, nbytes: int) -> None:
+        if nbytes > self._end - self.at:
+            raise self.unsound(f"its header runs past byte {self._end}")
+        self.at += nbytes
+
+    def unsound(self, why: str) -> GgufError:
+        return GgufError(f"{self.path} is not a sound GGUF: {why}")
 
     def number(self, code: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
@@ -94,36 +110,62 @@ class _Cursor:
     def count(self, what: str, most: int) -> int:
         number: int = self.number("Q")
         if number > most:
-            raise GgufError(f"{self.path} is not a sound GGUF: {number} {what}, at most {most} are believed")
+            raise self.unsound(f"{number} {what}, at most {most} are believed")
         return number
 
-    def text(self) -> str:
-        return self.take(self.number("Q")).decode("utf-8", errors="replace")
+    def name(self) -> str:
+        text = self.take(self.count("bytes in a name", MAX_NAME_BYTES)).decode("utf-8", errors="replace")
+        if not text.isprintable():
+            raise self.unsound(f"control characters in the name {text[:80]!r}")
+        return text
 
     def value(self, kind: int) -> Any:
         if kind == _STRING:
-            return self.text()
+            length = self.number("Q")
+            if not self._keep(length):
+                self.skip(length)
+                return {"length": length}
+            return self.take(length).decode("utf-8", errors="replace")
         if kind == _ARRAY:
             return self._array()
         if kind not in _SCALARS:
-            raise GgufError(f"{self.path} is not a sound GGUF: unknown value type {kind} at byte {self.at}")
+            raise self.unsound(f"unknown value type {kind} at byte {self.at}")
         return self.number(_SCALARS[kind])
+
+    def _keep(self, nbytes: int) -> bool:
+        """Whether a value of this size may be kept; if so, it counts."""
+        if nbytes > self._keepable:
+            return False
+        self._keepable -= nbytes
+        return True
 
     def _array(self) -> Any:
         kind, length = self.number("I"), self.number("Q")
+        begin = self.at
         if kind == _STRING:
-            kept = [self.text() for _ in range(min(length, MAX_KEPT_ARRAY))]
-            for _ in range(length - len(kept)):
-                self.take(self.number("Q"))
+            self._skip_strings(length)
         elif kind in _SCALARS:
-            width = struct.calcsize("<" + _SCALARS[kind])
-            packed = self.take(length * width)
-            kept = (
-                list(struct.unpack(f"<{length}{_SCALARS[kind]}", packed)) if length <= MAX_KEPT_ARRAY else []
-            )
+            self.skip(length * struct.calcsize("<" + _SCALARS[kind]))
         else:
-            raise GgufError(f"{self.path} is not a sound GGUF: unknown array type {kind} at byte {self.at}")
-        return kept if length <= MAX_KEPT_ARRAY else {"length": length}
+            raise self.unsound(f"unknown array type {kind} at byte {self.at}")
+        if length > MAX_KEPT_ARRAY or not self._keep(self.at - begin):
+            return {"length": length}
+        if kind != _STRING:
+            return list(struct.unpack(f"<{length}{_SCALARS[kind]}", self._view[begin : self.at]))
+        self.at = begin
+        return [self.value(_STRING) for _ in range(length)]
+
+    def _skip_strings(self, count: int) -> None:
+        """Step over a vocabulary: most of a header's time, so without a call for each."""
+        if count > self._strings:
+            raise self.unsound(f"{count} texts in an array, at most {MAX_STRINGS} are believed")
+        self._strings -= count
+        at, last, length_at = self.at, self._end - 8, struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            if at > last:
+                break
+            at += 8 + length_at(self._view, at)[0]
+        self.skip(at - self.at)
 
 
 def _parse(path: Path, view: mmap.mmap, size: int) -> GgufFile:
@@ -135,23 +177,29 @@ def _parse(path: Path, view: mmap.mmap, size: int) -> GgufFile:
         raise GgufError(f"{path} is a GGUF of version {version}; versions 2 and 3 are known")
     tensor_count = cursor.count("tensors", MAX_TENSORS)
     pair_count = cursor.count("metadata pairs", MAX_PAIRS)
-    metadata = {cursor.text(): cursor.value(cursor.number("I")) for _ in range(pair_count)}
+    metadata: dict[str, Any] = {}
+    for _ in range(pair_count):
+        key = cursor.name()
+        if key in metadata:
+            raise cursor.unsound(f"{key!r} stands in it twice")
+        metadata[key] = cursor.value(cursor.number("I"))
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise GgufError(f"{path} is not a sound GGUF: alignment {alignment!r}")
+    if type(alignment) is not int or alignment < 1:
+        raise cursor.unsound("its alignment is no number above 0")
     infos = [_tensor_info(cursor) for _ in range(tensor_count)]
     data_offset = -(-cursor.at // alignment) * alignment
     tensors = [_located(path, info, data_offset, size) for info in infos]
+    _check_apart(path, tensors)
     return GgufFile(path, size, version, metadata, tensors, data_offset)
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    name = cursor.text()
+    name = cursor.name()
     dimensions = cursor.number("I")
     if dimensions > MAX_DIMENSIONS:
-        raise GgufError(f"{cursor.path} is not a sound GGUF: {dimensions} dimensions at byte {cursor.at}")
-    shape = tuple(cursor.number("Q") for _ in range(dimensions))
-    return name, shape, cursor.number("I"), cursor.number("Q")
+        raise cursor.unsound(f"{dimensions} dimensions at byte {cursor.at}")
+    *shape, kind, offset = struct.unpack(f"<{dimensions}QIQ", cursor.take(8 * dimensions + 12))
+    return name, tuple(shape), kind, offset
 
 
 def _located(path: Path, info: tuple[str, tuple[int, ...], int, int], data_offset: int, size: int) -> Tensor:
@@ -161,9 +209,20 @@ def _located(path: Path, info: tuple[str, tuple[int, ...], int, int], data_offse
     except ValueError as error:
         raise GgufError(f"{path}: tensor {name!r} has the unknown type {kind}") from error
     block, block_bytes = GGML_QUANT_SIZES[quantization]
+    if shape and shape[0] % block:
+        raise GgufError(f"{path}: tensor {name!r} has rows of {shape[0]}, no multiple of {block}")
     nbytes = math.prod(shape) // block * block_bytes
     if data_offset + offset + nbytes > size:
         raise GgufError(
             f"{path} is cut short: tensor {name!r} would end at byte {data_offset + offset + nbytes}"
         )
     return Tensor(name, shape, quantization.name, data_offset + offset, nbytes)
+
+
+def _check_apart(path: Path, tensors: list[Tensor]) -> None:
+    """Every byte is one tensor's, and every name, as llama.cpp wants it."""
+    if len({tensor.name for tensor in tensors}) < len(tensors):
+        raise GgufError(f"{path} is not a sound GGUF: two tensors have the same name")
+    for before, after in pairwise(sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes))):
+        if before.offset + before.nbytes > after.offset:
+            raise GgufError(f"{path} is not a sound GGUF: tensors {before.name!r} and {after.name!r} overlap")

@@ -57,6 +57,11 @@ def write(preset: Preset, path: Path, seed: int = 0, progress: Progress | None =
     return path.stat().st_size
 
 
+def size_of(preset: Preset) -> int:
+    """Bytes of all its tensors."""
+    return sum(plan.nbytes for plan in _tensors(preset))
+
+
 def _write_file(preset: Preset, plans: list[_Plan], path: Path, seed: int, progress: Progress | None) -> None:
     writer = GGUFWriter(path, preset.architecture)
     _add_metadata(writer, preset)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount.source import cache_dir
 from hbf_fuse.observe import machine
@@ -29,11 +30,11 @@ def load() -> tuple[dict[str, Any] | None, str]:
     if not file.exists():
         return None, ""
     try:
-        known: dict[str, Any] = json.loads(file.read_text())
+        known: dict[str, Any] = documents.read_json(file)
         here = machine.facts()
         differing = [key for key in _SAME if known["machine"].get(key) != here[key]]
-        known["engines"], known["cells"]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        _check(known)
+    except (HbfError, ValueError, KeyError, TypeError, AttributeError, OSError):
         return None, f"ignoring {file}: it is damaged; `hbf calibrate` makes a new one"
     if differing:
         return (
@@ -41,6 +42,16 @@ def load() -> tuple[dict[str, Any] | None, str]:
             f"ignoring {file}: it was measured with another {differing[0]}; run `hbf calibrate` again",
         )
     return known, ""
+
+
+def _check(known: dict[str, Any]) -> None:
+    """Try what `doubt` reads. Raises one of the errors that Python has for what is not there or no number."""
+    figures = [facts["ceiling_mbps"] for facts in known["engines"].values()]
+    figures += [cell["mbps"] or 0 for cell in known["cells"]]
+    if not all(isinstance(figure, int | float) for figure in figures):
+        raise TypeError
+    for cell in known["cells"]:
+        str(cell["engine"]), bool(cell["valid"])
 
 
 def doubt(spec: TierSpec, known: dict[str, Any], engine: str) -> str:

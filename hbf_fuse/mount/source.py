@@ -1,10 +1,10 @@
 """What to serve when nobody says: $HBF_MODEL, the configured model, or a small synthetic one."""
 
 import os
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import presets, synth
 
@@ -35,8 +35,18 @@ def resolve(source: Path | None, tell: Callable[[str], None]) -> Path:
     if named := os.environ.get("HBF_MODEL"):
         return _existing(Path(named), " ($HBF_MODEL)")
     if named := _configured():
-        return _existing(config_file().parent / Path(named).expanduser(), f" (`model` in {config_file()})")
+        return _existing(named_in(config_file(), named), f" (`model` in {config_file()})")
     return preset_model(DEFAULT_PRESET, tell)
+
+
+def named_in(file: Path, name: str) -> Path:
+    """A path that a file names, relative to that file. HbfError if its `~` is nobody's home."""
+    try:
+        return file.parent / Path(name).expanduser()
+    except RuntimeError as error:
+        raise HbfError(
+            f"{file} names {name!r}: there is no such home directory; write the whole path"
+        ) from error
 
 
 def preset_model(name: str, tell: Callable[[str], None]) -> Path:
@@ -64,9 +74,9 @@ def _configured() -> str | None:
     if not file.exists():
         return None
     try:
-        settings = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise HbfError(f"cannot read {file}: {error}; mend it or move it away") from error
+        settings = documents.read_toml(file)
+    except (HbfError, OSError) as error:
+        raise HbfError(f"{error}; mend {file} or move it away") from error
     unknown = sorted(set(settings) - {"model"})
     if unknown:
         raise HbfError(f"unknown key {unknown[0]!r} in {file}; known: model")

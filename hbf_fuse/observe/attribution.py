@@ -14,6 +14,9 @@ HEADER = "(header)"
 """What is read and belongs to no tensor."""
 
 LOAD = "load"
+MAX_EXPERTS = 4096
+"""In a tensor; models have some hundred. More is something else under an expert's name."""
+
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _EXPERTS = re.compile(r"_exps\.")
 
@@ -130,9 +133,11 @@ def _when(arrival_ns: int, phases: Sequence[Phase]) -> tuple[str, int | None]:
 
 def _experts(tensor: Tensor | None, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
     """(expert, bytes) of a range of a tensor that holds all experts of a layer, one after the other."""
-    if tensor is None or not _EXPERTS.search(tensor.name):
+    if tensor is None or not tensor.shape or not _EXPERTS.search(tensor.name):
         return
     each = tensor.nbytes // tensor.shape[-1]
+    if not each or tensor.shape[-1] > MAX_EXPERTS:
+        return
     start, end = offset - tensor.offset, offset - tensor.offset + nbytes
     while start < end:
         expert = start // each

@@ -7,7 +7,7 @@ before that, which takes as long as it did in the recording, and cannot end befo
 and been used.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -143,19 +143,35 @@ def elsewhere(reads: Sequence[Read], phases: Sequence[Phase], spec: TierSpec) ->
     for place, phase in enumerate(phases):
         if phase.name == "decode":
             begin, end = times[2 * place : 2 * place + 2]
-            found["tg"] = phase.tokens * 1e9 / (end - begin)
-            found["recorded_tg"] = phase.tokens * 1e9 / (phase.end_ns - phase.start_ns)
+            found["tg"] = _rate(phase.tokens, end - begin)
+            found["recorded_tg"] = _rate(phase.tokens, phase.end_ns - phase.start_ns)
     if phases:
         found["longer_seconds"] = (times[-1] - (marks[-1] - start_ns)) / 1e9
     return found
 
 
 def first_pass_ns(reads: Sequence[Read], done_ns: Sequence[int]) -> int:
-    """When every page of `reads` had come once, given when each read (in the order of arrival) ended."""
-    pages: dict[int, int] = {}
-    for read, done in zip(sorted(reads, key=lambda read: read.arrival_ns), done_ns, strict=False):
-        for page in range(read.offset // PAGE, -(-(read.offset + read.nbytes) // PAGE)):
-            known = pages.get(page)
-            if known is None or done < known:
-                pages[page] = done
-    return max(pages.values(), default=0)
+    """When every page of `reads` had come once, given when each read (in the order of arrival) ended.
+
+    Keeps stretches of pages, not pages: a record may claim any range.
+    """
+    ordered = zip(done_ns, sorted(reads, key=lambda read: read.arrival_ns), strict=False)
+    starts: list[int] = []
+    ends: list[int] = []
+    last = 0
+    for done, read in sorted(ordered, key=lambda each: each[0]):
+        first, end = read.offset // PAGE, -(-(read.offset + read.nbytes) // PAGE)
+        # The stretches that this one touches become one with it.
+        low, high = bisect_left(ends, first), bisect_right(starts, end)
+        if high - low == 1 and starts[low] <= first and end <= ends[low]:
+            continue
+        last = done
+        if low < high:
+            first, end = min(first, starts[low]), max(end, ends[high - 1])
+        starts[low:high], ends[low:high] = [first], [end]
+    return last
+
+
+def _rate(tokens: int, duration_ns: int) -> float | None:
+    """Tokens/s; None where no time has passed."""
+    return tokens * 1e9 / duration_ns if duration_ns > 0 else None

@@ -42,7 +42,7 @@ def windows(reads: Sequence[Read], places: Sequence[int]) -> list[list[list[int]
     if not runs:
         return []
     usual = statistics.mode(reads[place].nbytes for run in runs for place in run)
-    found = _grid(reads, runs, usual)
+    found = _grid(reads, runs, usual) if usual else None
     if found is None:
         return []
     length, phase = found

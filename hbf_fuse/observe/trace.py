@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
+from hbf_fuse import documents
+
 RECORD = struct.Struct("<QQQQIIIHH")
 """arrival, deadline and done (CLOCK_MONOTONIC, ns), offset, bytes, reader (thread id), inode, tier (its place
 in the header's `tiers`), direct (1 for a read past the page cache). A read whose bytes come from several
@@ -20,6 +22,9 @@ tiers has a record for each part."""
 FORMAT = "hbf-trace-2"
 RING_RECORDS = 65_536
 MAX_HEADER_BYTES = 1 << 20
+MAX_FILE_BYTES = 256 << 20
+"""About 5 million reads, of which each takes half a KB of memory where traces are looked into."""
+
 _FILE_BUFFER = 1 << 16
 
 
@@ -111,21 +116,53 @@ class Trace:
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """From a file's content. ValueError for what is no trace; a record that was cut off is left out."""
+        """From a file's content. ValueError for what is no trace or one that contradicts itself; a record
+        that was cut off is left out.
+        """
         line, newline, records = content[:MAX_HEADER_BYTES].partition(b"\n")
         if not newline:
             raise ValueError("not a trace: it does not begin with a line of JSON")
         try:
-            header = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            header = documents.parse_json(line)
+        except ValueError as error:
             raise ValueError("not a trace: its first line is no JSON") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise ValueError(f"not a trace of format {FORMAT}")
+        _check_header(header)
         records = content[len(line) + 1 :]
-        return cls(header, records[: len(records) // RECORD.size * RECORD.size])
+        trace = cls(header, records[: len(records) // RECORD.size * RECORD.size])
+        for place, read in enumerate(trace):
+            if read.done_ns <= read.arrival_ns or read.tier >= len(header["tiers"]):
+                raise ValueError(f"its record {place} is no read: damaged, or not of this header")
+        return trace
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """From a file. ValueError as above and for one of more than MAX_FILE_BYTES, OSError if it cannot be
+        read.
+        """
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"it is longer than {MAX_FILE_BYTES >> 20} MiB; trace a shorter run")
+        return cls.parse(content)
 
     def __len__(self) -> int:
         return len(self.records) // RECORD.size
 
     def __iter__(self) -> Iterator[Read]:
         return (Read(*fields) for fields in RECORD.iter_unpack(self.records))
+
+
+def _check_header(header: dict[str, Any]) -> None:
+    """What Trace promises of a header: tiers and files, as tables."""
+    tiers, files = header.get("tiers"), header.get("files")
+    if not isinstance(tiers, dict) or not all(isinstance(spec, dict) for spec in tiers.values()):
+        raise ValueError("not a trace: its header has no tiers")
+    if not isinstance(files, dict) or not all(map(_is_file, files.items())):
+        raise ValueError("not a trace: its header has no files by inode")
+
+
+def _is_file(entry: tuple[str, Any]) -> bool:
+    ino, file = entry
+    return ino.isascii() and ino.isdecimal() and isinstance(file, dict) and isinstance(file.get("path"), str)

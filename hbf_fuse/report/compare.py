@@ -43,7 +43,9 @@ def _row(mode: str, tier: str, here: Point, there: Point) -> dict[str, Any]:
         before, after = here.spread(metric), there.spread(metric)
         row[f"{metric}_first"] = before and before.median
         row[f"{metric}_second"] = after and after.median
-        row[f"{metric}_change_pct"] = (after.median / before.median - 1) * 100 if before and after else None
+        row[f"{metric}_change_pct"] = (
+            (after.median / before.median - 1) * 100 if before and after and before.median else None
+        )
         row[f"{metric}_differs"] = _apart(before, after)
     return row
 

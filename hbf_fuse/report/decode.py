@@ -32,7 +32,7 @@ def checks(points: list[Point]) -> list[str]:
 
 def meaning(points: list[Point]) -> list[str]:
     """Bytes per token, the speed at the ends of the grid, and where the tier stops mattering."""
-    known = [point for point in points if point.median("predicted_tg") is not None]
+    known = [point for point in points if None not in (point.median("predicted_tg"), point.median("tg"))]
     if not known:
         return []
     slowest, fastest = known[0], known[-1]

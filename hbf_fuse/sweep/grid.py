@@ -3,12 +3,12 @@
 import itertools
 import math
 import random
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import DEFAULT_POLICY, POLICIES, Layout
 from hbf_fuse.sweep import iomax
@@ -18,6 +18,9 @@ from hbf_fuse.tier import TierSpec, expect, profiles
 from hbf_fuse.units import parse_size
 
 MAX_CELLS = 100_000
+MAX_TIMEOUT = 1e6
+"""Eleven days."""
+
 _AXES = ("mode", "mbps", "lat", "resident", "policy", "n_prompt", "n_gen", "threads")
 _GRID_OF_ITS_OWN = {"bandwidth_mbps": "mbps", "latency_ms": "lat"}
 
@@ -64,7 +67,7 @@ class Grid(BaseModel):
     repeats: Annotated[int, Field(ge=1)] = 3
     seed: int = 0
     engine: Annotated[str, AfterValidator(_known)] = "kernel"
-    timeout: Annotated[float, Field(ge=1)] = 3600.0
+    timeout: Annotated[float, Field(ge=1, le=MAX_TIMEOUT)] = 3600.0
     tier: dict[str, Any] = {}
     place: tuple[str, ...] = ()
     tiers: dict[str, dict[str, Any]] = {}
@@ -151,7 +154,19 @@ class Grid(BaseModel):
                 )
                 for mode, mbps, lat, resident, policy, n_prompt, n_gen, threads in points
             ]
+        _check_names(ordered)
         return ordered
+
+
+def _check_names(cells: list[Cell]) -> None:
+    """A run is kept by its cell's name, which has six digits of a figure and the MiB of a budget."""
+    seen: set[str] = set()
+    for cell in cells:
+        if cell.name in seen:
+            raise HbfError(
+                f"two cells of the grid would be called {cell.name}; move their values further apart"
+            )
+        seen.add(cell.name)
 
 
 def budget(text: str, model_bytes: int) -> int:
@@ -169,7 +184,7 @@ def budget(text: str, model_bytes: int) -> int:
 
 def from_fields(fields: dict[str, Any], file: Path | None = None) -> Grid:
     """A grid of what a TOML file says, overridden by `fields`. HbfError names what is wrong and where."""
-    known = _toml(file) if file else {}
+    known = documents.read_toml(file) if file else {}
     if isinstance(known.get("tier"), dict) and "tier" in fields:
         fields = {**fields, "tier": {**known["tier"], **fields["tier"]}}
     try:
@@ -193,10 +208,3 @@ def _staging_seconds(cell: Cell) -> float:
         return 0.0  # decode reads the tier, and how much of it nobody knows before
     rate = expect.staging_mbps(cell.spec, chunked=cell.mode == "stage")
     return cell.model.size / (rate * 1e6) if rate else 0.0
-
-
-def _toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HbfError(f"{file} is not TOML: {error}") from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.sweep import cell as cells
 from hbf_fuse.sweep import place as places
@@ -87,8 +88,8 @@ def _claim(results: Results, first: Cell) -> None:
         write_whole(path, json.dumps(identity, indent=1) + "\n")
         return
     try:
-        known = json.loads(path.read_text())
-    except ValueError as error:
+        known = documents.read_json(path)
+    except HbfError as error:
         raise HbfError(f"{path} is damaged; use another results folder") from error
     for key, value in identity.items():
         if not isinstance(known, dict) or known.get(key) != value:

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
+from hbf_fuse.sweep.run import Run
 
 _AXES = ("tier_mbps", "tier_lat_ms", "repeat", "mode")
 _METRICS = (
@@ -43,6 +45,9 @@ _STREAM = (
     "bound",
     "break_even_mbps",
 )
+_ERRORS = "backslashreplace"
+"""For what is no Unicode: a model's name may have any bytes."""
+
 _LAYOUT = ("resident_bytes", "policy")
 _BENCH = ("n_prompt", "n_gen", "threads")
 _STALLS = (
@@ -112,7 +117,7 @@ class Results:
             return None
         derived = [_as_text(row(document)) for document in self.all()]
         try:
-            with self.csv_path.open(newline="") as file:
+            with self.csv_path.open(newline="", encoding="utf-8") as file:
                 edited = any(not _is_among(found, derived) for found in csv.DictReader(file))
         except (csv.Error, UnicodeDecodeError):
             edited = True
@@ -124,19 +129,28 @@ class Results:
         return self._known
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """A run from its file. HbfError for what is none of ours, OSError if it cannot be read."""
+    document = documents.read_json(path)
+    try:
+        return Run.checked(document)
+    except ValueError as error:
+        raise HbfError(f"{path} is not a run of this hbf: {error}") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
-        if document["cell"]["name"] != path.stem:
-            raise ValueError
-        _order(document)
-    except (ValueError, KeyError, TypeError) as error:
-        raise HbfError(f"{path} is not a run of this hbf; move it away to measure this cell again") from error
+        document = read_run(path)
+    except HbfError as error:
+        raise HbfError(f"{error}; move it away to measure this cell again") from error
+    if document["cell"]["name"] != path.stem:
+        raise HbfError(f"{path} holds the run of another cell; move it away to measure this one again")
     return document
 
 
 def _as_text(values: dict[str, Any]) -> dict[str, str]:
-    return {key: "" if value is None else str(value) for key, value in values.items()}
+    texts = {key: "" if value is None else str(value) for key, value in values.items()}
+    return {key: text.encode(errors=_ERRORS).decode() for key, text in texts.items()}
 
 
 def _is_among(found: dict[Any, Any], derived: list[dict[str, str]]) -> bool:
@@ -182,7 +196,7 @@ def _write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", newline="") as file:
+        with temporary.open("w", newline="", encoding="utf-8", errors=_ERRORS) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -21,6 +21,10 @@ NORMAL_REACH = 4
 """A normal deviation may be at most a quarter of the latency: beyond, cutting off at zero would show."""
 
 
+MAX_PARTS = 16
+"""Each costs every read a draw."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One distribution with its parameters."""
@@ -72,7 +76,10 @@ class Part:
 
 def parse(text: str) -> tuple[Part, ...]:
     """The parts of "normal:0.1+tail:1e-4,2"; empty for no jitter. SpecError says which part is wrong."""
-    return tuple(_part(piece.strip()) for piece in text.split("+") if text.strip())
+    pieces = text.split("+") if text.strip() else []
+    if len(pieces) > MAX_PARTS:
+        raise SpecError(f"jitter of {len(pieces)} parts; at most {MAX_PARTS} make sense")
+    return tuple(_part(piece.strip()) for piece in pieces)
 
 
 def sampler(parts: tuple[Part, ...], latency_ms: float, seed: int) -> Callable[[], int]:

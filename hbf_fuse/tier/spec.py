@@ -1,7 +1,7 @@
 """What a tier is: its parameters, checked once, in the units of the arithmetic."""
 
 import dataclasses
-import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ MAX_LATENCY_MS = 60_000.0
 MAX_PLANES = 65_536
 MAX_PAGE_BYTES = 1 << 24
 MAX_DEPTH = 65_536
+MAX_SEED = (1 << 63) - 1
 _KINDS = {str: "a text", int: "a whole number"}
 
 
@@ -55,7 +56,9 @@ class TierSpec:
         for name in ("jitter", "seed", "planes", "page_bytes", "depth"):
             wanted = str if name == "jitter" else int
             if not isinstance(getattr(self, name), wanted):
-                raise SpecError(f"{name} must be {_KINDS[wanted]}, got {getattr(self, name)!r}")
+                raise SpecError(f"{name} must be {_KINDS[wanted]}, got {reprlib.repr(getattr(self, name))}")
+        if not -MAX_SEED <= self.seed <= MAX_SEED:
+            raise SpecError("seed (--seed) must fit into 64 bits")
         if self.planes and not self.page_bytes:
             raise SpecError("page (--page) must be above 0 bytes where there are planes")
         if self.t_read_us and not self.planes:
@@ -131,7 +134,9 @@ class TierSpec:
 
 def _check(name: str, value: Any, most: float, unit: str, least: float = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SpecError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or not least <= value <= most:
+        raise SpecError(f"{name} must be a number, got {reprlib.repr(value)}")
+    # Compared as it is: a whole number may be too long for a float. NaN is in no range.
+    if not least <= value <= most:
         bounds = f"above 0 and at most {most:g}" if least else f"from 0 to {most:g}"
-        raise SpecError(f"{name} must be {bounds} {unit}, got {value:g}")
+        shown = f"{value:g}" if abs(value) < 1e300 else "one beyond all of them"
+        raise SpecError(f"{name} must be {bounds} {unit}, got {shown}")

@@ -139,6 +139,10 @@ WRITES = frozenset(
 """Requests that would change something, whatever they name."""
 
 
+UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
+"""Requests that nobody waits for."""
+
+
 class Request:
     """A request's header, and its body as a view that is valid until the next one is read."""
 

@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import stat
+import struct
 import sys
 import threading
 import time
@@ -52,7 +53,7 @@ class Session:
             Opcode.GETATTR: self._getattr,
             Opcode.SETATTR: self._setattr,
             Opcode.WRITE: self._write,
-            Opcode.READLINK: lambda request: self.fs.node(request.nodeid).target,
+            Opcode.READLINK: lambda request: self.fs.target(request.nodeid),
             Opcode.OPEN: self._open,
             Opcode.RELEASE: self._release,
             Opcode.OPENDIR: lambda request: abi.OPEN_OUT.pack(0, 0, 0),
@@ -94,13 +95,14 @@ class Session:
                 self._idle -= 1
                 if not self._idle and self._threads < MAX_THREADS:
                     self._add_thread()
-            if length >= abi.IN_HEADER.size:
-                self._dispatch(view[:length], arrival_ns)
+            self._dispatch(view[:length], arrival_ns)
             with self._lock:
                 self._idle += 1
         self.ended.set()
 
     def _dispatch(self, message: memoryview, arrival_ns: int) -> None:
+        if len(message) < abi.IN_HEADER.size:
+            return
         request = abi.Request(message)
         try:
             if request.opcode == Opcode.READ:
@@ -109,11 +111,14 @@ class Session:
             handler = self._handlers.get(request.opcode, _unknown)
             body = handler(request)
         except OSError as error:
-            self._reply_error(request.unique, error.errno or errno.EIO)
+            self._reply_error(request, error.errno or errno.EIO)
+        except struct.error:
+            # A body too short for what its header says it is: no kernel sends that.
+            self._reply_error(request, errno.EINVAL)
         except Exception:
             # Whatever goes wrong, the caller must not be left hanging, nor this thread be lost.
             _log.exception("request %d failed", request.opcode)
-            self._reply_error(request.unique, errno.EIO)
+            self._reply_error(request, errno.EIO)
         else:
             if body is not None:
                 self._reply(request.unique, body)
@@ -127,9 +132,11 @@ class Session:
             # Who asked was killed meanwhile (ENOENT), or the mount is gone (ENODEV).
             self._send(header, body)
 
-    def _reply_error(self, unique: int, code: int) -> None:
+    def _reply_error(self, request: abi.Request, code: int) -> None:
+        if request.opcode in abi.UNANSWERED:
+            return
         with contextlib.suppress(OSError):
-            self._send(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, unique), b"")
+            self._send(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, request.unique), b"")
 
     # Reading
 

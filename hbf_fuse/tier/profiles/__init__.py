@@ -55,8 +55,8 @@ def parse(name: str, text: str) -> Profile:
     """A profile from its TOML."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"profile {name}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"profile {name} is not TOML: {error}") from error
     about = document.pop("about", None)
     if not isinstance(about, str):
         raise SpecError(f"profile {name}: `about` is missing")

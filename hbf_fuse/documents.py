@@ -1,0 +1,85 @@
+"""Reads TOML and JSON that anybody may have written, in bounded time and memory."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from hbf_fuse.errors import HbfError
+
+MAX_TOML_BYTES = 1 << 16
+"""A grid or a table of tiers takes a thousandth of this."""
+
+MAX_JSON_BYTES = 8 << 20
+"""A run takes about 50 KB, with tens of thousands of experts 2 MB. Parsed, the worst JSON takes 20 times its
+size.
+"""
+
+MAX_DIGITS = 20
+"""Of a whole number: what 64 bits hold, with a sign."""
+
+_KEY_PART = r"""(?:"(?:[^"\\\n]|\\.){0,200}+"|'[^'\n]{0,200}+'|[\w-]++)"""
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:{_KEY_PART}[ \t]*+\.[ \t]*+){{16}}")
+"""Python's parser takes a time that grows with the square of a dotted key's parts. Quoted parts longer than
+this are not seen, and not worth it: few of them fit into MAX_TOML_BYTES.
+"""
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file's tables. HbfError for anything else, OSError if it cannot be read."""
+    try:
+        return parse_toml(_content(file, MAX_TOML_BYTES).decode())
+    except ValueError as error:
+        raise HbfError(f"{file} is not TOML: {error}") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text. ValueError says where it is none."""
+    if _LONG_KEY.search(text):
+        raise ValueError("a key has more than 16 parts")
+    try:
+        document = tomllib.loads(text)
+        _check_numbers(document)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return document
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file's value. HbfError for anything else, OSError if it cannot be read."""
+    try:
+        return parse_json(_content(file, MAX_JSON_BYTES))
+    except ValueError as error:
+        raise HbfError(f"{file} is not JSON: {error}") from error
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value of a JSON text. ValueError says where it is none."""
+    try:
+        return json.loads(text, parse_int=_whole)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _content(file: Path, most: int) -> bytes:
+    with file.open("rb") as opened:
+        content = opened.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it is longer than {most} bytes")
+    return content
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a whole number has {len(digits)} digits")
+    return int(digits)
+
+
+def _check_numbers(value: Any) -> None:
+    """ValueError for a whole number beyond TOML's 64 bits: Python reads longer ones, but cannot show them."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_numbers(each)
+    elif isinstance(value, int) and value.bit_length() > 64:
+        raise ValueError("a whole number does not fit into 64 bits")
