@@ -13,6 +13,7 @@ import socket
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MNT_FORCE = 1
 MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG = 1

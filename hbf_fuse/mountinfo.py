@@ -12,9 +12,12 @@ _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 @dataclass(frozen=True)
 class Mount:
-    """A line of it. root: which part of the file system is mounted; options: the file system's own."""
+    """A line of it. device: MAJOR:MINOR. root: which part of the file system is mounted; options: the file
+    system's own.
+    """
 
     number: int
+    device: str
     root: str
     mountpoint: Path
     fstype: str
@@ -32,9 +35,11 @@ def parse(content: bytes) -> list[Mount]:
     found = []
     for line in content.rstrip(b"\n").split(b"\n"):
         before, _, after = line.partition(b" - ")
-        number, _, _, root, mountpoint, *_ = map(_plain, before.split(b" "))
+        number, _, device, root, mountpoint, *_ = map(_plain, before.split(b" "))
         fstype, source, options = map(_plain, after.split(b" ", 2))
-        found.append(Mount(int(number), root, Path(mountpoint), fstype, source, tuple(options.split(","))))
+        found.append(
+            Mount(int(number), device, root, Path(mountpoint), fstype, source, tuple(options.split(",")))
+        )
     return found
 
 

@@ -5,6 +5,7 @@ that it watches at the other end of stdin. Stands alone and imports next to noth
 sleeps beside every mount.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -44,8 +45,8 @@ def watching(mountpoint: str = "", groups: Sequence[str] = ()) -> Iterator[None]
         yield
     finally:
         try:
-            watcher.communicate(b"bye\n", timeout=5)
-        except (subprocess.TimeoutExpired, OSError):
+            watcher.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
             watcher.kill()
             watcher.wait()
 
@@ -103,18 +104,21 @@ def _unmount(mountpoint: str) -> None:
     try:
         # Not stat: the kernel answers that from its cache for as long as it likes.
         os.statvfs(mountpoint)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            return
         command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
         os.execvp(command[0], [*command, "--", mountpoint])  # noqa: S606
 
 
 def _watch(arguments: list[str]) -> None:
-    """Wait for the farewell; if the other end of the pipe closes without one, clean up."""
+    """Wait until the other end of the pipe closes, however that happens, and clean up what is left: after a
+    hard death, or when the kernel was told to abort a mount's connection.
+    """
     os.setpriority(os.PRIO_PROCESS, 0, 5)
     # systemd ends what is left of a service whose server died: this is what is left, and has yet to clean up.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if os.read(0, 16):
-        return
+    os.read(0, 1)
     named = list(zip(arguments[::2], arguments[1::2], strict=True))
     for kind, path in named:
         if kind == "--group":

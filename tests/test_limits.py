@@ -333,7 +333,7 @@ def test_the_exit_code_is_the_commands(on_disk, line, code, words):
         (["--io-max", "1e30", "--", "true"], "--io-max must be"),
         (["--riops", "0", "--", "true"], "--riops must be"),
         (["--mem", "0", "--", "true"], "--mem must be"),
-        (["--mem", "9999999T", "--", "true"], "--mem must be"),
+        (["--mem", "9999999T", "--", "true"], "more than there is"),
         (["--mem", "much", "--", "true"], "not a size"),
         (["--mem", "1G", "--mem-high", "2G", "--", "true"], "never be reached"),
         (["--mem", "1G", "--device", "/", "--", "true"], "--device is of use"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from hbf_fuse.tier import SpecError, Tier, TierSpec
 from hbf_fuse.tier.lateness import LIFETIME_NS, MAX_OWED_NS, MAX_READERS, PAUSE_NS, Lateness
-from hbf_fuse.tier.link import Link
+from hbf_fuse.tier.link import MAX_GAPS, REMEMBERED_NS, Link
 
 MS = 1_000_000
 specs = st.builds(
@@ -193,3 +194,39 @@ def test_a_spec_survives_json_and_refuses_what_it_does_not_know():
 )
 def test_the_chunked_model_is_the_references(mbps, lat, model):
     assert TierSpec(mbps, lat).chunked_mbps(4 << 20) == pytest.approx(model, abs=0.6)
+
+
+def _carried_with_all_idle_time_kept(reads):
+    """The rule of Link, written down plainly: idle time of the last REMEMBERED_NS can be used once."""
+    free, gaps = 0, []
+    for arrival, duration in reads:
+        if arrival >= free:
+            if arrival > free > 0:
+                gaps = [gap for gap in gaps if gap[1] >= arrival - REMEMBERED_NS] + [(free, arrival)]
+            free = arrival + duration
+            yield free
+            continue
+        left, end, wanted = [], arrival, duration
+        for start, stop in gaps:
+            begin = max(start, arrival)
+            used = min(max(0, stop - begin), wanted)
+            wanted -= used
+            end = begin + used if used else end
+            pieces = ((start, begin), (end, stop)) if used else ((start, stop),)
+            left += [piece for piece in pieces if piece[0] < piece[1]]
+        gaps = left
+        free += wanted
+        yield free if wanted else end
+
+
+def test_many_late_small_reads_cost_no_more_than_few_and_lose_no_idle_time():
+    dice = random.Random(1)
+    arrivals = itertools.accumulate(round(dice.expovariate(1 / 40_000)) for _ in range(6000))
+    late = ((at, round(dice.expovariate(1 / 2e6)) * dice.randrange(2)) for at in arrivals)
+    reads = [(MS * 1000 + at - lateness, 8192) for at, lateness in late]
+    link = Link()
+    assert [link.carry(*read) for read in reads] == list(_carried_with_all_idle_time_kept(reads))
+    for at in range(0, 400_000_000, 20_000):
+        link.carry(MS * 2000 + at, 8192)
+    assert len(link._gaps) <= MAX_GAPS
+    assert link._gaps[0][1] >= link._gaps[-1][1] - REMEMBERED_NS

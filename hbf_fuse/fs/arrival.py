@@ -24,7 +24,8 @@ class Arrival:
         self.forgiven_ns = 0
         self._pages = -(-size // _PAGE)
         self._seen = bytearray(self._pages)
-        self._idle_before = self._idle_after = 0.0
+        self._idle_before: float | None = None
+        self._idle_after: float | None = None
 
     @property
     def complete(self) -> bool:
@@ -42,7 +43,7 @@ class Arrival:
         if self.complete:
             return
         if not self.first_arrival_ns:
-            self._idle_before = machine.idle_core_seconds()
+            self._idle_before = _idle_core_seconds()
         self.first_arrival_ns = min(self.first_arrival_ns or service.arrival_ns, service.arrival_ns)
         first = service.offset // _PAGE
         end = -(-(service.offset + len(service.data)) // _PAGE)
@@ -54,7 +55,7 @@ class Arrival:
             self.complete_deadline_ns = max(self.complete_deadline_ns, service.deadline_ns)
             self.forgiven_ns = forgiven_ns
             if self.complete:
-                self._idle_after = machine.idle_core_seconds()
+                self._idle_after = _idle_core_seconds()
 
     @property
     def seconds(self) -> float:
@@ -63,8 +64,10 @@ class Arrival:
 
     @property
     def idle_cores(self) -> float | None:
-        """How many cores were idle on average until all had arrived; None before, or if it was too short."""
-        if not self.complete or self.seconds < _TICKS_SECONDS:
+        """How many cores were idle on average until all had arrived; None before, if it was too short, or if
+        the machine did not tell.
+        """
+        if self._idle_before is None or self._idle_after is None or self.seconds < _TICKS_SECONDS:
             return None
         return (self._idle_after - self._idle_before) / self.seconds
 
@@ -84,3 +87,11 @@ class Arrival:
             "complete_deadline_ns": self.complete_deadline_ns,
             "forgiven_ns": self.forgiven_ns,
         }
+
+
+def _idle_core_seconds() -> float | None:
+    """None if the machine cannot be asked: no read may fail for that, when descriptors are short."""
+    try:
+        return machine.idle_core_seconds()
+    except OSError:
+        return None

@@ -17,6 +17,11 @@ class Backing(Protocol):
     def slice(self, offset: int, nbytes: int) -> memoryview:
         """Up to nbytes from offset on; shorter at the end of the file. Good until this thread's next call."""
 
+    def taken(self, data: memoryview, offset: int) -> bytes:
+        """What slice gave for an offset, for an engine that must touch it. OSError EIO where the source no
+        longer has it.
+        """
+
 
 def open_source(source: Path, size: int, mtime_ns: int, ino: int, *, uncached: bool = False) -> Backing:
     """The file that was mounted, mapped or uncached.
@@ -36,17 +41,25 @@ def open_source(source: Path, size: int, mtime_ns: int, ino: int, *, uncached: b
 class Mapped:
     """In the page cache, as far as that holds it.
 
-    A source that shrinks later cannot crash us: the pages behind the slice are only touched inside write
-    calls, which then fail with EFAULT.
+    A source that shrinks later, or whose disk fails, cannot crash us: the pages behind the slice are only
+    touched inside write calls, which then fail with EFAULT. To touch them here would be SIGBUS.
     """
 
     def __init__(self, fd: int, size: int) -> None:
+        self._fd = _Duplicate(fd)
         self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
         self._view = memoryview(self._map) if self._map else memoryview(b"")
 
     def slice(self, offset: int, nbytes: int) -> memoryview:
         """See Backing."""
         return self._view[offset : offset + nbytes]
+
+    def taken(self, data: memoryview, offset: int) -> bytes:
+        """See Backing."""
+        read = os.pread(self._fd.number, len(data), offset)
+        if len(read) < len(data):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read
 
 
 class Uncached:
@@ -56,7 +69,7 @@ class Uncached:
     """
 
     def __init__(self, fd: int, size: int) -> None:
-        self._fd = os.dup(fd)
+        self._fd = _Duplicate(fd)
         self._size = size
         self._of_thread = threading.local()
 
@@ -69,11 +82,15 @@ class Uncached:
         buffer = self._buffer(-(-(end - first) // _ALIGNMENT) * _ALIGNMENT)
         have = 0
         while have < end - first:
-            count = os.preadv(self._fd, [buffer[have:]], first + have)
+            count = os.preadv(self._fd.number, [buffer[have:]], first + have)
             have += count
             if have < end - first and (not count or have % _ALIGNMENT):
                 raise OSError(errno.EIO, "the source ended early")
         return buffer[offset - first : end - first]
+
+    def taken(self, data: memoryview, offset: int) -> bytes:
+        """See Backing."""
+        return bytes(data)
 
     def _buffer(self, nbytes: int) -> memoryview:
         """Page-aligned, kept for the thread's next read: fresh memory would have to be cleared each time."""
@@ -82,5 +99,14 @@ class Uncached:
             known = self._of_thread.buffer = memoryview(mmap.mmap(-1, nbytes))
         return known[:nbytes]
 
+
+class _Duplicate:
+    """A descriptor that is closed when nobody has this any more."""
+
+    def __init__(self, fd: int) -> None:
+        self.number = -1
+        self.number = os.dup(fd)
+
     def __del__(self) -> None:
-        os.close(self._fd)
+        if self.number >= 0:
+            os.close(self.number)

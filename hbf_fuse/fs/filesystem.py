@@ -248,6 +248,13 @@ class Filesystem:
             self.resident.coming(ino, offset, len(service.data))
         return service
 
+    def copy(self, handle: int, service: Service) -> bytes:
+        """A read's data, for an engine that must touch it; OSError EIO where the source no longer has it."""
+        opened = self._open.get(handle)
+        if opened is None or opened.backing is None:
+            return bytes(service.data)
+        return opened.backing.taken(service.data, service.offset)
+
     # .hbf/
 
     def _live_content(self, node: Node) -> bytes:

@@ -17,6 +17,8 @@ from hbf_fuse.mountinfo import mounts
 from hbf_fuse.observe.trace import Trace
 
 _END_SECONDS = 10.0
+_PATIENCE_SECONDS = 1.0
+"""For a mount that is to be ended by force."""
 
 
 def all_mounts() -> list[Path]:
@@ -26,6 +28,7 @@ def all_mounts() -> list[Path]:
 
 def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
     """The content of `.hbf/NAME`. HbfError if this is no live hbf mount, or not this user's."""
+    points.ask(mountpoint)
     try:
         content: dict[str, Any] = json.loads((mountpoint / ".hbf" / name).read_text())
     except (OSError, json.JSONDecodeError) as error:
@@ -65,7 +68,14 @@ def unmount(mountpoint: Path, force: bool) -> None:
         raise HbfError(f"nothing of hbf is mounted on {path}; `hbf status` lists what is")
     if entry.fstype != points.MOUNT_TYPE:
         raise HbfError(f"{path} is a {entry.fstype} mount, not one of hbf; end it with `umount {path}`")
-    if points.is_stale(path):
+    try:
+        stale = points.is_stale(path, _PATIENCE_SECONDS if force else points.ANSWER_SECONDS)
+    except HbfError:
+        if not force:
+            raise
+        mounting.abort(path, entry.device)
+        stale = True
+    if stale:
         mounting.unmount_or_explain(path, lazy=True)
         return
     try:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.mountinfo import Mount, mounts
 
 MOUNT_TYPE = mounting.FSTYPE
+ANSWER_SECONDS = 5.0
+"""How long a mount may take to answer before it counts as stuck. A live one takes about 1 ms."""
 
 
 def find(mountpoint: Path) -> Mount | None:
@@ -25,14 +28,35 @@ def absolute(path: Path) -> Path:
     return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
 
 
-def is_stale(mountpoint: Path) -> bool:
-    """Whether a dead server's mount is still there ("Transport endpoint is not connected")."""
-    try:
-        # Not stat: the kernel answers that from its cache, with or without a server.
-        os.statvfs(mountpoint)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
+def is_stale(mountpoint: Path, patience: float = ANSWER_SECONDS) -> bool:
+    """Whether a dead server's mount is still there ("Transport endpoint is not connected").
+
+    HbfError if its server lives and does not answer for `patience` seconds.
+    """
+    return ask(mountpoint, patience) in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def ask(mountpoint: Path, patience: float = ANSWER_SECONDS) -> int:
+    """The errno that a mountpoint answers with, 0 if all is well; HbfError if it does not answer."""
+    answers: list[int] = []
+
+    def wait_for_answer() -> None:
+        try:
+            # Not stat: the kernel answers that from its cache, with or without a server.
+            os.statvfs(mountpoint)
+            answers.append(0)
+        except OSError as error:
+            answers.append(error.errno or errno.EIO)
+
+    asking = threading.Thread(target=wait_for_answer, daemon=True)
+    asking.start()
+    asking.join(patience)
+    if not answers:
+        raise HbfError(
+            f"{mountpoint} does not answer: its server is suspended or stuck; let it go on with "
+            f"`kill -CONT`, or end the mount with `hbf-umount --force {mountpoint}`"
+        )
+    return answers[0]
 
 
 def prepare(mountpoint: Path) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from hbf_fuse.errors import HbfError
 from hbf_fuse.observe import residency
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, mbps
@@ -17,7 +18,10 @@ _SAMPLE_SECONDS = 0.3
 
 
 def into_page_cache(files: Iterable[Path], tell: Callable[[str], None]) -> bool:
-    """Read all files once. False, with a word, if they and a reader's copy exceed the memory available."""
+    """Read all files once. False, with a word, if they and a reader's copy exceed the memory available.
+
+    HbfError if a file cannot be read to its end.
+    """
     paths = list(files)
     total = sum(path.stat().st_blocks * 512 for path in paths)
     available = psutil.virtual_memory().available
@@ -73,7 +77,13 @@ def _is_cached(path: Path) -> bool:
 
 
 def _read_once(path: Path, buffer: bytearray) -> None:
-    with path.open("rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        while file.readinto(buffer):
-            pass
+    try:
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            while file.readinto(buffer):
+                pass
+    except OSError as error:
+        raise HbfError(
+            f"cannot read {path} to its end: {error.strerror}; copy it from somewhere else, "
+            "or serve what can be read of it with --no-preload"
+        ) from error

@@ -8,10 +8,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.fs.placement import Layout
@@ -30,21 +31,23 @@ def mounted(config: MountConfig) -> Iterator[Path]:
     The server reads its stdin and ends when that closes: with this process, however it dies.
     Raises HbfError with the server's own words if the mount cannot begin.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hbf_fuse.mount.tied", _packed(config)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # Whoever supervises this process waits for its word, not for that of a mount which it makes.
-        env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
-    )
-    try:
-        _wait_until_ready(process)
-        yield config.mountpoint
-    finally:
-        _end(process)
+    # No pipe for its remarks: a full one that nobody reads would stop the server, and with it its readers.
+    with tempfile.TemporaryFile("w+", errors="replace") as remarks:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hbf_fuse.mount.tied", _packed(config)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=remarks,
+            text=True,
+            start_new_session=True,
+            # Whoever supervises this process waits for its word, not for that of a mount which it makes.
+            env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+        )
+        try:
+            _wait_until_ready(process, remarks)
+            yield config.mountpoint
+        finally:
+            _end(process)
 
 
 def stats(mountpoint: Path) -> dict[str, Any]:
@@ -52,11 +55,12 @@ def stats(mountpoint: Path) -> dict[str, Any]:
     return live.read_hidden(mountpoint, "stats.json")
 
 
-def _wait_until_ready(process: "subprocess.Popen[str]") -> None:
+def _wait_until_ready(process: "subprocess.Popen[str]", remarks: IO[str]) -> None:
     if process.stdout is None or process.stdout.readline() != READY:
-        _, said = process.communicate()
-        lines = [line for line in said.splitlines() if line.strip()]
-        raise HbfError(lines[-1] if lines else "the mount's server ended without a word")
+        process.communicate()
+        remarks.seek(0)
+        lines = [line for line in remarks if line.strip()]
+        raise HbfError(lines[-1].strip() if lines else "the mount's server ended without a word")
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
@@ -83,6 +87,13 @@ def _unpacked(text: str) -> MountConfig:
     return MountConfig(**{**fields, **paths, "spec": TierSpec.from_dict(fields["spec"]), "layout": layout})
 
 
+def _ready() -> None:
+    print(READY, end="", flush=True)
+    # Remarks are for whoever waits for the mount; later ones would only pile up.
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+
+
 def _remark(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -93,7 +104,7 @@ def main() -> None:
     try:
         if repaired := mountpoint.prepare(config.mountpoint):
             _remark(repaired)
-        server.serve(config, lambda: print(READY, end="", flush=True), _remark, until_stdin_closes=True)
+        server.serve(config, _ready, _remark, until_stdin_closes=True)
     except (HbfError, ValueError) as error:
         _remark(" ".join(str(error).split()))
         sys.exit(1)

@@ -1,9 +1,12 @@
 """The link: one pipe, busy or idle, on the device's own time scale."""
 
+from bisect import bisect_left, bisect_right
+
 REMEMBERED_NS = 100_000_000
 """How far back idle time can still be used; as long as lateness is given back (see Lateness)."""
 
-MAX_GAPS = 64
+MAX_GAPS = 4096
+"""Idle times remembered at once; the oldest go first. Twice what small reads leave within REMEMBERED_NS."""
 
 
 class Link:
@@ -37,21 +40,26 @@ class Link:
     def _remember(self, start_ns: int, end_ns: int) -> None:
         gaps = self._gaps
         gaps.append((start_ns, end_ns))
-        if len(gaps) > MAX_GAPS or gaps[0][1] < end_ns - REMEMBERED_NS:
-            del gaps[0]
+        del gaps[: bisect_left(gaps, end_ns - REMEMBERED_NS, key=_end)]
+        del gaps[:-MAX_GAPS]
 
     def _fill(self, arrival_ns: int, duration_ns: int) -> tuple[int, int]:
         """Use idle time from arrival_ns on. Returns the end of the last piece and what is left to carry."""
-        left: list[tuple[int, int]] = []
+        gaps, left = self._gaps, []
         end_ns = arrival_ns
-        for start, end in self._gaps:
+        first = at = bisect_right(gaps, arrival_ns, key=_end)
+        while duration_ns and at < len(gaps):
+            start, end = gaps[at]
             begin = max(start, arrival_ns)
-            used = min(max(0, end - begin), duration_ns)
-            if not used:
-                left.append((start, end))
-                continue
-            duration_ns -= used
-            end_ns = begin + used
+            end_ns = min(end, begin + duration_ns)
+            duration_ns -= end_ns - begin
             left += [piece for piece in ((start, begin), (end_ns, end)) if piece[0] < piece[1]]
-        self._gaps = left
+            at += 1
+        # Using the middle of one leaves two.
+        gaps[first:at] = left
+        del gaps[:-MAX_GAPS]
         return end_ns, duration_ns
+
+
+def _end(gap: tuple[int, int]) -> int:
+    return gap[1]

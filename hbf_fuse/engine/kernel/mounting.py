@@ -1,6 +1,7 @@
 """A mountpoint and its /dev/fuse descriptor: mount(2) as root, fusermount3 as anybody else."""
 
 import array
+import contextlib
 import errno
 import os
 import shutil
@@ -60,6 +61,19 @@ def _is_free(mountpoint: Path) -> bool:
         return os.lstat(mountpoint).st_dev == os.lstat(mountpoint.parent).st_dev
     except OSError:
         return False
+
+
+def abort(mountpoint: Path, device: str) -> None:
+    """Give an error to everybody who waits for a server that does not answer. device: as Mount has it.
+
+    Root has umount2(2) do it; others have the kernel's control file, where that is mounted.
+    """
+    with contextlib.suppress(OSError):
+        if os.geteuid() == 0:
+            linux.umount(str(mountpoint), linux.MNT_FORCE)
+        else:
+            number = device.partition(":")[2]
+            Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1")
 
 
 def unmount_or_explain(mountpoint: Path, lazy: bool = False) -> None:

@@ -226,7 +226,9 @@ class Session:
         flags, _ = abi.OPEN_IN.unpack_from(request.body)
         handle = self.fs.open(request.nodeid, flags)
         live = self.fs.is_live(self.fs.node(request.nodeid))
-        return abi.OPEN_OUT.pack(handle, abi.FOPEN_DIRECT_IO if live else abi.FOPEN_KEEP_CACHE, 0)
+        cache = abi.FOPEN_DIRECT_IO if live else abi.FOPEN_KEEP_CACHE
+        # Whoever is killed while the server is suspended must not wait for it in close.
+        return abi.OPEN_OUT.pack(handle, cache | abi.FOPEN_NOFLUSH, 0)
 
     def _release(self, request: abi.Request) -> bytes:
         handle, *_ = abi.RELEASE_IN.unpack_from(request.body)

@@ -1,0 +1,275 @@
+"""fio reads and verifies a throttled and an unthrottled mount, in every way, for as long or as much as told.
+
+The source is written once with fio's own checksums, one in every 4 KiB. A round is one pass over it through one of
+the mounts: an I/O engine, sequential or random, 4 KiB to 4 MiB at a time, 1 to 64 jobs, each with a part
+of its own. All combinations are gone through in a random order, again and again. Prints JSON: bytes
+verified and mismatches, rates, and the servers' memory and descriptors over time.
+
+    tools/load                              every engine once, a minute or two
+    tools/load --soak 30 --gb 200 > load.json
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from hbf_fuse.errors import HbfError
+from hbf_fuse.mount import live, tied
+from hbf_fuse.mount.server import MountConfig
+from hbf_fuse.observe import machine
+from hbf_fuse.tier import TierSpec
+from hbf_fuse.units import mbps, parse_size
+
+ENGINES = {"sync": 0, "psync": 0, "mmap": 0, "libaio": 1, "io_uring": 1}
+"""fio's I/O engines, and whether they read past the page cache."""
+PATTERNS = ("read", "randread")
+BLOCK_SIZES = (4 << 10, 64 << 10, 128 << 10, 1 << 20, 4 << 20)
+JOBS = (1, 4, 16, 64)
+DEPTH = 8
+VERIFY = ("--verify=crc32c", "--verify_interval=4096")
+COMPLAINT = re.compile(r"verify failed at|verify: bad")
+"""What fio says of a wrong block. Its exit code and total_err are 0 all the same where a job only reads (3.33)."""
+TIERS = {"throttled": TierSpec(500, 0.1), "unthrottled": TierSpec()}
+
+LONGEST_ROUND = 20
+"""Seconds after which a slow round is cut short."""
+HANG_SECONDS = 300
+"""A round that takes longer than this hangs."""
+
+
+class Way(NamedTuple):
+    """How one round reads."""
+
+    mount: str
+    engine: str
+    pattern: str
+    block_size: int
+    jobs: int
+
+
+@dataclass
+class Round:
+    """What one round did: bytes that fio verified, and the errors that it met, of which some are mismatches."""
+
+    way: Way
+    nbytes: int
+    seconds: float
+    errors: int
+    said: str
+
+
+@dataclass
+class Watched:
+    """A mount and what its server held over time: (seconds, bytes of memory of its own, descriptors)."""
+
+    point: Path
+    server: psutil.Process
+    samples: list[tuple[float, int, int]] = field(default_factory=list)
+
+    def sample(self, seconds: float) -> None:
+        memory = self.server.memory_info()
+        self.samples.append((seconds, memory.rss - memory.shared, self.server.num_fds()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Begin, end and most; and the trend over the second half, when all threads have been started."""
+        late = self.samples[len(self.samples) // 2 :]
+        minutes = [seconds / 60 for seconds, _, _ in late]
+        served = live.read_hidden(self.point, "stats.json")
+        return {
+            "served_bytes": served["bytes_read"],
+            "failed_reads": served["failed"],
+            "memory_bytes": self._of(1)
+            | {"slope_per_minute": slope(minutes, [memory for _, memory, _ in late])},
+            "descriptors": self._of(2)
+            | {"slope_per_minute": slope(minutes, [count for _, _, count in late])},
+        }
+
+    def _of(self, column: int) -> dict[str, float]:
+        values = [sample[column] for sample in self.samples]
+        return {"begin": values[0], "end": values[-1], "most": max(values)}
+
+
+def slope(minutes: list[float], values: list[int]) -> float | None:
+    """How much a value grows in a minute, by least squares; None for less than a minute."""
+    if minutes[-1] - minutes[0] < 1:
+        return None
+    return round(statistics.linear_regression(minutes, values).slope, 2)
+
+
+def write_source(path: Path, size: int) -> None:
+    """A file that fio can verify, whichever part of it is read."""
+    _fio("--rw=write", f"--filename={path}", f"--size={size}", "--bs=1M", "--do_verify=0", *VERIFY)
+
+
+def available_engines(path: Path) -> dict[str, str]:
+    """fio's engines, each with why it cannot be used here, or nothing."""
+    reasons = {}
+    for engine, direct in ENGINES.items():
+        said = _fio(
+            "--rw=read", "--readonly", f"--filename={path}", "--size=4096", "--bs=4096",
+            f"--ioengine={engine}", f"--direct={direct}",
+        )  # fmt: skip
+        reasons[engine] = "" if said.returncode == 0 else _last_line(said.stderr)
+    return reasons
+
+
+def read_once(path: Path, size: int, way: Way, seed: int) -> Round:
+    """One round. HbfError if it hangs."""
+    begin = time.monotonic()
+    said = _fio(
+        f"--filename={path}", "--readonly", f"--rw={way.pattern}", f"--bs={way.block_size}",
+        f"--ioengine={way.engine}", f"--direct={ENGINES[way.engine]}", f"--iodepth={DEPTH}",
+        f"--numjobs={way.jobs}", *_parts(size, way), f"--runtime={LONGEST_ROUND}",
+        "--group_reporting", "--continue_on_error=all", "--verify_fatal=1", f"--randseed={seed}", *VERIFY,
+    )  # fmt: skip
+    seconds = time.monotonic() - begin
+    try:
+        # Complaints of fio come before the JSON, on the same stream.
+        (job,) = json.loads(said.stdout[said.stdout.index("{") :])["jobs"]
+    except ValueError as error:
+        raise HbfError(f"fio failed: {_last_line(said.stderr or said.stdout)}") from error
+    # Two witnesses: fio's complaints, and the error that verify_fatal ends the job with.
+    complaints = len(COMPLAINT.findall(said.stderr))
+    errors = max(complaints, job.get("total_err", 0), int(bool(said.returncode or job["error"])))
+    return Round(way, job["read"]["io_bytes"], seconds, errors, _last_line(said.stderr) if errors else "")
+
+
+def _parts(size: int, way: Way) -> tuple[str, ...]:
+    """Each job reads a part of its own."""
+    part = size // way.jobs // way.block_size * way.block_size
+    if way.engine == "mmap":
+        # fio 3.33's mmap engine maps the beginning of the file whatever the offset, also without a mount.
+        return f"--size={size}", f"--io_size={part}"
+    return f"--size={part}", f"--offset_increment={part}"
+
+
+def _fio(*options: str) -> "subprocess.CompletedProcess[str]":
+    line = ["fio", "--name=load", "--output-format=json", *options]
+    with tempfile.TemporaryDirectory(prefix="hbf-fio-") as folder:
+        try:
+            return subprocess.run(
+                line, cwd=folder, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise HbfError(f"no end within {HANG_SECONDS} s: {' '.join(line)}") from error
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def ways(engines: list[str], size: int, brief: bool) -> Iterator[Way]:
+    """How to read, round by round, without end; or every engine and pattern once on each mount."""
+    possible = [
+        Way(*chosen)
+        for chosen in itertools.product(TIERS, engines, PATTERNS, BLOCK_SIZES, JOBS)
+        if chosen[3] * chosen[4] <= size
+    ]
+    if brief:
+        for kind in itertools.product(TIERS, engines, PATTERNS):
+            yield random.choice([way for way in possible if way[:3] == kind])  # noqa: S311
+        return
+    while True:
+        yield from random.sample(possible, len(possible))
+
+
+@contextlib.contextmanager
+def watched(source: Path, point: Path, spec: TierSpec) -> Iterator[Watched]:
+    """A mount of the source, and its server."""
+    point.mkdir()
+    with tied.mounted(MountConfig(source, point, spec)) as mount:
+        yield Watched(mount, psutil.Process(live.read_hidden(mount, "spec.json")["pid"]))
+
+
+def run(folder: Path, size: int, minutes: float, gigabytes: float) -> dict[str, Any]:
+    """Read until both are reached, or every engine and pattern once if neither is given."""
+    source = folder / "source"
+    write_source(source, size)
+    left_out = {engine: why for engine, why in available_engines(source).items() if why}
+    engines = [engine for engine in ENGINES if engine not in left_out]
+    rounds: list[Round] = []
+    begin = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        mounts = {
+            name: stack.enter_context(watched(source, folder / name, spec)) for name, spec in TIERS.items()
+        }
+        for seed, way in enumerate(ways(engines, size, brief=not (minutes or gigabytes))):
+            rounds.append(read_once(mounts[way.mount].point / "model.gguf", size, way, seed))
+            seconds = time.monotonic() - begin
+            for mount in mounts.values():
+                mount.sample(seconds)
+            verified = sum(done.nbytes for done in rounds)
+            print(
+                f"\rload: {seconds / 60:.1f} min, {verified / 1e9:.1f} GB, {sum(r.errors for r in rounds)} errors",
+                end="", file=sys.stderr, flush=True,
+            )  # fmt: skip
+            if (minutes or gigabytes) and seconds >= 60 * minutes and verified >= gigabytes * 1e9:
+                break
+        print(file=sys.stderr)
+        held = {name: {"tier": str(TIERS[name]), **mount.to_dict()} for name, mount in mounts.items()}
+    return {
+        "verified_bytes": sum(done.nbytes for done in rounds),
+        "errors": sum(done.errors for done in rounds),
+        "failures": [{**done.way._asdict(), "said": done.said} for done in rounds if done.errors][:20],
+        "seconds": round(time.monotonic() - begin, 1),
+        "rounds": len(rounds),
+        "slowest_round": _slowest(rounds),
+        "mounts": held,
+        "mbps_median": rates(rounds),
+        "engines_left_out": left_out,
+        "file_bytes": size,
+        "environment": {**machine.facts(), **machine.now()},
+    }
+
+
+def _slowest(rounds: list[Round]) -> dict[str, Any]:
+    slowest = max(rounds, key=lambda done: done.seconds)
+    return {**slowest.way._asdict(), "seconds": round(slowest.seconds, 1), "nbytes": slowest.nbytes}
+
+
+def rates(rounds: list[Round]) -> dict[str, float]:
+    """Median decimal MB/s of fio's rounds with each engine on each mount, process start and checksums included."""
+    found: dict[str, list[float]] = {}
+    for done in rounds:
+        found.setdefault(f"{done.way.mount} {done.way.engine} {done.way.pattern}", []).append(
+            mbps(done.nbytes, done.seconds) or 0.0
+        )
+    return {name: round(statistics.median(values), 1) for name, values in sorted(found.items())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", default="512M", type=parse_size, help="of the source, a multiple of 4M")
+    parser.add_argument("--soak", default=0.0, type=float, metavar="MINUTES", help="at least so long")
+    parser.add_argument("--gb", default=0.0, type=float, help="at least so much, in decimal GB")
+    parser.add_argument("--folder", type=Path, help="where to work (default: the temporary directory)")
+    options = parser.parse_args()
+    if options.size % BLOCK_SIZES[-1] or not options.size:
+        parser.error("--size must be a multiple of 4M")
+    with tempfile.TemporaryDirectory(prefix="hbf-load-", dir=options.folder) as folder:
+        try:
+            result = run(Path(folder), options.size, options.soak, options.gb)
+        except HbfError as error:
+            sys.exit(f"load: {error}")
+    print(json.dumps(result, indent=1))
+    sys.exit(1 if result["errors"] else 0)
+
+
+if __name__ == "__main__":
+    main()
