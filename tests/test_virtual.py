@@ -126,6 +126,23 @@ def test_windows_are_told_from_pauses_and_not_guessed():
     assert readahead.windows([], []) == []
 
 
+def test_windows_are_told_in_every_token_where_requests_overtake_each_other():
+    """Tokens read the same stretch again and again, in windows of two requests."""
+    one = read_ahead(TierSpec(None, 0.1), 1_000_000, windows=30, of=2)
+    lasts = one[-1].done_ns + 20_000_000
+    reads = [
+        read._replace(arrival_ns=read.arrival_ns + token * lasts, done_ns=read.done_ns + token * lasts)
+        for token in range(5)
+        for read in one
+    ]
+    reads[40], reads[41] = (
+        reads[40]._replace(offset=reads[41].offset),
+        reads[41]._replace(offset=reads[40].offset),
+    )
+    runs = readahead.windows(reads, range(len(reads)))
+    assert [[len(window) for window in run] for run in runs] == [[2] * 30] * 5
+
+
 def test_reads_past_the_page_cache_wait_for_their_own_thread_and_others_for_anybody():
     reads = [
         Read(0, 10, 10, 0, MIB, 1, 2, 0, direct=1),

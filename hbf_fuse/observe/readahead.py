@@ -9,7 +9,6 @@ where the reader pauses: between two windows, and within none.
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 from hbf_fuse.observe.trace import Read
 
@@ -19,8 +18,11 @@ _LONGEST_WINDOW = 64
 _NEIGHBOURS = 16
 """Requests overtake each other by less than this many."""
 
-_PAUSE = 8
-"""A pause is longer than this many times what usually lies between two requests."""
+_RECENT = 64
+"""A run to which nothing was added for this many reads of its file is over."""
+
+_PAUSE = 2
+"""A pause is longer than this many times what lies between two requests of a window: the lower quartile."""
 
 _BELIEVED = 0.4
 """How much of all pauses, by time and beyond chance, must lie between the windows for them to be believed."""
@@ -38,46 +40,53 @@ def windows(reads: Sequence[Read], places: Sequence[int]) -> list[list[list[int]
     was asked for together. places: the cached reads of one file, in the order of arrival. Reads in no run are
     left out: what the pauses do not tell is not guessed.
     """
-    runs = [run for run in _runs(reads, places) if len(run) > 1]
-    if not runs:
-        return []
-    usual = statistics.mode(reads[place].nbytes for run in runs for place in run)
-    found = _grid(reads, runs, usual) if usual else None
-    if found is None:
-        return []
-    length, phase = found
-    return [list(_cut(reads, run, usual * length, usual * phase)) for run in runs if len(run) >= length]
+    found = []
+    for run in _runs(reads, places):
+        usual = statistics.mode(reads[place].nbytes for place in run)
+        grid = _grid(reads, run, usual) if usual else None
+        if grid is not None:
+            length, phase = grid
+            found.append(list(_cut(reads, run, usual * length, usual * phase)))
+    return found
 
 
-def _runs(reads: Sequence[Read], places: Sequence[int]) -> Iterator[list[int]]:
-    """Stretches without a hole, in the order of their bytes: of the first reading of a page, of the second,
-    ...
-    """
-    times_read: dict[int, int] = defaultdict(int)
-    passes: dict[int, list[int]] = defaultdict(list)
+def _runs(reads: Sequence[Read], places: Sequence[int]) -> list[list[int]]:
+    """Stretches that were read without a hole and at about one time, each in the order of its bytes."""
+    runs: list[list[int]] = []
+    starting: dict[int, list[int]] = {}
+    ending: dict[int, list[int]] = {}
     for place in places:
-        offset = reads[place].offset
-        passes[times_read[offset]].append(place)
-        times_read[offset] += 1
-    for members in passes.values():
-        members.sort(key=lambda place: reads[place].offset)
-        run = members[:1]
-        for before, after in pairwise(members):
-            if reads[after].offset != reads[before].offset + reads[before].nbytes:
-                yield run
-                run = []
-            run.append(after)
-        yield run
+        offset, end = reads[place].offset, reads[place].offset + reads[place].nbytes
+        run = _recent(ending, offset, place)
+        if not run:
+            runs.append(run)
+        run.append(place)
+        # Requests overtake each other: what comes next in the file may have come before.
+        overtaken = _recent(starting, end, place)
+        run += overtaken
+        overtaken.clear()
+        starting[reads[run[0]].offset] = run
+        ending[reads[run[-1]].offset + reads[run[-1]].nbytes] = run
+    return [run for run in runs if len(run) > 1]
 
 
-def _grid(reads: Sequence[Read], runs: Sequence[list[int]], usual: int) -> tuple[int, int] | None:
-    """(length, phase) of the windows in requests of the usual size; the longest that the pauses bear out."""
-    between = [(reads[place].offset // usual, gap) for run in runs for place, gap in _gaps(reads, run)]
-    typical = statistics.median(gap for _, gap in between)
-    pauses = [(position, gap) for position, gap in between if gap > _PAUSE * max(0.0, typical)]
+def _recent(runs: dict[int, list[int]], offset: int, place: int) -> list[int]:
+    """Takes out the run that starts or ends at an offset; an empty one if it is not of about now."""
+    run = runs.pop(offset, None)
+    return run if run and place - max(run[0], run[-1]) <= _RECENT else []
+
+
+def _grid(reads: Sequence[Read], run: Sequence[int], usual: int) -> tuple[int, int] | None:
+    """(length, phase) of a run's windows in requests of the usual size; the longest that the pauses bear out."""
+    between = [(reads[place].offset // usual, gap) for place, gap in _gaps(reads, run)]
+    passed = sorted(gap for _, gap in between if gap > 0)
+    if not passed:
+        return None
+    pauses = [(position, gap) for position, gap in between if gap > _PAUSE * passed[len(passed) // 4]]
     if len(pauses) < _MIN_PAUSES:
         return None
-    lengths = [2**power for power in range(_LONGEST_WINDOW.bit_length() - 1, 0, -1)]
+    longest = min(_LONGEST_WINDOW, len(run) // _MIN_PAUSES)
+    lengths = [2**power for power in range(longest.bit_length() - 1, 0, -1)]
     scored = [(*_best_phase(pauses, length), length) for length in lengths]
     best = max(score for score, _, _ in scored)
     if best < _BELIEVED:
