@@ -50,6 +50,10 @@ only the simulation.
 """
 
 
+_DECODE = """What the replay cannot know is how the threads of llama.cpp wait for each other when reads take longer than they
+did in the recording: it lets computing and reading overlap somewhat more than they do.
+"""
+
 _READAHEAD = """The windows of the kernel's readahead are told from where the reader paused, and each is asked for when the reader
 comes to the one before it; see [design](design.md).
 """
@@ -148,7 +152,7 @@ def _decode(folder: Path, repeats: int) -> str:
         f"## Trace replay: decode\n\ntiny decoding with each resident budget, recorded once on an unthrottled mount and "
         f"replayed on other tiers: tokens/s, measured being the median of {repeats} runs.\n"
     )
-    return f"{about}\n{_table(rows)}"
+    return f"{about}\n{_table(rows)}\n{_DECODE}"
 
 
 def _bench(
