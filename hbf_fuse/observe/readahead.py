@@ -77,7 +77,7 @@ def _recent(runs: dict[int, list[int]], offset: int, place: int) -> list[int]:
 
 
 def _grid(reads: Sequence[Read], run: Sequence[int], usual: int) -> tuple[int, int] | None:
-    """(length, phase) of a run's windows in requests of the usual size; the longest that the pauses bear out."""
+    """(length, phase) of a run's windows in requests of the usual size: the longest that pauses bear out."""
     between = [(reads[place].offset // usual, gap) for place, gap in _gaps(reads, run)]
     passed = sorted(gap for _, gap in between if gap > 0)
     if not passed:
