@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 import hbf_fuse
 from hbf_fuse import engine, linux, watcher
@@ -73,7 +72,9 @@ def serve(
         for file in files[:1]:
             if reason := preload.doubt(file, config.spec):
                 tell(reason)
-    stop = _reasons_to_stop(until_stdin_closes)
+    stop = _Stop()
+    if until_stdin_closes:
+        threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
     with (
         iomax.prepared(fs, config.io_max_mbps, tell) as under_limit,
         mounted_here(fs, config, tell) as mount,
@@ -82,7 +83,7 @@ def serve(
         when_ready()
         linux.tell_supervisor("READY=1", f"STATUS=serving {config.source} at {config.mountpoint} ({fs.spec})")
         threading.Thread(target=_stop_when_ended, args=(mount, stop), daemon=True).start()
-        stop.get()
+        stop.wait()
         linux.tell_supervisor("STOPPING=1")
         if not mount.join(timeout=0):
             _stop(mount, tell)
@@ -134,17 +135,27 @@ def _trace_to(file: Path, fs: Filesystem) -> None:
         ) from error
 
 
-def _reasons_to_stop(until_stdin_closes: bool) -> "SimpleQueue[None]":
-    """Filled by SIGTERM, SIGINT or SIGHUP, and if so wished by the end of stdin.
+class _Stop:
+    """What the main thread waits for: SIGTERM, SIGINT or SIGHUP, or that somebody says now().
 
-    Not an Event: a signal may come while this very thread holds its lock, and would wait for that for ever.
+    A pipe, not an Event or a queue. The kernel may hand a signal to any thread; Python then runs its handler
+    only when the main thread wakes up, which in the wait for a lock may be never (5 of 100 servers did not
+    end while the machine was busy). What Python writes into the pipe wakes it, whichever thread was
+    interrupted.
     """
-    stop: SimpleQueue[None] = SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.put(None))
-    if until_stdin_closes:
-        threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
-    return stop
+
+    def __init__(self) -> None:
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+
+    def now(self) -> None:
+        os.write(self._write_end, b"\0")
+
+    def wait(self) -> None:
+        os.read(self._read_end, 1)
 
 
 def _stop(mount: Engine, tell: Callable[[str], None]) -> None:
@@ -164,14 +175,14 @@ def _set_priority(nice: int, tell: Callable[[str], None]) -> None:
         tell(f"priority {nice} is not permitted; the server runs at {os.getpriority(os.PRIO_PROCESS, 0)}")
 
 
-def _stop_when_ended(mount: Engine, stop: "SimpleQueue[None]") -> None:
+def _stop_when_ended(mount: Engine, stop: _Stop) -> None:
     mount.join()
-    stop.put(None)
+    stop.now()
 
 
-def _stop_when_stdin_closes(stop: "SimpleQueue[None]") -> None:
+def _stop_when_stdin_closes(stop: _Stop) -> None:
     sys.stdin.read()
-    stop.put(None)
+    stop.now()
 
 
 def _raise_readahead(config: MountConfig, tell: Callable[[str], None]) -> int:
