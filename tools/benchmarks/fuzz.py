@@ -1,7 +1,8 @@
 """Coverage-guided fuzzing of everything that reads what others wrote: see docs/fuzzing.md.
 
-Prints JSON per target. Corpus, findings and running totals are kept under ~/.cache/hbf/fuzz; --page writes the
-totals into docs/fuzzing.md. Ends with 1 if there is a finding.
+Prints JSON per target. Corpus, findings and a line for every run are kept under ~/.cache/hbf/fuzz; --page takes those
+lines over into docs/fuzzing.jsonl, which holds the runs of every machine, and writes their totals into
+docs/fuzzing.md. Ends with 1 if there is a finding.
 
     tools/fuzz gguf --minutes 10
     tools/fuzz --all --minutes 60
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from fuzzing.targets import TARGETS  # noqa: E402
 from hbf_fuse.mount.source import cache_dir  # noqa: E402
 
 PAGE = ROOT / "docs" / "fuzzing.md"
+RUNS = "fuzzing.jsonl"
+"""A run in every line; under docs/ those of all machines, in the cache those of this one."""
+
 MAX_LEN = 16_384
 TIMEOUT_SECONDS = 60
 """By the clock, for an input that never ends; what is merely slow is found by its CPU time."""
@@ -47,7 +52,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every target, one after the other")
     parser.add_argument("--minutes", type=float, default=1.0, help="for each target (default: 1)")
     parser.add_argument("--again", type=Path, metavar="FILE", help="only give this finding to the target")
-    parser.add_argument("--page", action="store_true", help="write the totals into docs/fuzzing.md")
+    parser.add_argument("--page", action="store_true", help="take the runs over into docs/")
     options = parser.parse_args()
     names = list(TARGETS) if options.all else options.targets
     if unknown := [name for name in names if name not in TARGETS]:
@@ -61,7 +66,8 @@ def main() -> None:
     found = 0
     for name in names:
         result = fuzz(TARGETS[name], round(options.minutes * 60))
-        _add(name, result)
+        with (home() / RUNS).open("a") as runs:
+            runs.write(json.dumps(result) + "\n")
         found += len(result["findings"])
         print(json.dumps(result), flush=True)
     if options.page:
@@ -102,6 +108,7 @@ def fuzz(target: Target, seconds: int) -> dict[str, Any]:
     executed = _EXECUTED.search(said)
     return {
         "target": target.name,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
         "executions": int(executed[1]) if executed else 0,
         "coverage": max(int(edges) for edges, _ in coverage),
@@ -113,50 +120,38 @@ def fuzz(target: Target, seconds: int) -> dict[str, Any]:
 
 
 def home() -> Path:
-    """Where corpus, findings and totals are kept."""
+    """Where corpus, findings and runs are kept."""
     return cache_dir() / "fuzz"
 
 
 def write_page() -> None:
-    """The totals as the table of docs/fuzzing.md."""
+    """This machine's runs into docs/fuzzing.jsonl, and the totals as the table of docs/fuzzing.md."""
+    kept, mine = PAGE.with_name(RUNS), home() / RUNS
+    lines = [file.read_text().splitlines() for file in (kept, mine) if file.exists()]
+    runs = list(dict.fromkeys(line for each in lines for line in each))
+    kept.write_text("\n".join(runs) + "\n")
+    table = "\n".join(totals([json.loads(run) for run in runs]))
+    before, _, rest = PAGE.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    PAGE.write_text(f"{before}{_BEGIN}\n\n{table}\n\n{_END}{after}")
+
+
+def totals(runs: list[dict[str, Any]]) -> list[str]:
+    """All runs as a Markdown table: sums of CPU time and inputs, branches and corpus of the run that had most."""
     rows = [
         "| target | what it is given | CPU time | inputs | branches | corpus |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    known = totals()
     for name, target in TARGETS.items():
         about = (target.run.__doc__ or "").split("\n\n")[0].replace("\n", " ").strip()
-        total = known.get(name, {"cpu_seconds": 0, "executions": 0, "coverage": 0, "corpus": 0})
+        own = [run for run in runs if run["target"] == name]
+        seconds, inputs = (sum(run[key] for run in own) for key in ("cpu_seconds", "executions"))
+        branches, corpus = (max((run[key] for run in own), default=0) for key in ("coverage", "corpus"))
         rows.append(
-            f"| {name} | {' '.join(about.split())} | {total['cpu_seconds'] / 60:.1f} min "
-            f"| {total['executions']:,} | {total['coverage']:,} | {total['corpus']:,} |"
+            f"| {name} | {' '.join(about.split())} | {seconds / 60:.1f} min "
+            f"| {inputs:,} | {branches:,} | {corpus:,} |"
         )
-    text = PAGE.read_text()
-    before, _, rest = text.partition(_BEGIN)
-    _, _, after = rest.partition(_END)
-    PAGE.write_text(f"{before}{_BEGIN}\n\n" + "\n".join(rows) + f"\n\n{_END}{after}")
-
-
-def totals() -> dict[str, Any]:
-    """What was done so far, by target."""
-    file = home() / "totals.json"
-    return dict(json.loads(file.read_text())) if file.exists() else {}
-
-
-def _add(name: str, result: dict[str, Any]) -> None:
-    known = totals()
-    before = known.get(name, {"cpu_seconds": 0, "executions": 0, "findings": 0})
-    known[name] = {
-        "cpu_seconds": round(before["cpu_seconds"] + result["cpu_seconds"], 1),
-        "executions": before["executions"] + result["executions"],
-        "findings": before["findings"] + len(result["findings"]),
-        "coverage": result["coverage"],
-        "features": result["features"],
-        "corpus": result["corpus"],
-    }
-    temporary = home() / ".totals.json"
-    temporary.write_text(json.dumps(known, indent=1) + "\n")
-    temporary.replace(home() / "totals.json")
+    return rows
 
 
 def _traceback(said: str) -> str:
