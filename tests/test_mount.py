@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 from hbf_fuse.engine.kernel import mounting
+from hbf_fuse.engine.kernel.session import MAX_IDLE_THREADS
 from hbf_fuse.mount import live
 
 
@@ -52,6 +54,27 @@ def test_single_reads_take_the_latency(mount, noise, lat):
     finally:
         os.close(fd)
     assert lat * 0.97e-3 < each < lat * 1.5e-3 + 0.005
+
+
+def test_threads_and_descriptors_come_back_when_a_crowd_has_gone(mount, noise):
+    point = mount(noise(1 << 20), lat=400)
+    server = psutil.Process(live.read_hidden(point, "spec.json")["pid"])
+    file = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
+    descriptors = server.num_fds()
+
+    def read(at: int) -> int:
+        return os.preadv(file, [mmap.mmap(-1, 4096)], at * 4096)
+
+    with ThreadPoolExecutor(100) as readers:
+        reads = [readers.submit(read, at) for at in range(100)]
+        time.sleep(0.3)
+        assert server.num_threads() > MAX_IDLE_THREADS
+        assert [read.result() for read in reads] == [4096] * 100
+    os.close(file)
+    few, end = MAX_IDLE_THREADS + 5, time.monotonic() + 10
+    while server.num_threads() > few and time.monotonic() < end:
+        time.sleep(0.05)
+    assert server.num_threads() <= few and server.num_fds() <= descriptors + few
 
 
 def test_stats_count_every_byte_once_it_has_arrived(mount, noise):

@@ -1,9 +1,11 @@
 """Every test of this folder is a fault on a real mount, tried HBF_FAULT_TIMES times: tools/reliability."""
 
 import os
+from functools import partial
+from pathlib import Path
 
 import pytest
-from served import Served, start, start_reader, wait_until_it_answers
+from served import SOON, Served, seconds_until, start, start_reader, wait_until_it_answers
 
 TIMES = int(os.environ.get("HBF_FAULT_TIMES", "1"))
 
@@ -49,3 +51,37 @@ def reading():
         reader.kill()
         reader.wait(20)
         reader.stdout.close()
+
+
+LIMITS = {
+    "memory": {"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"},
+    "pids": {"/sys/fs/cgroup/pids": "pids.max", "/sys/fs/cgroup": "pids.max"},
+}
+"""Where a controller's groups are and what limits them, in cgroup v1 and v2."""
+
+
+@pytest.fixture
+def confined():
+    """confined("memory", 24 << 20) -> a prefix of commands that are to live in a cgroup so limited."""
+    groups = []
+
+    def confine(controller, value):
+        for root, limit in LIMITS[controller].items():
+            if not os.access(f"{root}/cgroup.procs", os.W_OK):
+                continue
+            group = Path(root) / f"hbf-faults-{os.getpid()}-{len(groups)}"
+            group.mkdir()
+            groups.append(group)
+            if (group / limit).exists():
+                (group / limit).write_text(str(value))
+                return "sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"
+        pytest.skip(f"no {controller} cgroup can be made here: the controller is missing, or it needs root")
+
+    yield confine
+    for group in groups:
+        seconds_until(partial(_is_empty, group), SOON, "the cgroup is empty")
+        group.rmdir()
+
+
+def _is_empty(group):
+    return not (group / "cgroup.procs").read_text()

@@ -49,6 +49,23 @@ def test_a_server_suspended_and_continued(serve, reading, noise):
     assert not file["staging"]["valid"]
 
 
+@ENGINES
+def test_a_server_short_of_memory(confined, serve, reading, noise, engine):
+    source = noise(96 * MIB)
+    served = serve(source, engine=engine, prefix=confined("memory", 64 * MIB))
+    for way in ("read", "scattered", "direct"):
+        read_right(reading(way, served.file, source, passes=1))
+
+
+@ENGINES
+def test_a_server_that_may_start_no_more_threads(confined, serve, reading, noise, engine):
+    source = noise(MIB)
+    served = serve(source, "--lat", 20, engine=engine, prefix=confined("pids", 12))
+    for reader in [reading("direct", served.file, source, passes=2) for _ in range(24)]:
+        read_right(reader)
+    assert psutil.Process(served.process.pid).num_threads() <= 12
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="fusectl is mounted by root")
 @ENGINES
 def test_a_connection_aborted_by_the_kernel(serve, reading, noise, tmp_path, engine, record_property):

@@ -1,7 +1,8 @@
 """Requests in, replies out: translates the kernel's requests into calls of a filesystem object.
 
 One thread per request in flight: read the request, ask the filesystem, wait, reply. The pool grows so
-that one thread is always left to read, which is what lets an interrupt reach a read that waits.
+that one thread is always left to read, which is what lets an interrupt reach a read that waits; when a
+crowd of readers has gone, it shrinks again.
 """
 
 import contextlib
@@ -23,6 +24,8 @@ from hbf_fuse.fs import Filesystem, Node, Service
 _log = logging.getLogger(__name__)
 
 MAX_THREADS = 256
+MAX_IDLE_THREADS = 16
+"""More than one reader's readahead keeps busy: threads come and go with crowds, not with requests."""
 MAX_BACKGROUND = 64
 _PAGE = 4096
 _VALID_SECONDS = 86_400
@@ -72,12 +75,13 @@ class Session:
         """Begin to serve, in threads of its own."""
         # A thread that wakes with a reply due must not wait 5 ms for the interpreter.
         sys.setswitchinterval(0.0005)
-        self._add_thread()
+        with self._lock:
+            self._add_thread()
 
     def _add_thread(self) -> None:
+        threading.Thread(target=self._serve, daemon=True).start()
         self._threads += 1
         self._idle += 1
-        threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
         buffer = bytearray(abi.MIN_READ_BUFFER)
@@ -94,9 +98,14 @@ class Session:
             with self._lock:
                 self._idle -= 1
                 if not self._idle and self._threads < MAX_THREADS:
-                    self._add_thread()
+                    # Where the system grants no further thread, requests wait for one of those there are.
+                    with contextlib.suppress(RuntimeError):
+                        self._add_thread()
             self._dispatch(view[:length], arrival_ns)
             with self._lock:
+                if self._idle >= MAX_IDLE_THREADS:
+                    self._threads -= 1
+                    return
                 self._idle += 1
         self.ended.set()
 
