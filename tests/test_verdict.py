@@ -37,6 +37,14 @@ def test_agreement_within_one_percent_is_valid():
     assert told.error_pct == pytest.approx(-0.89, abs=0.01)
 
 
+def test_reads_that_may_have_waited_unseen_make_a_figure_invalid():
+    counters = Counters()
+    counters.began(0, 1 << 20, 0)
+    counters.all_busy = 1
+    told = verdict.judge(TierSpec(1000), GB, 1.0, 1.0, counters, 100_000)
+    assert not told.valid and "more may have waited" in told.why
+
+
 @pytest.mark.parametrize(
     ("case", "word"),
     [

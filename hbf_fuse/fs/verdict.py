@@ -66,6 +66,9 @@ def judge(  # noqa: PLR0911 - a verdict per case
     error = (achieved / model - 1) * 100
     if changed:
         return Verdict(seconds, achieved, model, error, False, "the tier was changed meanwhile")
+    if counters.all_busy:
+        full = f"all threads were busy with {counters.in_flight_max} reads in flight: more may have waited"
+        return Verdict(seconds, achieved, model, error, False, full)
     if one_link and spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance_pct(spec) / 100):
         excess = (achieved / spec.bandwidth_mbps - 1) * 100
         above = f"faster than the link by {excess:.1f}%: too much lateness was given back"

@@ -18,6 +18,8 @@ class Counters:
         self.failed = 0
         self.waited_ns = 0
         self.starved_ns = 0
+        self.all_busy = 0
+        """How often no thread was left to see the next read arrive."""
         self.first_arrival_ns = 0
         self.last_done_ns = 0
         self.lateness = Histogram()
@@ -60,6 +62,7 @@ class Counters:
             "failed": self.failed,
             "wait_seconds": self.waited_ns / 1e9,
             "starved_seconds": self.starved_ns / 1e9,
+            "all_busy": self.all_busy,
             "first_arrival_ns": self.first_arrival_ns,
             "last_done_ns": self.last_done_ns,
             "lateness_ns": self.lateness.summary(),

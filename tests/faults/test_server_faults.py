@@ -64,6 +64,9 @@ def test_a_server_that_may_start_no_more_threads(confined, serve, reading, noise
     for reader in [reading("direct", served.file, source, passes=2) for _ in range(24)]:
         read_right(reader)
     assert psutil.Process(served.process.pid).num_threads() <= 12
+    if engine == "kernel":  # libfuse tells nobody that it was refused a thread.
+        (file,) = live.read_hidden(served.point, "stats.json")["files"].values()
+        assert not file["staging"]["valid"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="fusectl is mounted by root")

@@ -78,6 +78,14 @@ class Session:
         with self._lock:
             self._add_thread()
 
+    def _grow(self) -> None:
+        """Leave a thread to read; where there may be none, requests wait for one of those there are."""
+        if self._threads < MAX_THREADS:
+            with contextlib.suppress(RuntimeError):
+                self._add_thread()
+                return
+        self.fs.pacer.counters.all_busy += 1
+
     def _add_thread(self) -> None:
         threading.Thread(target=self._serve, daemon=True).start()
         self._threads += 1
@@ -97,10 +105,8 @@ class Session:
             arrival_ns = time.monotonic_ns()
             with self._lock:
                 self._idle -= 1
-                if not self._idle and self._threads < MAX_THREADS:
-                    # Where the system grants no further thread, requests wait for one of those there are.
-                    with contextlib.suppress(RuntimeError):
-                        self._add_thread()
+                if not self._idle:
+                    self._grow()
             self._dispatch(view[:length], arrival_ns)
             with self._lock:
                 if self._idle >= MAX_IDLE_THREADS:
