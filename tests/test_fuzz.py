@@ -254,7 +254,7 @@ def test_the_first_pass_is_over_when_every_page_has_come_once(stretches):
 
 
 def test_reads_of_nothing_and_phases_of_no_time_have_no_rate():
-    ranges = [(0, 10), (10, 0), (20, 11), (31, 0)]
+    ranges = [(0, 10), (10, 0), (10, 0), (20, 11), (31, 0)]
     reads = [Read(place, place, place + 5, *each, 1, 2, 0) for place, each in enumerate(ranges)]
     found = chains.elsewhere(reads, [Phase("decode", 4, 7, 7)], TierSpec(500, 1))
     assert found["recorded_tg"] is None and found["stage_seconds"] > 0

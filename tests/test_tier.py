@@ -154,9 +154,12 @@ def test_lateness_belongs_to_its_own_reader():
 
 def test_readers_that_come_and_go_do_not_fill_the_memory():
     tier = Tier(TierSpec(latency_ms=1))
+    steady = -1
     for reader in range(3 * MAX_READERS):
         reply(tier, reader, 0, MS)
+        reply(tier, steady, 0, MS)
     assert tier.lateness.owed(0, MS) == 0
+    assert tier.lateness.owed(steady, MS) == MS
     assert tier.lateness.owed(3 * MAX_READERS - 1, MS) == MS
 
 

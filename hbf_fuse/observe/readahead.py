@@ -41,9 +41,10 @@ def windows(reads: Sequence[Read], places: Sequence[int]) -> list[list[list[int]
     left out: what the pauses do not tell is not guessed.
     """
     found = []
-    for run in _runs(reads, places):
+    # A read of nothing begins where it ends: it would follow itself.
+    for run in _runs(reads, [place for place in places if reads[place].nbytes]):
         usual = statistics.mode(reads[place].nbytes for place in run)
-        grid = _grid(reads, run, usual) if usual else None
+        grid = _grid(reads, run, usual)
         if grid is not None:
             length, phase = grid
             found.append(list(_cut(reads, run, usual * length, usual * phase)))

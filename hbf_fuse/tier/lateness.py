@@ -10,6 +10,9 @@ readers that finishes a layer lets all go on. What is given back then is what th
 """
 
 from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 LIFETIME_NS = 100_000_000
 """Lateness older than this is forgotten: a reader back after a pause must see the full latency again."""
@@ -17,8 +20,8 @@ LIFETIME_NS = 100_000_000
 MAX_OWED_NS = 1_000_000_000
 """No more than a second is given back at once: a suspended machine must not answer with a burst."""
 
-MAX_READERS = 4096
-"""Threads come and go; those that have been silent for longest are dropped first."""
+MAX_READERS = 1024
+"""More than can be in flight. Threads come and go; those silent for longest are dropped first."""
 
 PAUSE_NS = 500_000
 """A reader back sooner than this after its own reply waited for nobody else."""
@@ -40,20 +43,14 @@ class Lateness:
 
     def replying(self, reader: int, deadline_ns: int, foreseen_ns: int) -> None:
         """A reply that is due at deadline_ns is on its way to `reader`, to be there at about foreseen_ns."""
-        newest = self._newest
-        if reader not in newest and len(newest) >= MAX_READERS:
-            del newest[next(iter(newest))]
-        newest[reader] = (deadline_ns, foreseen_ns, False)
+        _put_last(self._newest, reader, (deadline_ns, foreseen_ns, False))
 
     def replied(self, reader: int, deadline_ns: int, done_ns: int) -> None:
         """That reply was there at done_ns (early is negative). Ignored if a newer one is on its way."""
         known = self._newest.get(reader)
         if known is not None and known[0] == deadline_ns:
             self._newest[reader] = (deadline_ns, done_ns, True)
-            process = self._process_of(reader)
-            if process not in self._last_of and len(self._last_of) >= MAX_READERS:
-                del self._last_of[next(iter(self._last_of))]
-            self._last_of[process] = (done_ns, done_ns - deadline_ns)
+            _put_last(self._last_of, self._process_of(reader), (done_ns, done_ns - deadline_ns))
 
     def nothing_owed(self, reader: int) -> None:
         """The newest reply came from no tier: how long it took is nobody's lateness."""
@@ -86,3 +83,11 @@ class Lateness:
         """What a reader is owed after a pause: at most the lateness of its process's newest reply."""
         last_done_ns, last_late = self._last_of.get(self._process_of(reader), (done_ns, late))
         return min(late, last_late) if last_done_ns > done_ns else late
+
+
+def _put_last(known: dict[int, T], key: int, value: T) -> None:
+    """Put a value at the end of a dict of at most MAX_READERS, whose first one goes if need be."""
+    known.pop(key, None)
+    if len(known) >= MAX_READERS:
+        del known[next(iter(known))]
+    known[key] = value
