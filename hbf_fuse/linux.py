@@ -1,4 +1,5 @@
-"""The few system calls that Python does not wrap: mount(2), umount2(2), prctl(2), mincore(2). And sd_notify.
+"""The few system calls that Python does not wrap: mount(2), umount2(2), prctl(2), mincore(2). And sd_notify,
+and whether a thread is being killed.
 
 Each raises OSError with the kernel's errno.
 """
@@ -47,6 +48,19 @@ def sharpen_timers() -> None:
 def die_with_parent() -> None:
     """Have this process killed when the thread that started it ends, however that happens."""
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
+def is_dying(thread: int) -> bool:
+    """Whether a thread is being killed, as /proc/TID/status shows it (proc(5)); False if hidden from us.
+
+    The kernel gives SIGKILL to all threads of a process that any signal is to end without a core dump.
+    """
+    try:
+        with open(f"/proc/{thread}/status", "rb") as status:
+            pending = next(int(line[7:], 16) for line in status if line.startswith(b"SigPnd:"))
+    except (OSError, StopIteration):
+        return False
+    return bool(pending & 1 << signal.SIGKILL - 1)
 
 
 def tell_supervisor(*lines: str) -> None:

@@ -71,6 +71,26 @@ def test_a_page_that_the_kernel_dropped_itself_is_counted_once():
     assert not kernel.dropped
 
 
+def test_replies_are_not_remembered_for_ever_where_the_budget_is_never_reached():
+    kernel = Kernel("fifo")
+    kernel.read(0, 4096)
+    for count in range(10_000):
+        kernel.read(4096 * (1 + count % 100), 4096)
+    assert kernel.resident.resident_bytes == 101 * 4096
+    assert len(kernel.resident._queue) < 2000
+    for place in range(1, 40):
+        kernel.read(place * MIB)
+    assert kernel.dropped[:3] == [(0, 4096), (4096, 4096), (8192, 4096)]
+
+
+def test_more_replies_than_32_bits_can_count_are_no_trouble():
+    kernel = Kernel("fifo")
+    kernel.resident._number = (1 << 32) - 3
+    for place in range(40):
+        kernel.read(place * MIB)
+    assert len(kernel.dropped) == 40 - (MIN_BYTES - HEADROOM_BYTES) // MIB
+
+
 def test_pages_of_a_read_that_failed_are_not_counted():
     kernel = Kernel("fifo")
     kernel.resident.coming(INO, 0, MIB)

@@ -68,9 +68,7 @@ class _Operations(fuse.Operations):
         arrival_ns = time.monotonic_ns()
         _, _, pid = fuse.fuse_get_context()
         service = self.fs.read(info.fh, offset, size, pid, arrival_ns)
-        if not service.wait():
-            service.abandon()
-            raise fuse.FuseOSError(errno.EINTR)
+        service.wait()
         # libfuse sends after this returns: the end of our copy is the last moment that can be seen here.
         started_ns = time.monotonic_ns()
         try:

@@ -92,16 +92,18 @@ class Pacer:
     def wait(self, service: Service) -> bool:
         """Sleep until the reply must be started. False if the reader was killed meanwhile."""
         if not self._is_timed(service):
-            return not service.interrupted
+            return True
         copy_ns = self.costs.copy(len(service.data))
         until_ns = service.deadline_ns - copy_ns - self.costs.wake.value
         now = time.monotonic_ns()
         if until_ns > now:
-            while until_ns - now > _INTERRUPTIBLE_NS and not service.interrupted:
+            while until_ns - now > _INTERRUPTIBLE_NS:
+                # A signal that the reader handles is none of ours: no disk cuts a read short for one.
+                if service.signalled and linux.is_dying(service.reader):
+                    service.interrupted = True
+                    return False
                 time.sleep(_SLICE_SECONDS)
                 now = time.monotonic_ns()
-            if service.interrupted:
-                return False
             if until_ns > now:
                 time.sleep((until_ns - now) / 1e9)
             now = time.monotonic_ns()
@@ -109,7 +111,7 @@ class Pacer:
         with self._lock:
             # Foreseen here because the reader may be back with its next read before this thread runs again.
             self._lateness.replying(service.reader, service.deadline_ns, now + copy_ns)
-        return not service.interrupted
+        return True
 
     def finish(self, service: Service, started_ns: int) -> None:
         """The reply, whose sending began at started_ns, is with the reader now."""

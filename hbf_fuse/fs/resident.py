@@ -8,13 +8,16 @@ flight is to bring, so a thread that holds a read must never ask for it.
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import POLICIES
 from hbf_fuse.units import format_size
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 PAGE = 4096
 WINDOW_BYTES = 10 << 20
@@ -27,8 +30,10 @@ MIN_BYTES = 2 * WINDOW_BYTES
 """Below this, pages would be dropped before their reader came to them."""
 
 _PINNED = 1
-_FREE = 0xFFFF_FFFF
+_FREE = (1 << 64) - 1
 """Of a page that no budget counts."""
+
+_LEAST_TO_SORT_OUT = 1024
 
 
 Evict = Callable[[int, int, int], None]
@@ -62,8 +67,9 @@ class Resident:
         self._limit = budget - HEADROOM_BYTES
         self._pin_limit = budget - WINDOW_BYTES if policy == "pin" else 0
         # Per page the number of the reply that brought it, _PINNED, or 0 for a page that is not there.
-        self._brought = {ino: np.zeros(-(-size // PAGE), np.uint32) for ino, size in sizes.items()}
+        self._brought = {ino: np.zeros(-(-size // PAGE), np.uint64) for ino, size in sizes.items()}
         self._queue: deque[tuple[int, int, int, int]] = deque()
+        self._sort_out_at = _LEAST_TO_SORT_OUT
         self._number = _PINNED
         self._coming_bytes = 0
         self._condition = threading.Condition()
@@ -104,6 +110,7 @@ class Resident:
                 self._number += 1
                 pages[counted] = self._number
                 self._queue.append((self._number, ino, first, end))
+                self._sort_out()
             self.resident_bytes += held
             self.most_resident_bytes = max(self.most_resident_bytes, self.resident_bytes)
             self._condition.notify()
@@ -130,6 +137,19 @@ class Resident:
             self.resident_bytes -= count * PAGE
             pages[there] = 0
 
+    def _sort_out(self) -> None:
+        """Forget replies of which nothing is left. Where the kernel drops pages on its own account, and the
+        budget is never reached, nothing else would.
+        """
+        if len(self._queue) < self._sort_out_at:
+            return
+        self._queue = deque(reply for reply in self._queue if len(self._still_there(*reply)))
+        self._sort_out_at = max(_LEAST_TO_SORT_OUT, 2 * len(self._queue))
+
+    def _still_there(self, number: int, ino: int, first: int, end: int) -> "npt.NDArray[np.intp]":
+        """Which of a reply's pages, counted from its first one, it was the newest to bring."""
+        return np.flatnonzero(self._brought[ino][first:end] == number)
+
     def _drop_for_ever(self) -> None:
         while True:
             with self._condition:
@@ -142,7 +162,7 @@ class Resident:
     def _oldest(self) -> list[tuple[int, int, int]]:
         """The runs of pages that are still there of the oldest reply in the queue."""
         number, ino, first, end = self._queue.popleft()
-        there = np.flatnonzero(self._brought[ino][first:end] == number)
+        there = self._still_there(number, ino, first, end)
         if not len(there):
             return []
         self._brought[ino][first:end][there] = 0

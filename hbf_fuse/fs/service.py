@@ -21,7 +21,8 @@ class Part(NamedTuple):
 
 class Service:
     """A read in flight. `data` is what the reader gets; it may be seen from deadline_ns on. direct: it goes
-    past the page cache.
+    past the page cache. signalled: a signal has reached the reader, which may be about to die of it.
+    interrupted: it was.
 
     pacer and arrival are None for bytes that do not come from the tier, resident for bytes that the page
     cache will not hold, or may hold as long as it likes.
@@ -40,6 +41,7 @@ class Service:
         "parts",
         "reader",
         "resident",
+        "signalled",
     )
 
     def __init__(
@@ -53,6 +55,7 @@ class Service:
         self.direct = direct
         self.deadline_ns = arrival_ns
         self.parts: list[Part] = []
+        self.signalled = False
         self.interrupted = False
         self.pacer: Pacer | None = None
         self.arrival: Arrival | None = None

@@ -4,6 +4,7 @@ steady_reader.py WAY FILE SOURCE PASSES    (0: until something goes wrong)
 
 Exit code 0 if all passes were right, 1 for wrong bytes, 2 for an error, whose name is printed. Ways: read and
 direct are read(2), through and past the page cache; mmap and scattered are mappings, in order and not.
+SIGUSR1 is handled, by doing nothing.
 """
 
 import errno
@@ -11,6 +12,7 @@ import itertools
 import mmap
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -48,6 +50,7 @@ def filled(buffer: mmap.mmap, fd: int, at: int, nbytes: int) -> bytes:
 
 def main() -> int:
     way, path, source, passes = sys.argv[1:]
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     original = os.open(source, os.O_RDONLY)
     size = os.fstat(original).st_size
     try:
@@ -64,4 +67,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # Python takes its handlers away before it ends.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    sys.exit(code)

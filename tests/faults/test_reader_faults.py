@@ -1,16 +1,21 @@
-"""Readers that are killed or short of memory."""
+"""Readers that are killed, get signals or are short of memory."""
 
 import os
+import signal
 import time
 
 import pytest
-from served import MIB, read_right
+from served import ENGINES, MIB, SOON, read_right, seconds_until
+
+from hbf_fuse.mount import live
+
+WAYS = ("read", "direct", "mmap", "scattered")
 
 
 @pytest.mark.parametrize(
     ("engine", "way"),
     [
-        *(("kernel", way) for way in ("read", "direct", "mmap", "scattered")),
+        *(("kernel", way) for way in WAYS),
         # libfuse 2 heeds no interrupt: a reader past the page cache ends when the tier has answered.
         *(("fusepy", way) for way in ("read", "mmap")),
     ],
@@ -26,6 +31,22 @@ def test_a_reader_killed_in_mid_read(serve, reading, noise, engine, way, record_
     reader.wait(5)
     record_property("seconds until the reader was gone", time.monotonic() - begin)
     assert os.statvfs(served.point).f_blocks
+
+
+@ENGINES
+@pytest.mark.parametrize("way", WAYS)
+def test_a_reader_that_gets_signals(serve, reading, noise, engine, way):
+    """As of a profiler's timer. No read is cut short for a signal that is handled, nor begun for ever."""
+    source = noise(MIB // 8)
+    served = serve(source, "--lat", 80, engine=engine)
+    reader = reading(way, served.file, source, passes=2)
+    seconds_until(lambda: live.read_hidden(served.point, "stats.json")["reads"] > 0, SOON, "it reads")
+    give_up = time.monotonic() + 60
+    while reader.poll() is None and time.monotonic() < give_up:
+        time.sleep(0.005)
+        reader.send_signal(signal.SIGUSR1)
+    read_right(reader, within=1)
+    assert not live.read_hidden(served.point, "stats.json")["interrupted"]
 
 
 @pytest.mark.parametrize("way", ["read", "mmap", "scattered"])

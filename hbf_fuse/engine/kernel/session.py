@@ -50,6 +50,8 @@ class Session:
         self._threads = 0
         self._idle = 0
         self._waiting: dict[int, Service] = {}
+        self._signals: set[int] = set()
+        """Requests whose callers a signal has reached: of reads that wait, and a few that are over."""
         self._handlers: dict[int, Callable[[abi.Request], bytes | None]] = {
             Opcode.INIT: self._init,
             Opcode.LOOKUP: self._lookup,
@@ -158,9 +160,12 @@ class Session:
     def _read(self, request: abi.Request, arrival_ns: int) -> None:
         handle, offset, nbytes, *_ = abi.READ_IN.unpack_from(request.body)
         service = self.fs.read(handle, offset, min(nbytes, self._max_request), request.pid, arrival_ns)
+        # Put down first and asked for then; in _interrupt, too. So whichever comes first, it is seen.
         self._waiting[request.unique] = service
+        service.signalled = request.unique in self._signals
         due = service.wait()
         del self._waiting[request.unique]
+        self._signals.discard(request.unique)
         if not due:
             service.abandon()
             _refuse(errno.EINTR)
@@ -177,9 +182,12 @@ class Session:
 
     def _interrupt(self, request: abi.Request) -> None:
         (unique,) = abi.INTERRUPT_IN.unpack_from(request.body)
+        if len(self._signals) > MAX_THREADS:
+            self._signals.clear()
+        self._signals.add(unique)
         service = self._waiting.get(unique)
         if service is not None:
-            service.interrupted = True
+            service.signalled = True
 
     # Names and attributes
 
