@@ -1,6 +1,10 @@
 """Nothing silently wrong: what a mount says of itself."""
 
 import mmap
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -17,7 +21,7 @@ def judge(
     spec, seconds, model_seconds, copy_ns=100_000, replies_seen=True, starved_ns=0, late_ns=0, idle_cores=1.0
 ):
     counters = Counters()
-    counters.began(0, 1 << 20, starved_ns)
+    counters.began(0, 1 << 20, 1, starved_ns)
     counters.finished(0, 0, late_ns, 1 << 20)
     return verdict.judge(
         spec,
@@ -39,10 +43,32 @@ def test_agreement_within_one_percent_is_valid():
 
 def test_reads_that_may_have_waited_unseen_make_a_figure_invalid():
     counters = Counters()
-    counters.began(0, 1 << 20, 0)
+    counters.began(0, 1 << 20, 1, 0)
     counters.all_busy = 1
     told = verdict.judge(TierSpec(1000), GB, 1.0, 1.0, counters, 100_000)
     assert not told.valid and "more may have waited" in told.why
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another PID namespace needs root")
+def test_readers_that_cannot_be_told_apart_make_a_figure_invalid(tmp_path, noise):
+    """A server in a container, its readers outside: FUSE gives it 0 for their thread ids."""
+    source, point = noise(4 << 20), tmp_path / "mnt"
+    point.mkdir()
+    hbf = [sys.executable, "-m", "hbf_fuse"]
+    mount = [*hbf, "mount", "-f", "--mbps", "200", str(source), str(point)]
+    with subprocess.Popen(["unshare", "--pid", "--fork", "--kill-child", *mount]) as server:
+        try:
+            give_up = time.monotonic() + 20
+            while not (point / "model.gguf").exists():
+                assert server.poll() is None and time.monotonic() < give_up
+                time.sleep(0.05)
+            time.sleep(1)  # It measures its floor first, and begins to count then.
+            assert (point / "model.gguf").read_bytes() == source.read_bytes()
+            (file,) = live.read_hidden(point, "stats.json")["files"].values()
+            assert file["staging"]["valid"] is False and "PID namespace" in file["staging"]["why"]
+        finally:
+            subprocess.run([*hbf, "umount", "--force", str(point)], check=False)
+            server.kill()
 
 
 @pytest.mark.parametrize(

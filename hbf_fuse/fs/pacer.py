@@ -61,7 +61,7 @@ class Pacer:
         with self._lock:
             floor_ns = self.costs.floor.of(nbytes, self.counters.in_flight)
             arrival_ns = service.arrival_ns - starved_ns - floor_ns
-            self.counters.began(service.arrival_ns, nbytes, starved_ns)
+            self.counters.began(service.arrival_ns, nbytes, service.reader, starved_ns)
             service.parts = self._reserve(service, arrival_ns)
             service.deadline_ns = max(part.deadline_ns for part in service.parts)
         service.pacer = self

@@ -64,11 +64,8 @@ def judge(  # noqa: PLR0911 - a verdict per case
         return Verdict(seconds, achieved, None, None, True, "")
     model = nbytes / model_seconds / 1e6
     error = (achieved / model - 1) * 100
-    if changed:
-        return Verdict(seconds, achieved, model, error, False, "the tier was changed meanwhile")
-    if counters.all_busy:
-        full = f"all threads were busy with {counters.in_flight_max} reads in flight: more may have waited"
-        return Verdict(seconds, achieved, model, error, False, full)
+    if unknowable := _unknowable(counters, changed):
+        return Verdict(seconds, achieved, model, error, False, unknowable)
     if one_link and spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance_pct(spec) / 100):
         excess = (achieved / spec.bandwidth_mbps - 1) * 100
         above = f"faster than the link by {excess:.1f}%: too much lateness was given back"
@@ -87,6 +84,17 @@ def judge(  # noqa: PLR0911 - a verdict per case
         return Verdict(seconds, achieved, model, error, True, remark)
     reason = _reason(seconds, counters, copy_ns_per_mib)
     return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
+
+
+def _unknowable(counters: Counters, changed: bool) -> str:
+    """Why no model can be held against these reads, if so."""
+    if changed:
+        return "the tier was changed meanwhile"
+    if counters.all_busy:
+        return f"all threads were busy with {counters.in_flight_max} reads in flight: more may have waited"
+    if counters.nameless:
+        return "the readers' PID namespace is not the server's: whose lateness is whose cannot be known"
+    return ""
 
 
 def tolerance_pct(spec: TierSpec) -> float:

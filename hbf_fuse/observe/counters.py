@@ -20,15 +20,18 @@ class Counters:
         self.starved_ns = 0
         self.all_busy = 0
         """How often no thread was left to see the next read arrive."""
+        self.nameless = 0
+        """Reads of threads that have no number here: those of another PID namespace."""
         self.first_arrival_ns = 0
         self.last_done_ns = 0
         self.lateness = Histogram()
 
-    def began(self, arrival_ns: int, nbytes: int, starved_ns: int) -> None:
-        """A read of nbytes arrived, after its server thread had waited starved_ns for a CPU."""
+    def began(self, arrival_ns: int, nbytes: int, reader: int, starved_ns: int) -> None:
+        """A read of nbytes arrived from a thread, after its server thread had waited starved_ns for a CPU."""
         if not self.reads:
             self.first_arrival_ns = arrival_ns
         self.reads += 1
+        self.nameless += not reader
         self.largest_read = max(self.largest_read, nbytes)
         self.in_flight += 1
         self.starved_ns += starved_ns
@@ -63,6 +66,7 @@ class Counters:
             "wait_seconds": self.waited_ns / 1e9,
             "starved_seconds": self.starved_ns / 1e9,
             "all_busy": self.all_busy,
+            "nameless": self.nameless,
             "first_arrival_ns": self.first_arrival_ns,
             "last_done_ns": self.last_done_ns,
             "lateness_ns": self.lateness.summary(),
