@@ -1,5 +1,6 @@
 """Without root: through fusermount3, with /dev/fuse as udev sets it. And nobody else sees anything."""
 
+import subprocess
 import time
 
 import pytest
@@ -117,6 +118,34 @@ def test_a_busy_mount_of_a_user_says_so_and_force_ends_it(ns, mounted):
     assert said.returncode == 1 and "is in use" in said.stderr
     assert ns.hbf("umount", "mnt", "--force").returncode == 0
     assert not is_mounted(ns)
+
+
+@ENGINES
+@pytest.mark.parametrize("with_fusectl", [True, False], ids=["fusectl", "no fusectl"])
+def test_force_ends_a_users_mount_whose_server_is_suspended(ns, mounted, engine, with_fusectl):
+    """The kernel's control file of the connection, where systemd has mounted it, frees the readers as well."""
+    if with_fusectl:
+        ns.sh("mount -t fusectl none /sys/fs/fuse/connections", uid=0)
+    mounted("--engine", engine, "--lat", 10_000)
+    server = pid_of(ns)
+    reader = subprocess.Popen(ns.argv("cat", "mnt/model.gguf"), stdout=subprocess.DEVNULL)
+    try:
+        assert wait_until(lambda: '"reads": 0' not in ns.sh("cat mnt/.hbf/stats.json"))
+        ns.run("kill", "-STOP", server)
+        said = ns.hbf("umount", "mnt")
+        assert said.returncode == 1 and "does not answer" in said.stderr
+        said = ns.hbf("umount", "--force", "mnt")
+        assert said.returncode == 0, said.stderr
+        assert not is_mounted(ns)
+        if not with_fusectl:
+            ns.run("kill", "-KILL", server)
+        assert reader.wait(10) == 1
+    finally:
+        reader.kill()
+        reader.wait()
+        ns.run("kill", "-KILL", server)
+        if with_fusectl:
+            ns.sh("umount /sys/fs/fuse/connections", uid=0)
 
 
 @ENGINES
