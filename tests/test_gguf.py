@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import struct
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hbf_fuse import gguf
-from hbf_fuse.gguf import kv, presets, synth
+from hbf_fuse.gguf import kv, presets, reader, synth
 
 
 def test_the_reference_presets_geometry_gives_its_published_size():
@@ -81,4 +82,20 @@ def test_a_hostile_header_is_refused_at_once(header, tmp_path):
     path = tmp_path / "hostile.gguf"
     path.write_bytes(header)
     with pytest.raises(gguf.GgufError):
+        gguf.read(path)
+
+
+def test_a_model_that_is_cut_short_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    pairs = (struct.pack("<Q1sIQ", 1, b"%d" % n, 8, 60_000) + bytes(60_000) for n in range(9))
+    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 9) + b"".join(pairs))
+    assert len(gguf.read(path).metadata) == 9
+    name = reader._Cursor.name
+
+    def name_and_cut(cursor):
+        os.truncate(path, 100_000)
+        return name(cursor)
+
+    monkeypatch.setattr(reader._Cursor, "name", name_and_cut)
+    with pytest.raises(gguf.GgufError, match="runs past"):
         gguf.read(path)

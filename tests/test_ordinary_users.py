@@ -123,7 +123,7 @@ def test_a_busy_mount_of_a_user_says_so_and_force_ends_it(ns, mounted):
 @ENGINES
 @pytest.mark.parametrize("with_fusectl", [True, False], ids=["fusectl", "no fusectl"])
 def test_force_ends_a_users_mount_whose_server_is_suspended(ns, mounted, engine, with_fusectl):
-    """The kernel's control file of the connection, where systemd has mounted it, frees the readers as well."""
+    """The kernel's control file of the connection, where it is mounted (systemd does), frees readers, too."""
     if with_fusectl:
         ns.sh("mount -t fusectl none /sys/fs/fuse/connections", uid=0)
     mounted("--engine", engine, "--lat", 10_000)

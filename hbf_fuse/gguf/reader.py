@@ -5,12 +5,12 @@ data. Tensor data is never touched.
 """
 
 import math
-import mmap
+import os
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -74,32 +74,43 @@ class GgufFile:
 def read(path: Path) -> GgufFile:
     """Read a header. GgufError for anything that is no sound GGUF, OSError if it cannot be opened."""
     with path.open("rb") as file:
-        size = path.stat().st_size
+        size = os.fstat(file.fileno()).st_size
         if size < 24:
             raise GgufError(f"{path} is not a GGUF: only {size} bytes long")
-        with mmap.mmap(file.fileno(), min(size, MAX_HEADER_BYTES), access=mmap.ACCESS_READ) as view:
-            return _parse(path, view, size)
+        return _parse(path, file, size)
 
 
 class _Cursor:
-    """Reads forward through the header and never past its end."""
+    """Reads forward through the header and never past its end. The file is not mapped: should it be cut short
+    meanwhile, that would end this process.
+    """
 
-    def __init__(self, path: Path, view: mmap.mmap) -> None:
+    def __init__(self, path: Path, file: BinaryIO, size: int) -> None:
         self.path = path
         self.at = 0
-        self._view = view
-        self._end = len(view)
+        self._file = file
+        self._end = min(size, MAX_HEADER_BYTES)
         self._keepable = MAX_KEPT_BYTES
         self._strings = MAX_STRINGS
 
     def take(self, nbytes: int) -> bytes:
-        self.skip(nbytes)
-        return self._view[self.at - nbytes : self.at]
+        self._advance(nbytes)
+        data = self._file.read(nbytes)
+        if len(data) < nbytes:
+            raise self._too_short()
+        return data
 
     def skip(self, nbytes: int) -> None:
+        self._advance(nbytes)
+        self._file.seek(self.at)
+
+    def _advance(self, nbytes: int) -> None:
         if nbytes > self._end - self.at:
-            raise self.unsound(f"its header runs past byte {self._end}")
+            raise self._too_short()
         self.at += nbytes
+
+    def _too_short(self) -> GgufError:
+        return self.unsound(f"its header runs past byte {self._end}")
 
     def unsound(self, why: str) -> GgufError:
         return GgufError(f"{self.path} is not a sound GGUF: {why}")
@@ -148,28 +159,31 @@ class _Cursor:
             self.skip(length * struct.calcsize("<" + _SCALARS[kind]))
         else:
             raise self.unsound(f"unknown array type {kind} at byte {self.at}")
-        if length > MAX_KEPT_ARRAY or not self._keep(self.at - begin):
+        nbytes = self.at - begin
+        if length > MAX_KEPT_ARRAY or not self._keep(nbytes):
             return {"length": length}
-        if kind != _STRING:
-            return list(struct.unpack(f"<{length}{_SCALARS[kind]}", self._view[begin : self.at]))
-        self.at = begin
-        return [self.value(_STRING) for _ in range(length)]
+        self.at = self._file.seek(begin)
+        if kind == _STRING:
+            return [self.value(_STRING) for _ in range(length)]
+        return list(struct.unpack(f"<{length}{_SCALARS[kind]}", self.take(nbytes)))
 
     def _skip_strings(self, count: int) -> None:
         """Step over a vocabulary: most of a header's time, so without a call for each."""
         if count > self._strings:
             raise self.unsound(f"{count} texts in an array, at most {MAX_STRINGS} are believed")
         self._strings -= count
-        at, last, length_at = self.at, self._end - 8, struct.Struct("<Q").unpack_from
+        at, end, read, seek = self.at, self._end, self._file.read, self._file.seek
         for _ in range(count):
-            if at > last:
-                break
-            at += 8 + length_at(self._view, at)[0]
-        self.skip(at - self.at)
+            length = read(8)
+            at += 8 + int.from_bytes(length, "little")
+            if len(length) < 8 or at > end:
+                raise self._too_short()
+            seek(at)
+        self.at = at
 
 
-def _parse(path: Path, view: mmap.mmap, size: int) -> GgufFile:
-    cursor = _Cursor(path, view)
+def _parse(path: Path, file: BinaryIO, size: int) -> GgufFile:
+    cursor = _Cursor(path, file, size)
     if cursor.take(4) != b"GGUF":
         raise GgufError(f"{path} is not a GGUF: it does not begin with the letters GGUF")
     version = cursor.number("I")
