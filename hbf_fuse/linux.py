@@ -74,7 +74,7 @@ def tell_supervisor(*lines: str) -> None:
     # An abstract address begins with a zero byte, which no environment variable can hold.
     name = "\0" + address[1:] if address.startswith("@") else address
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel, contextlib.suppress(OSError):
-        channel.sendto("\n".join(lines).encode(), name)
+        channel.sendto(b"\n".join(os.fsencode(line.replace("\n", "?")) for line in lines), name)
 
 
 def resident_pages(file: mmap.mmap, offset: int = 0, nbytes: int | None = None) -> bytes:

@@ -43,6 +43,12 @@ def parse(content: bytes) -> list[Mount]:
     return found
 
 
+def find(mountpoint: Path) -> Mount | None:
+    """The mount on exactly this path, the topmost if there are several."""
+    matching = [mount for mount in mounts() if mount.mountpoint == mountpoint]
+    return matching[-1] if matching else None
+
+
 def mount_of(path: Path) -> Mount:
     """The mount that a path is on, as the kernel says it: no names are compared."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)

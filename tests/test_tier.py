@@ -44,7 +44,7 @@ def test_the_link_gives_no_moment_twice_and_wastes_none_that_is_wanted(reads):
     """Against a link that is simulated moment by moment, for arrivals in any order."""
     link, taken = Link(), set()
     for arrival, duration in reads:
-        end = link.carry(arrival, duration)
+        end = link.carry(arrival, duration, arrival)
         begin = max(arrival, reads[0][0])
         wanted = (moment for moment in itertools.count(begin) if moment not in taken)
         expected = list(itertools.islice(wanted, duration))
@@ -228,8 +228,8 @@ def test_many_late_small_reads_cost_no_more_than_few_and_lose_no_idle_time():
     late = ((at, round(dice.expovariate(1 / 2e6)) * dice.randrange(2)) for at in arrivals)
     reads = [(MS * 1000 + at - lateness, 8192) for at, lateness in late]
     link = Link()
-    assert [link.carry(*read) for read in reads] == list(_carried_with_all_idle_time_kept(reads))
+    assert [link.carry(*read, read[0]) for read in reads] == list(_carried_with_all_idle_time_kept(reads))
     for at in range(0, 400_000_000, 20_000):
-        link.carry(MS * 2000 + at, 8192)
+        link.carry(MS * 2000 + at, 8192, MS * 2000 + at)
     assert len(link._gaps) <= MAX_GAPS
     assert link._gaps[0][1] >= link._gaps[-1][1] - REMEMBERED_NS

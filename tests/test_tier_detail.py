@@ -166,3 +166,12 @@ def test_every_profile_is_a_tier_and_says_where_each_value_comes_from(name):
 def test_a_profile_without_provenance_is_refused(text):
     with pytest.raises(SpecError):
         profiles.parse("bad", text)
+
+
+def test_a_read_of_an_idle_plane_waits_for_no_queue_of_another_one():
+    tier = Tier(TierSpec(bandwidth_mbps=1000, planes=2, page_bytes=4096, t_read_us=1000))
+    now = 10**12
+    tier.reserve(now - 10**9, 0, 4096)
+    for _ in range(300):
+        tier.reserve(now, 0, 4096)
+    assert tier.reserve(now + 1000, 4096, 4096) - now < 1_100_000

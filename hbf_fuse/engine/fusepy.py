@@ -14,6 +14,7 @@ from typing import Any
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem, Node
+from hbf_fuse.mountinfo import find
 
 try:
     import fuse
@@ -119,23 +120,28 @@ class FusepyEngine:
             raise HbfError("--resident needs the kernel engine: libfuse 2 cannot drop pages")
         fs.replies_seen = False
         self._operations = _Operations(fs)
-        self._mountpoint = mountpoint
+        # As mount tables name it.
+        self._mountpoint = mountpoint.resolve()
         self._allow_other = allow_other
         self._ended = threading.Event()
         self._failure: Exception | None = None
+        self._placed: mounting.Placed | None = None
 
     def start(self) -> None:
+        before = find(self._mountpoint)
         threading.Thread(target=self._loop, daemon=True).start()
         give_up = time.monotonic() + _START_SECONDS
-        while not os.path.ismount(self._mountpoint):
+        while find(self._mountpoint) == before:
             if self._ended.wait(0.01) or time.monotonic() > give_up:
                 raise HbfError(f"cannot mount on {self._mountpoint}: libfuse refused ({self._failure})")
+        self._placed = mounting.Placed(self._mountpoint)
 
     def join(self, timeout: float | None = None) -> bool:
         return self._ended.wait(timeout)
 
     def stop(self, lazy: bool) -> None:
-        mounting.unmount_or_explain(self._mountpoint, lazy)
+        if self._placed is not None:
+            self._placed.unmount(lazy)
 
     def evict(self, ino: int, offset: int, nbytes: int) -> None:
         raise HbfError("libfuse 2 cannot drop pages")

@@ -12,7 +12,7 @@ _TICKS_SECONDS = 0.1
 class Arrival:
     """Which pages of a file have reached a reader at least once, and when the last of them did.
 
-    A page counts once it was covered by one reply; replies are page-aligned except at the end.
+    A page counts once one reply has covered the whole of it. Only reads past the page cache can bring parts.
     """
 
     def __init__(self, size: int) -> None:
@@ -45,8 +45,9 @@ class Arrival:
         if not self.first_arrival_ns:
             self._idle_before = _idle_core_seconds()
         self.first_arrival_ns = min(self.first_arrival_ns or service.arrival_ns, service.arrival_ns)
-        first = service.offset // _PAGE
-        end = -(-(service.offset + len(service.data)) // _PAGE)
+        first = -(-service.offset // _PAGE)
+        end_byte = service.offset + len(service.data)
+        end = self._pages if end_byte >= self.size else end_byte // _PAGE
         fresh = self._seen.count(0, first, end)
         if fresh:
             self._seen[first:end] = b"\x01" * (end - first)

@@ -17,6 +17,7 @@ from hbf_fuse.fs import control, verdict
 from hbf_fuse.fs.arrival import Arrival
 from hbf_fuse.fs.backing import Backing, open_source
 from hbf_fuse.fs.costs import Costs
+from hbf_fuse.fs.gate import Gate
 from hbf_fuse.fs.pacer import Pacer
 from hbf_fuse.fs.placement import DRAM, Layout, Placement
 from hbf_fuse.fs.service import Service
@@ -43,16 +44,16 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 class OpenFile:
     """An open handle: the node and where its bytes come from. `live` bytes do not pass the tier.
 
-    cached: whether the page cache keeps what is read through it.
+    direct: whether it was opened to be read past the page cache.
     """
 
-    __slots__ = ("backing", "cached", "live", "node")
+    __slots__ = ("backing", "direct", "live", "node")
 
-    def __init__(self, node: Node, backing: Backing | None, live: memoryview | None, cached: bool) -> None:
+    def __init__(self, node: Node, backing: Backing | None, live: memoryview | None, direct: bool) -> None:
         self.node = node
         self.backing = backing
         self.live = live
-        self.cached = cached
+        self.direct = direct
 
 
 class Filesystem:
@@ -87,6 +88,7 @@ class Filesystem:
         self._placements = dict(self._placed())
         self.resident = self._budget() if layout.resident_bytes is not None else None
         self.costs = Costs()
+        self.gate = Gate()
         self.serve_from(spec)
         self._open: dict[int, OpenFile] = {}
         self._backings: dict[int, tuple[Backing, int]] = {}
@@ -190,14 +192,14 @@ class Filesystem:
             self.refuse_write()
         with self._lock:
             if node.source is None:
-                opened = OpenFile(node, None, memoryview(self._live_content(node)), cached=False)
+                opened = OpenFile(node, None, memoryview(self._live_content(node)), direct=True)
             else:
                 backing, users = self._backings.get(ino, (None, 0))
                 backing = backing or open_source(
                     node.source, node.size, node.mtime_ns, node.source_ino, uncached=self._uncached
                 )
                 self._backings[ino] = (backing, users + 1)
-                opened = OpenFile(node, backing, None, cached=not flags & os.O_DIRECT)
+                opened = OpenFile(node, backing, None, direct=bool(flags & os.O_DIRECT))
             handle = next(self._handles)
             self._open[handle] = opened
         return handle
@@ -226,10 +228,13 @@ class Filesystem:
             if users > 1:
                 self._backings[opened.node.ino] = (backing, users - 1)
 
-    def read(self, handle: int, offset: int, nbytes: int, reader: int, arrival_ns: int) -> Service:
+    def read(
+        self, handle: int, offset: int, nbytes: int, reader: int, arrival_ns: int, direct: bool | None = None
+    ) -> Service:
         """Begin a read: the caller calls service.wait, sends service.data, and calls finish or abandon.
 
-        reader: the thread id that waits for it. arrival_ns: CLOCK_MONOTONIC.
+        reader: the thread id that waits for it. arrival_ns: CLOCK_MONOTONIC. direct: whether it goes past
+        the page cache; None where the engine only knows how the file was opened.
         """
         opened = self._open.get(handle)
         if opened is None:
@@ -238,12 +243,15 @@ class Filesystem:
             return Service(
                 (opened.live or memoryview(b""))[offset : offset + nbytes], offset, reader, arrival_ns
             )
+        if not self.gate.passed(reader):
+            arrival_ns = time.monotonic_ns()
         ino = opened.node.ino
+        direct = opened.direct if direct is None else direct
         data = opened.backing.slice(offset, nbytes)
-        service = Service(data, offset, reader, arrival_ns, ino, direct=not opened.cached)
+        service = Service(data, offset, reader, arrival_ns, ino, direct)
         service.arrival = self._arrivals[ino]
         self.pacer.begin(service)
-        if self.resident is not None and opened.cached:
+        if self.resident is not None and not direct:
             service.resident = self.resident
             self.resident.coming(ino, offset, len(service.data))
         return service
@@ -299,6 +307,7 @@ class Filesystem:
             idle_cores=arrival.idle_cores,
             one_link=not self._placements,
             changed=self.pacer.changed,
+            overfull=self.resident is not None and self.resident.overfull,
         )
 
 

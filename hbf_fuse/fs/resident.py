@@ -29,6 +29,9 @@ HEADROOM_BYTES = 4 << 20
 MIN_BYTES = 2 * WINDOW_BYTES
 """Below this, pages would be dropped before their reader came to them."""
 
+OVERFULL = 1.05
+"""So many times the budget in memory, if only for a moment, is not what was asked for."""
+
 _PINNED = 1
 _FREE = (1 << 64) - 1
 """Of a page that no budget counts."""
@@ -74,6 +77,11 @@ class Resident:
         self._coming_bytes = 0
         self._condition = threading.Condition()
         self._evict: Evict | None = None
+
+    @property
+    def overfull(self) -> bool:
+        """Whether there ever was much more than the budget: pages came faster than they were dropped."""
+        return self.most_resident_bytes > self.budget * OVERFULL
 
     def exempt(self, ino: int, first_byte: int, end_byte: int) -> None:
         """Never count these pages, never drop them."""

@@ -12,11 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hbf_fuse.errors import HbfError
+from hbf_fuse.units import format_size
 
 ROOT = 1
 ALIAS = b"model.gguf"
 HIDDEN = b".hbf"
 MAX_NODES = 100_000
+MAX_DEPTH = 200
+MAX_FILE_BYTES = 1 << 44
+"""16 TiB, as ext4 has it: what is kept of each page takes 4 GiB then."""
+
 GGUF_MAGIC = b"GGUF"
 
 
@@ -99,6 +104,11 @@ class Tree:
         if not os.access(source, os.R_OK):
             raise HbfError(f"cannot read {source}: Permission denied; make it readable or run as its owner")
         node = self._add(stat.S_IFREG | (stat.S_IMODE(info.st_mode) & 0o444), parent.ino, name)
+        if info.st_size > MAX_FILE_BYTES:
+            raise HbfError(
+                f"{source} has {format_size(info.st_size)}; "
+                f"at most {format_size(MAX_FILE_BYTES)} can be served"
+            )
         node.size, node.mtime_ns, node.source_ino = info.st_size, info.st_mtime_ns, info.st_ino
         node.uid, node.gid, node.source = info.st_uid, info.st_gid, source
         return node
@@ -112,7 +122,11 @@ class Tree:
         if os.fsencode(source.name) != ALIAS:
             self._add_link(self.root, os.fsencode(source.name), ALIAS)
 
-    def _scan(self, folder: Path, parent: Node) -> None:
+    def _scan(self, folder: Path, parent: Node, depth: int = 1) -> None:
+        if depth > MAX_DEPTH:
+            raise HbfError(
+                f"{folder} is nested more than {MAX_DEPTH} folders deep; mount a smaller directory"
+            )
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name, path = os.fsencode(entry.name), Path(entry.path)
             if parent is self.root and name == HIDDEN:
@@ -123,7 +137,7 @@ class Tree:
                 info = entry.stat()
                 child = self._add(stat.S_IFDIR | (stat.S_IMODE(info.st_mode) & 0o555), parent.ino, name)
                 child.mtime_ns, child.uid, child.gid = info.st_mtime_ns, info.st_uid, info.st_gid
-                self._scan(path, child)
+                self._scan(path, child, depth + 1)
             elif entry.is_file():
                 self._add_file(path, parent, name)
         if parent is self.root and not parent.children:

@@ -49,6 +49,7 @@ def judge(  # noqa: PLR0911 - a verdict per case
     idle_cores: float | None = None,
     one_link: bool = True,
     changed: bool = False,
+    overfull: bool = False,
 ) -> Verdict:
     """Hold `nbytes` in `seconds` against the time that the model gives the very same reads.
 
@@ -56,15 +57,17 @@ def judge(  # noqa: PLR0911 - a verdict per case
     a slow reader and is not believed to be one.
     one_link: whether all bytes came over the link of `spec`; else its rate says nothing about theirs.
     changed: whether the tier was exchanged meanwhile, which no single rate describes.
+    overfull: whether more was resident at some time than the budget allows.
     idle_cores: how many cores were idle meanwhile, None if unknown. With none idle, a reader's pauses may be
     the emulator's doing, and are not believed to be its own either.
     """
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
+    unknowable = _unknowable(counters, changed, overfull)
     if not spec.throttled or seconds <= 0 or model_seconds <= 0:
-        return Verdict(seconds, achieved, None, None, True, "")
+        return Verdict(seconds, achieved, None, None, not unknowable, unknowable)
     model = nbytes / model_seconds / 1e6
     error = (achieved / model - 1) * 100
-    if unknowable := _unknowable(counters, changed):
+    if unknowable:
         return Verdict(seconds, achieved, model, error, False, unknowable)
     if one_link and spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance_pct(spec) / 100):
         excess = (achieved / spec.bandwidth_mbps - 1) * 100
@@ -86,10 +89,12 @@ def judge(  # noqa: PLR0911 - a verdict per case
     return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
 
 
-def _unknowable(counters: Counters, changed: bool) -> str:
+def _unknowable(counters: Counters, changed: bool, overfull: bool) -> str:
     """Why no model can be held against these reads, if so."""
     if changed:
         return "the tier was changed meanwhile"
+    if overfull:
+        return "more was resident than --resident allows: pages came faster than this machine could drop them"
     if counters.all_busy:
         return f"all threads were busy with {counters.in_flight_max} reads in flight: more may have waited"
     if counters.nameless:

@@ -12,26 +12,40 @@ from typing import NoReturn
 from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.mount.server import MountConfig, serve
 
-_READY = b"ready"
+_READY = "ready"
+_STDERR = 2
 
 
 def start(config: MountConfig, tell: Callable[[str], None]) -> None:
     """Serve in a new background process; returns once the mount answers. HbfError if it cannot begin."""
+    _occupy_standard_streams()
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
         _detach()
+        _close_all_but(write_end)
         _run(config, write_end, tell)
     os.close(write_end)
     os.waitpid(child, 0)
-    with os.fdopen(read_end, "rb") as pipe:
+    with os.fdopen(read_end, errors="replace") as pipe:
         said = pipe.read()
     if said == _READY:
         return
-    raise HbfError(
-        said.decode(errors="replace") or "the server ended before the mount answered; try -f to see why"
-    )
+    raise HbfError(said or "the server ended before the mount answered; try -f to see why")
+
+
+def _occupy_standard_streams() -> None:
+    """Whoever started us may have closed some of them: nothing else may come to lie there."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(fd)
+
+
+def _close_all_but(kept: int) -> None:
+    """Close what was inherited: a lock or a pipe of the script that called is not ours to keep."""
+    os.closerange(_STDERR + 1, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _detach() -> None:
@@ -49,11 +63,11 @@ def _run(config: MountConfig, write_end: int, tell: Callable[[str], None]) -> No
     os.set_inheritable(write_end, False)
     told = False
 
-    def answer(message: bytes) -> None:
+    def answer(message: str) -> None:
         nonlocal told
         if not told:
             told = True
-            os.write(write_end, message)
+            os.write(write_end, message.encode(errors="backslashreplace"))
             os.close(write_end)
 
     def when_ready() -> None:
@@ -68,14 +82,14 @@ def _run(config: MountConfig, write_end: int, tell: Callable[[str], None]) -> No
         serve(config, when_ready, tell)
         code = 0
     except HbfError as error:
-        answer(str(error).encode())
+        answer(str(error))
         code = 1
     except OSError as error:
-        answer(in_one_line(error).encode())
+        answer(in_one_line(error))
         code = 1
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"
-        answer(f"the server failed ({reason}): please report it, with what -f prints".encode())
+        answer(f"the server failed ({reason}): please report it, with what -f prints")
         code = 1
     sys.stderr.flush()
     os._exit(code)

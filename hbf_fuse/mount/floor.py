@@ -62,6 +62,8 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for _ in range(readers)
     ]
+    for reader in probes:
+        fs.gate.invite(reader.pid)
     try:
         said = [(reader.pid, reader.communicate(timeout=30)[0]) for reader in probes]
     except subprocess.TimeoutExpired:

@@ -13,7 +13,7 @@ import psutil
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import mountpoint as points
-from hbf_fuse.mountinfo import mounts
+from hbf_fuse.mountinfo import find, mounts
 from hbf_fuse.observe.trace import Trace
 
 _END_SECONDS = 10.0
@@ -61,9 +61,11 @@ def send(mountpoint: Path, message: dict[str, Any]) -> None:
 
 
 def unmount(mountpoint: Path, force: bool) -> None:
-    """End the mount and wait until its server is gone. HbfError if it is busy (and force is off)."""
+    """End the mount and wait until its server is gone. HbfError if it is busy (and force is off), or if its
+    server goes on.
+    """
     path = points.absolute(mountpoint)
-    entry = points.find(path)
+    entry = find(path)
     if entry is None or not entry.fstype.startswith(("fuse", "fuseblk")):
         raise HbfError(f"nothing of hbf is mounted on {path}; `hbf status` lists what is")
     if entry.fstype != points.MOUNT_TYPE:
@@ -86,12 +88,13 @@ def unmount(mountpoint: Path, force: bool) -> None:
     if force and _runs(server):
         # Its last user may hold it for long: a server that ends gives that user an error instead.
         os.kill(server, signal.SIGTERM)
-    _wait_for_end(server)
-
-
-def _wait_for_end(pid: int) -> None:
     give_up = time.monotonic() + _END_SECONDS
-    while _runs(pid) and time.monotonic() < give_up:
+    while _runs(server):
+        if time.monotonic() > give_up:
+            raise HbfError(
+                f"{path} is unmounted, but its server goes on: the mount is also in another mount namespace, "
+                f"as of a container; end it with `kill {server}`"
+            )
         time.sleep(0.01)
 
 

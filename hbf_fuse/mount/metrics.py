@@ -40,14 +40,19 @@ def serve(fs: Filesystem, where: str) -> None:
     registry = CollectorRegistry()
     registry.register(_Collector(fs))
     try:
-        kind = _Server6 if ":" in address else ThreadingHTTPServer
+        kind = _Server6 if ":" in address else _Server
         server = kind((address.strip("[]") or LOOPBACK, int(port)), _handler(registry, bool(address)))
     except OSError as error:
-        raise HbfError(f"--metrics {where}: {error.strerror}; use another port") from error
+        raise HbfError(f"--metrics {where}: {error.strerror}; use another address or port") from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
-class _Server6(ThreadingHTTPServer):
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that breaks off is nobody's news."""
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 

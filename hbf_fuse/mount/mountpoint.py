@@ -10,22 +10,18 @@ from pathlib import Path
 
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import Mount, mounts
+from hbf_fuse.mountinfo import find
 
 MOUNT_TYPE = mounting.FSTYPE
 ANSWER_SECONDS = 5.0
 """How long a mount may take to answer before it counts as stuck. A live one takes about 1 ms."""
 
 
-def find(mountpoint: Path) -> Mount | None:
-    """The mount on exactly this path, if there is one."""
-    matching = [entry for entry in mounts() if entry.mountpoint == mountpoint]
-    return matching[-1] if matching else None
-
-
 def absolute(path: Path) -> Path:
-    """The path without links, not touching the last component: that one may be a dead mount."""
-    return path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+    """The path without links, not touching the last component unless it is one: it may be a dead mount."""
+    if path.name in ("", "..") or path.is_symlink():
+        return path.resolve()
+    return path.parent.resolve() / path.name
 
 
 def is_stale(mountpoint: Path, patience: float = ANSWER_SECONDS) -> bool:

@@ -1,6 +1,7 @@
 """A mount from beginning to end, in this process."""
 
 import os
+import resource
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import floor, iomax, mountpoint, preload
+from hbf_fuse.observe import trace
 from hbf_fuse.tier import TierSpec
 
 DEFAULT_READAHEAD_KIB = 4096
@@ -63,6 +65,7 @@ def serve(
     Raises HbfError if the mount cannot begin.
     """
     _set_priority(config.priority, tell)
+    _raise_descriptors()
     limited = config.io_max_mbps is not None
     fs = Filesystem(config.source, config.spec, config.layout, uncached=limited)
     for name in fs.unplaced:
@@ -94,10 +97,12 @@ def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None
     """Serve `fs` from threads of this process; unmounted at the end, and by a watcher if there is no end."""
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
     with watcher.watching(str(config.mountpoint)):
+        fs.gate.close()
         with mountpoint.claimed(config.mountpoint):
             mount.start()
         try:
             _settle(fs, mount, config, tell)
+            fs.gate.open()
             yield mount
         finally:
             if not mount.join(timeout=0):
@@ -127,6 +132,8 @@ def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[
 
 
 def _trace_to(file: Path, fs: Filesystem) -> None:
+    if not trace.may_be_written(file):
+        raise HbfError(f"{file} is there and no trace; name another file (--trace)")
     try:
         fs.trace.write_to(file, fs.spec_document())
     except OSError as error:
@@ -173,6 +180,12 @@ def _set_priority(nice: int, tell: Callable[[str], None]) -> None:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
     except PermissionError:
         tell(f"priority {nice} is not permitted; the server runs at {os.getpriority(os.PRIO_PROCESS, 0)}")
+
+
+def _raise_descriptors() -> None:
+    """As many as are permitted: every file that anybody has open takes two."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _stop_when_ended(mount: Engine, stop: _Stop) -> None:

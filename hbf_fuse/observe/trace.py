@@ -20,6 +20,7 @@ in the header's `tiers`), direct (1 for a read past the page cache). A read whos
 tiers has a record for each part."""
 
 FORMAT = "hbf-trace-2"
+_BEGINNING = b'{"format": "hbf-trace'
 RING_RECORDS = 65_536
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
@@ -100,6 +101,14 @@ class Recorder:
             file, self._file = self._file, None
             if isinstance(file, io.BufferedWriter):
                 file.raw.close()
+
+
+def may_be_written(path: Path) -> bool:
+    """Whether nothing is lost when a trace is written there: no file yet, an empty one, a trace, a pipe."""
+    if not path.is_file():
+        return True
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) in (b"", _BEGINNING)
 
 
 def header_line(header: dict[str, Any]) -> bytes:

@@ -50,15 +50,16 @@ class Tier:
         reader: who waits for this read (a thread id). What the emulator still owes this reader is
         given back by treating the read as having come that much earlier; see Lateness.
         """
+        now_ns = arrival_ns
         arrival_ns -= self.lateness.owed(reader, arrival_ns)
         if self.spec.depth:
             arrival_ns = self._admit(arrival_ns)
         if self.planes is None:
-            carried_ns = self._carry(arrival_ns, nbytes)
+            carried_ns = self._carry(arrival_ns, nbytes, now_ns)
         else:
             # The link starts with the first page and cannot end before the last one has come and gone.
             first_ready, all_ready, tail = self.planes.sense(arrival_ns, offset, nbytes)
-            streamed_ns = self._carry(first_ready, nbytes)
+            streamed_ns = self._carry(first_ready, nbytes, now_ns)
             tail_ns = tail * _SECOND_NS // self._rate if self._rate else 0
             carried_ns = max(streamed_ns, all_ready + tail_ns)
         deadline_ns = carried_ns + (self._draw_latency() if self._draw_latency else self._latency_ns)
@@ -66,12 +67,12 @@ class Tier:
             heapq.heappush(self._working, deadline_ns)
         return deadline_ns
 
-    def _carry(self, start_ns: int, nbytes: int) -> int:
+    def _carry(self, start_ns: int, nbytes: int, now_ns: int) -> int:
         """When the link has carried nbytes, which it could have from start_ns on."""
         if not self._rate:
             return start_ns
         transfer_ns, self._remainder = divmod(nbytes * _SECOND_NS + self._remainder, self._rate)
-        return self._link.carry(start_ns, transfer_ns)
+        return self._link.carry(start_ns, transfer_ns, now_ns)
 
     def _admit(self, arrival_ns: int) -> int:
         """When the device takes the read: with `depth` of them at work, when the first of those is done."""

@@ -21,13 +21,17 @@ class Link:
         self._free_ns = 0
         self._gaps: list[tuple[int, int]] = []
 
-    def carry(self, arrival_ns: int, duration_ns: int) -> int:
-        """Take the pipe for duration_ns from arrival_ns on, as early as it is idle; returns the end."""
+    def carry(self, arrival_ns: int, duration_ns: int, now_ns: int) -> int:
+        """Take the pipe for duration_ns from arrival_ns on, as early as it is idle; returns the end.
+
+        now_ns: when this was asked for. arrival_ns may be far behind it (a reader that was late) or ahead of
+        it (a plane that has yet to read).
+        """
         free_ns = self._free_ns
         if arrival_ns >= free_ns:
             # Before the first read there was nothing that anybody could have used.
             if arrival_ns > free_ns > 0:
-                self._remember(free_ns, arrival_ns)
+                self._remember(free_ns, arrival_ns, now_ns)
             self._free_ns = arrival_ns + duration_ns
             return self._free_ns
         if duration_ns and self._gaps and self._gaps[-1][1] > arrival_ns:
@@ -37,10 +41,10 @@ class Link:
         self._free_ns = free_ns + duration_ns
         return self._free_ns
 
-    def _remember(self, start_ns: int, end_ns: int) -> None:
+    def _remember(self, start_ns: int, end_ns: int, now_ns: int) -> None:
         gaps = self._gaps
         gaps.append((start_ns, end_ns))
-        del gaps[: bisect_left(gaps, end_ns - REMEMBERED_NS, key=_end)]
+        del gaps[: bisect_left(gaps, min(now_ns, end_ns) - REMEMBERED_NS, key=_end)]
         del gaps[:-MAX_GAPS]
 
     def _fill(self, arrival_ns: int, duration_ns: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hbf_fuse.mount import mountpoint
+from hbf_fuse import mountinfo
 
 ENGINES = pytest.mark.parametrize("engine", ["kernel", "fusepy"])
 MIB = 1 << 20
@@ -91,7 +91,7 @@ class Served:
         return self.log.read_text(errors="replace")
 
     def is_mounted(self) -> bool:
-        return mountpoint.find(self.point) is not None
+        return mountinfo.find(self.point) is not None
 
     def is_free(self) -> bool:
         """Whether neither the mount nor its watcher is left."""

@@ -34,8 +34,9 @@ class Layout(struct.Struct):
         super().__init__("=" + "".join(code for _, code in self.fields))
 
 
+# The header has times unsigned; the kernel takes them for signed: files may be older than 1970.
 _ATTR = (
-    "ino:Q size:Q blocks:Q atime:Q mtime:Q ctime:Q atimensec:I mtimensec:I ctimensec:I "
+    "ino:Q size:Q blocks:Q atime:q mtime:q ctime:q atimensec:I mtimensec:I ctimensec:I "
     "mode:I nlink:I uid:I gid:I rdev:I blksize:I flags:I"
 )
 
@@ -53,6 +54,9 @@ ATTR_OUT = Layout("fuse_attr_out", "attr_valid:Q attr_valid_nsec:I dummy:I")
 OPEN_IN = Layout("fuse_open_in", "flags:I open_flags:I")
 OPEN_OUT = Layout("fuse_open_out", "fh:Q open_flags:I padding:I")
 RELEASE_IN = Layout("fuse_release_in", "fh:Q flags:I release_flags:I lock_owner:Q")
+READ_LOCKOWNER = 1 << 1
+"""Of read_flags: set for reads past the page cache, never for those that fill it."""
+
 READ_IN = Layout(
     "fuse_read_in",
     "fh:Q offset:Q size:I read_flags:I lock_owner:Q flags:I padding:I",

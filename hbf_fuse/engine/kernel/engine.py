@@ -15,13 +15,16 @@ class KernelEngine:
 
     def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool, async_dio: bool) -> None:
         self._fs = fs
-        self._mountpoint = mountpoint
+        # As mount tables name it.
+        self._mountpoint = mountpoint.resolve()
         self._allow_other = allow_other
         self._async_dio = async_dio
         self._session: Session | None = None
+        self._placed: mounting.Placed | None = None
 
     def start(self) -> None:
         fd = mounting.mount(self._mountpoint, self._allow_other, self._fs.source)
+        self._placed = mounting.Placed(self._mountpoint)
         self._session = session = Session(fd, self._fs, mounting.MAX_REQUEST, self._async_dio)
         session.start()
         answered = session.ready.wait(_INIT_SECONDS)
@@ -33,7 +36,8 @@ class KernelEngine:
         return self._session is None or self._session.ended.wait(timeout)
 
     def stop(self, lazy: bool) -> None:
-        mounting.unmount_or_explain(self._mountpoint, lazy)
+        if self._placed is not None:
+            self._placed.unmount(lazy)
 
     def evict(self, ino: int, offset: int, nbytes: int) -> None:
         """Drop a range from the page cache; see notify.evict."""

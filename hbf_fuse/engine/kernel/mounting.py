@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
+from hbf_fuse.mountinfo import find
 
 DEVICE = "/dev/fuse"
 FSTYPE = "fuse.hbf"
@@ -74,6 +75,22 @@ def abort(mountpoint: Path, device: str) -> None:
         else:
             number = device.partition(":")[2]
             Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1")
+
+
+class Placed:
+    """A mount that was just made, to be ended later: itself, not what else may lie on its path by then."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        """mountpoint: without links, as mount tables name it."""
+        self._mountpoint = mountpoint
+        found = find(mountpoint)
+        self._device = found.device if found else None
+
+    def unmount(self, lazy: bool) -> None:
+        """See unmount_or_explain. Nothing if it has ended, was detached, or lies under another mount."""
+        found = find(self._mountpoint)
+        if found is not None and found.device == self._device:
+            unmount_or_explain(self._mountpoint, lazy)
 
 
 def unmount_or_explain(mountpoint: Path, lazy: bool = False) -> None:

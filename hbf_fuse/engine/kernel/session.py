@@ -158,8 +158,11 @@ class Session:
     # Reading
 
     def _read(self, request: abi.Request, arrival_ns: int) -> None:
-        handle, offset, nbytes, *_ = abi.READ_IN.unpack_from(request.body)
-        service = self.fs.read(handle, offset, min(nbytes, self._max_request), request.pid, arrival_ns)
+        handle, offset, nbytes, flags, *_ = abi.READ_IN.unpack_from(request.body)
+        # Not as the file was opened: fcntl(F_SETFL) changes that, and a mapping does not care.
+        direct = bool(flags & abi.READ_LOCKOWNER)
+        nbytes = min(nbytes, self._max_request)
+        service = self.fs.read(handle, offset, nbytes, request.pid, arrival_ns, direct)
         # Put down first and asked for then; in _interrupt, too. So whichever comes first, it is seen.
         self._waiting[request.unique] = service
         service.signalled = request.unique in self._signals
