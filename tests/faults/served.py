@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from hbf_fuse import mountinfo
+from hbf_fuse.mount import live
 
 ENGINES = pytest.mark.parametrize("engine", ["kernel", "fusepy"])
 MIB = 1 << 20
@@ -92,6 +93,10 @@ class Served:
 
     def is_mounted(self) -> bool:
         return mountinfo.find(self.point) is not None
+
+    def is_idle(self) -> bool:
+        """Whether no read is counted as in flight: one is until a moment after its reader has its bytes."""
+        return bool(live.read_hidden(self.point, "stats.json")["in_flight"] == 0)
 
     def is_free(self) -> bool:
         """Whether neither the mount nor its watcher is left."""

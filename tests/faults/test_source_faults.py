@@ -13,8 +13,6 @@ from failing_disk import BAD
 from refusals import error_of
 from served import ENGINES, MIB, SOON, hbf, run, seconds_until
 
-from hbf_fuse.mount import live
-
 PLAIN_ROOT = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 """Root, but as any owner is: permissions hold for it."""
 
@@ -76,7 +74,7 @@ def test_a_source_lost(serve, noise, engine, loss):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         assert os.pread(file.fileno(), 4 * MIB, 0) == whole
     assert error_of(served.file.read_bytes) == code
-    assert live.read_hidden(served.point, "stats.json")["in_flight"] == 0
+    seconds_until(served.is_idle, SOON, "no read is in flight")
 
 
 @pytest.fixture
