@@ -1,5 +1,5 @@
 """`python -m hbf_fuse` is `hbf`."""
 
-from hbf_fuse.cli.app import main
+from hbf_fuse.cli.entry import hbf
 
-main()
+hbf()

@@ -188,7 +188,10 @@ def test_bad_input_is_told_in_a_line(tiny_model, noise, mount):
         (("solve", "-m", tiny_model, "--context", 99, "--compute-ms", 100, "--tps", 50), "compute alone"),
         (("sim", "-m", tiny_model, "--context", 9, "--bench", noise(9)), "no run with a tg"),
         (("replay", noise(5).parent, "--context", 10), "no live hbf mount"),
-        (("replay", mount(noise(4096)), "--context", 10, "-m", tiny_model), "smaller than one chunk"),
+        (
+            ("replay", mount(noise(4096)), "--context", 10, "-m", tiny_model, "--compute-ms", 1),
+            "smaller than one chunk",
+        ),
     ]:
         said = hbf(*arguments)
         assert said.returncode == 1 and words in said.stderr, (arguments, said.stderr)

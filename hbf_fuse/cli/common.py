@@ -32,7 +32,7 @@ def tell(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """A document for scripts, on stdout."""
-    print(json.dumps(document, indent=2))
+    print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def new_app(**options: Any) -> typer.Typer:
@@ -76,6 +76,8 @@ def guarded(action: Callable[[], Any], failure: int = 1) -> None:
     Wrong usage ends with 2: typer does that itself.
     """
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         action()
     except (HbfError, ValueError) as error:

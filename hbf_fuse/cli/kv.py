@@ -30,20 +30,16 @@ CacheV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="llama.cpp's
 Context = Annotated[str, typer.Option("--context", help="Tokens, with commas.")]
 Resident = Annotated[int, typer.Option("--resident", help="Tokens whose keys and values DRAM holds.", min=0)]
 Chunk = Annotated[str, typer.Option("--chunk", help="Size of a read.")]
-Depth = Annotated[int, typer.Option("--queue-depth", help="Reads in flight.", min=1)]
-Prefetch = Annotated[
-    int, typer.Option("--prefetch", help="Layers that reading is ahead of computing.", min=0)
-]
+Depth = Annotated[int, typer.Option("--queue-depth", help="Reads in flight.")]
+Prefetch = Annotated[int, typer.Option("--prefetch", help="Layers that reading is ahead of computing.")]
 WriteMbps = Annotated[
     float | None, typer.Option("--write-mbps", help="The tier's rate for writes. Left out: unlimited.")
 ]
-Compute = Annotated[
-    float | None, typer.Option("--compute-ms", help="Of a token with everything in DRAM.", min=0)
-]
+Compute = Annotated[float | None, typer.Option("--compute-ms", help="Of a token with everything in DRAM.")]
 Bench = Annotated[
     Path | None, typer.Option("--bench", help="runs/NAME.json of a llama-bench: its tg gives --compute-ms.")
 ]
-Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to decode.", min=2)]
+Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to decode.", min=2, max=1_000_000)]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Also write a CSV.")]
 Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw it.")]
 Percentile = Annotated[float, typer.Option("--percentile", help="Share of the tokens, in %.", min=1, max=99)]
@@ -85,8 +81,8 @@ def ceiling(
         float, typer.Option("--kv-kb-per-token", help="KB (1000 bytes) moved a token.")
     ],
     mbps: Annotated[str, typer.Option("--mbps", help="Bandwidths with commas.")],
-    op_lat_ms: Annotated[float, typer.Option("--op-lat-ms", help="Latency of an operation.", min=0)] = 0.0,
-    ops_per_token: Annotated[float, typer.Option("--ops-per-token", help="Operations a token.", min=0)] = 1.0,
+    op_lat_ms: Annotated[float, typer.Option("--op-lat-ms", help="Latency of an operation.")] = 0.0,
+    ops_per_token: Annotated[float, typer.Option("--ops-per-token", help="Operations a token.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """The first-order ceiling: tokens/s = 1 / (operations x latency + bytes / bandwidth).
@@ -96,6 +92,8 @@ def ceiling(
     from hbf_fuse.kv.spill import ceiling_tps
     from hbf_fuse.tier import TierSpec
 
+    _within(kv_kb_per_token, "--kv-kb-per-token", 0, 1e12)
+    _within(ops_per_token, "--ops-per-token", 0, 1e12)
     rows = [
         {
             "mbps": link,
@@ -140,11 +138,11 @@ def sim(
     compute = _compute_seconds(compute_ms, bench)
     rows = []
     for tokens_of, link, latency, form in itertools.product(
-        _floats(context, "--context"), _floats(mbps, "--mbps"), _floats(lat, "--lat"), jitter or [""]
+        _contexts(context), _floats(mbps, "--mbps"), _floats(lat, "--lat"), jitter or [""]
     ):
         spill = _spill(
             model,
-            int(tokens_of),
+            tokens_of,
             resident,
             compute,
             cache_type_k,
@@ -193,9 +191,10 @@ def solve(
 
     compute = _compute_seconds(compute_ms, bench)
     shared = (resident, compute, cache_type_k, cache_type_v, chunk, queue_depth, prefetch, write_mbps)
-    spills = [_spill(model, int(tokens), *shared) for tokens in _floats(context, "--context")]
+    spills = [_spill(model, tokens, *shared) for tokens in _contexts(context)]
     spec = _spec(profile, mbps, lat, jitter, seed)
-    rows = requirements.table(spills, spec, _floats(tps, "--tps"), percentile)
+    targets = [_within(target, "--tps", 1e-6, 1e9) for target in _floats(tps, "--tps")]
+    rows = requirements.table(spills, spec, targets, percentile)
     if all(row["why"] for row in rows):
         raise HbfError(rows[0]["why"])
     if svg and spec.bandwidth_mbps is not None:
@@ -334,6 +333,17 @@ def _floats(text: str, option: str) -> list[float]:
     if not found:
         raise typer.BadParameter(f"{option}: the list is empty")
     return found
+
+
+def _contexts(text: str) -> list[int]:
+    return [int(_within(tokens, "--context", 1, 100_000_000)) for tokens in _floats(text, "--context")]
+
+
+def _within(value: float, option: str, least: float, most: float) -> float:
+    """A number within its bounds, which NaN never is, or wrong usage."""
+    if not least <= value <= most:
+        raise typer.BadParameter(f"{option} must be from {least:g} to {most:g}, got {value:g}")
+    return value
 
 
 def _keep(rows: list[dict[str, Any]], output: Path | None, svg: Path | None, drawing: str) -> None:

@@ -23,6 +23,7 @@ from hbf_fuse.cli.options import (
     checked_engine,
     layout_of,
     limits_of,
+    named,
     tier_spec,
 )
 from hbf_fuse.cli.profile import beyond_real_time
@@ -49,7 +50,7 @@ def mount(
         typer.Argument(
             metavar="[SOURCE] MOUNTPOINT",
             help="A GGUF or a directory of them, and an empty directory.",
-            readable=False,
+            parser=named,
         ),
     ],
     mbps: Mbps = None,

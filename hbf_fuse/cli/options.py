@@ -143,6 +143,13 @@ def limits_of(
         raise typer.BadParameter(str(error)) from None
 
 
+def named(text: str) -> Path:
+    """A path. An empty one, as of a variable that is not set, is wrong usage, not the current directory."""
+    if not text:
+        raise typer.BadParameter("a path is empty: is a variable not set?")
+    return Path(text)
+
+
 def checked_engine(name: str) -> str:
     """The engine's name, or wrong usage."""
     if name not in ENGINES:

@@ -14,6 +14,7 @@ from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from hbf_fuse.gguf.presets import Preset
+from hbf_fuse.gguf.reader import GgufError
 
 _CHUNK_BLOCKS = 1 << 16
 _SCALES = {
@@ -43,8 +44,12 @@ def write(preset: Preset, path: Path, seed: int = 0, progress: Progress | None =
     """Write a preset's model to `path` and return its size in bytes.
 
     The same seed gives the same bytes. Written beside the target and moved there when whole, so that
-    no half file is ever found; OSError if there is no room or no permission.
+    no half file is ever found; OSError if there is no room or no permission. A link is followed; GgufError
+    for what is there and no file.
     """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise GgufError(f"{path} is there and no file; name a file to write")
     plans = list(_tensors(preset))
     fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(fd)

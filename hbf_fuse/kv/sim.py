@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from hbf_fuse.errors import HbfError
 from hbf_fuse.kv.spill import Spill, ceiling_tps, layer_read_seconds, token_seconds
 from hbf_fuse.tier import Tier, TierSpec
 
@@ -64,7 +65,7 @@ class Simulated:
 
 
 def simulate(spill: Spill, spec: TierSpec, tokens: int = TOKENS) -> Simulated:
-    """Decode `tokens` tokens. Deterministic for the tier's seed."""
+    """Decode `tokens` tokens. Deterministic for the tier's seed. HbfError where no token takes any time."""
     tier = Tier(spec)
     write_ns = round(spill.written_bytes * 1e3 / spill.write_mbps) if spill.write_mbps else 0
     compute_ns = round(spill.compute_seconds / spill.layers * 1e9)
@@ -90,6 +91,8 @@ def simulate(spill: Spill, spec: TierSpec, tokens: int = TOKENS) -> Simulated:
         end = max(end, written)
         written = max(written, end) + write_ns
         ends.append(end)
+    if not end:
+        raise HbfError("neither reading nor computing takes any time: there is no speed to tell")
     counted = np.diff(np.array(ends, dtype=float))[WARM_UP - 1 :] / 1e9
     reads = (tokens + WARM_UP) * spill.layers * len(chunks)
     return Simulated(spill, spec, tuple(counted.tolist()), reads)

@@ -9,6 +9,19 @@ from dataclasses import dataclass
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec
 
+_BOUNDS = {
+    "kv_bytes": (1, 1 << 40),
+    "layers": (1, 1024),
+    "context": (1, 100_000_000),
+    "resident": (0, 1 << 62),
+    "compute_seconds": (0, 3600),
+    "chunk_bytes": (512, 1 << 40),
+    "depth": (1, 65_536),
+    "prefetch": (0, 1024),
+    "write_mbps": (0.001, 1e9),
+}
+"""From and to, of what can be simulated in a sensible time."""
+
 
 @dataclass(frozen=True)
 class Spill:
@@ -30,12 +43,11 @@ class Spill:
     write_mbps: float | None = None
 
     def __post_init__(self) -> None:
-        least = {"kv_bytes": 1, "layers": 1, "context": 1, "resident": 0, "chunk_bytes": 512, "depth": 1}
-        for name, bound in {**least, "prefetch": 0, "compute_seconds": 0}.items():
-            if getattr(self, name) < bound:
-                raise HbfError(f"{name} must be at least {bound}, got {getattr(self, name)}")
-        if self.write_mbps is not None and self.write_mbps <= 0:
-            raise HbfError(f"the write bandwidth must be above 0 MB/s, got {self.write_mbps:g}")
+        for name, (least, most) in _BOUNDS.items():
+            value = getattr(self, name)
+            # NaN is within no bounds.
+            if value is not None and not least <= value <= most:
+                raise HbfError(f"{name} must be from {least:g} to {most:g}, got {value:g}")
 
     @property
     def spilled_tokens(self) -> int:

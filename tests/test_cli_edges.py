@@ -1,0 +1,111 @@
+"""What people type by mistake: odd numbers, empty names, Ctrl-C too early. Never a traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+HBF = [sys.executable, "-m", "hbf_fuse"]
+
+
+def hbf(*arguments, **options):
+    line = [*HBF, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, **options)
+
+
+def complained(said, codes=(1, 2)):
+    assert said.returncode in codes, said
+    assert "Traceback" not in said.stderr and said.stderr.strip() and not said.stdout, said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "sim --context inf --compute-ms 1",
+        "sim --context nan --compute-ms 1",
+        "sim --context 1e300 --compute-ms 1",
+        "sim --context 100 --compute-ms inf",
+        "sim --context 100 --compute-ms nan",
+        "sim --context 100 --resident 100 --compute-ms 0",
+        "sim --context 100 --compute-ms 1 --write-mbps 1e-320",
+        "sim --context 100 --compute-ms 1 --write-mbps nan",
+        "sim --context 100 --compute-ms 1 --queue-depth 99999999999999999999",
+        "solve --context inf --tps 1 --compute-ms 1",
+        "solve --context 100 --tps 0 --compute-ms 1",
+        "solve --context 100 --tps -1 --compute-ms 1",
+        "solve --context 100 --tps nan --compute-ms 1",
+    ],
+)
+def test_numbers_that_no_spill_has(tiny_model, options):
+    complained(hbf("kv", *options.split(), "-m", tiny_model))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--kv-kb-per-token nan --mbps 1",
+        "--kv-kb-per-token -1 --mbps 1",
+        "--kv-kb-per-token 1 --mbps 1 --ops-per-token inf",
+        "--kv-kb-per-token 1 --mbps 1 --op-lat-ms nan",
+    ],
+)
+def test_numbers_that_no_ceiling_has(options):
+    complained(hbf("kv", "ceiling", *options.split(), "--json"))
+
+
+def test_a_ceiling_of_nothing_is_null_in_json():
+    said = hbf("kv", "ceiling", "--kv-kb-per-token", 0, "--mbps", 1, "--json")
+    assert json.loads(said.stdout) == [{"mbps": 1.0, "ceiling_tps": None}]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes are made by root")
+def test_a_model_is_never_made_over_a_device(tmp_path):
+    node = tmp_path / "null"
+    os.mknod(node, 0o20666, os.makedev(1, 3))
+    complained(hbf("model", "make", "tiny", "-o", node))
+    assert node.is_char_device()
+
+
+@pytest.mark.parametrize("output", ["", "."])
+def test_a_model_is_never_made_over_a_folder(tmp_path, output):
+    complained(hbf("model", "make", "tiny", "-o", output, cwd=tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_is_made_where_a_link_leads(tmp_path):
+    (tmp_path / "link").symlink_to("model.gguf")
+    assert hbf("model", "make", "tiny", "-o", tmp_path / "link").returncode == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "model.gguf").stat().st_size > 1_000_000
+
+
+def test_an_empty_source_is_not_the_current_directory(tmp_path):
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "file").write_text("x")
+    complained(hbf("mount", "", "mnt", cwd=tmp_path), codes=(2,))
+
+
+def test_a_current_directory_that_is_gone_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f'cd {gone} && rmdir {gone} && exec "$@"'
+    line = ["sh", "-c", script, "sh", *HBF, "report", "results"]
+    # -m looks for the package in the current directory first.
+    env = {**os.environ, "PYTHONSAFEPATH": "1"}
+    said = subprocess.run(line, capture_output=True, text=True, timeout=30, check=False, env=env)
+    complained(said, codes=(1,))
+    assert "current directory is gone" in said.stderr
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.15, 0.25, 0.35])
+def test_an_early_interrupt_ends_a_command_without_a_traceback(seconds):
+    process = subprocess.Popen([*HBF, "profile", "list"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    if seconds > 0.1:  # Before, it may be Python that is still loading.
+        assert b"Traceback" not in said
+    assert process.returncode in (0, 130, -signal.SIGINT, 1)
