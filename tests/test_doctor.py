@@ -18,7 +18,6 @@ from hbf_fuse.cli import doctor as screen
 from hbf_fuse.engine.kernel import abi
 from hbf_fuse.engine.kernel.session import Session
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.mount import mountpoint
 from hbf_fuse.sweep import doctor
 from hbf_fuse.sweep.conditions import Concern
 from hbf_fuse.sweep.doctor import FAIL, OK, WARN, facts, serving
@@ -291,7 +290,7 @@ def test_the_doctor_looks_at_this_machine_and_leaves_nothing(tiny_model):
     assert states["source"] in (OK, WARN)
     if os.access("/dev/fuse", os.R_OK | os.W_OK) and not os.geteuid():
         assert states["mount"] == OK
-    after = [entry for entry in mountpoint.mounts() if "hbf-doctor-" in str(entry.mountpoint)]
+    after = [entry for entry in mountinfo.mounts() if "hbf-doctor-" in str(entry.mountpoint)]
     assert not after
     assert before == (switch.exists() and switch.read_text())
 

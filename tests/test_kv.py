@@ -39,10 +39,19 @@ def test_a_token_of_qwen_takes_what_its_geometry_says():
     assert kv.bytes_per_token(model(), "f32", "f16") == 36_864 // 2 * 3
 
 
+def test_layers_without_a_cache_of_their_own_cost_nothing():
+    whole = kv.bytes_per_token(model())
+    assert kv.bytes_per_token(model(nextn_predict_layers=1)) == whole * 35 // 36
+    assert kv.bytes_per_token(model(**{"attention.shared_kv_layers": 6})) == whole * 30 // 36
+    assert kv.bytes_per_token(model(**{"attention.head_count_kv": [2] * 18 + [0] * 18})) == whole // 2
+
+
 @pytest.mark.parametrize(
     ("fields", "types", "words"),
     [
         ({"attention.sliding_window": 4096}, ("f16", "f16"), "sliding"),
+        ({"full_attention_interval": 4}, ("f16", "f16"), "layers without attention"),
+        ({"attention.head_count_kv": [2, 2]}, ("f16", "f16"), "a list of 2 for 36 layers"),
         ({"attention.kv_lora_rank": 512}, ("f16", "f16"), "MLA"),
         ({"block_count": None}, ("f16", "f16"), "block_count"),
         ({"attention.key_length": 100}, ("q8_0", "f16"), "no multiple"),

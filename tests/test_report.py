@@ -1,5 +1,6 @@
 """What a sweep's figures are turned into: statistics, findings, pages."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -304,3 +305,47 @@ def test_the_page_stands_alone_and_fits_the_screen(browser, tmp_path: Path, widt
 
 def _brightness(colour: str) -> int:
     return sum(int(part) for part in re.findall(r"\d+", colour)[:3])
+
+
+def test_json_of_an_unthrottled_tier_is_json():
+    documents = [
+        *grid(),
+        run(500) | {"cell": {**run(500)["cell"], "tier_mbps": None, "tier": TierSpec().to_dict()}},
+    ]
+    rows = json.loads(json.dumps(summary.summarize(documents), allow_nan=False))
+    assert rows[-1]["tier_mbps"] is None
+    assert "| max |" in summary.markdown(documents)
+
+
+def test_nothing_is_concluded_from_one_tier_or_one_repeat():
+    one = [run(500, repeat=repeat) for repeat in (1, 2, 3)]
+    assert "with bandwidth" not in checks(one) and "on the tier" not in meaning(one)
+    text = checks([run(mbps) for mbps in (250, 500)])
+    assert "falls with bandwidth" in text and "with latency" not in text
+    assert "on the tier" not in meaning([run(mbps) for mbps in (250, 500)])
+
+
+def test_nothing_is_concluded_from_what_is_not_valid():
+    wrong = grid(valid=False, why="lateness")
+    assert "everywhere" not in checks(wrong) and not meaning(wrong)
+
+
+def test_a_comparison_needs_repeats_and_says_what_is_valid_and_what_is_not_the_same():
+    once, more = [run(500)], [run(500, stage=4.5, valid=False, why="lateness")]
+    (row,) = compare.rows(once, more)
+    assert not row["stage_seconds_differs"] and row["valid"] == "1/1 -> 0/1"
+    assert not compare.differences(once, more)
+    other = run(500)
+    other["cell"] = {
+        **other["cell"],
+        "engine": "fusepy",
+        "tier": TierSpec(500, 2, jitter="uniform:1").to_dict(),
+    }
+    assert len(compare.differences(once, [other])) == 2
+
+
+def test_machines_and_programs_of_all_runs_are_named():
+    second = run(500, repeat=2)
+    second["llama_bench"] = {"version": "2"}
+    text = page.markdown([run(500), second])
+    assert "llama-bench 1" in text and "llama-bench 2" in text and "Not the same in all runs" in text

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from hbf_fuse.mount import mountpoint
+from hbf_fuse import mountinfo
 
 KILLS = 20
 MBPS, LATS, REPEATS = (600, 1200), (0, 1), 2
@@ -53,7 +53,7 @@ def _wait_until_gone(folder):
     """No mount below the folder, no process of ours that still uses it."""
     deadline = time.monotonic() + 15
     while True:
-        mounts = [entry for entry in mountpoint.mounts() if entry.mountpoint.is_relative_to(folder)]
+        mounts = [entry for entry in mountinfo.mounts() if entry.mountpoint.is_relative_to(folder)]
         users = [process.pid for process in psutil.process_iter(["cmdline"]) if _uses(process, folder)]
         if not mounts and not users:
             return

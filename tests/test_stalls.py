@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hbf_fuse.observe import pressure, taskstats
+from hbf_fuse.observe import pressure, restorer, taskstats
 from hbf_fuse.observe.taskstats import SWITCH, Wait
 from hbf_fuse.sweep import child, results, stalls
 
@@ -273,3 +273,17 @@ def test_no_pressure_is_none_with_a_reason(tmp_path):
     for name in pressure.RESOURCES:
         (tmp_path / name).write_text("nonsense\n")
     assert "nothing that is known" in pressure.totals(tmp_path)[1]
+
+
+def test_the_switch_is_put_back_though_all_are_told_to_end_at_once(tmp_path):
+    """As systemd does when it stops a service."""
+    switch = tmp_path / "switch"
+    switch.write_text("1")
+    script = Path(restorer.__file__)
+    process = subprocess.Popen([sys.executable, "-I", "-S", script, switch, "0"], stdin=subprocess.PIPE)
+    time.sleep(0.5)
+    process.terminate()
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.communicate(timeout=20)
+    assert switch.read_text() == "0"

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -95,6 +98,57 @@ def test_a_folder_of_another_sweep_is_refused(tiny_model, tmp_path):
         loop._claim(results, planned(tiny_model, mbps=[500], engine="fusepy")[0])
     with pytest.raises(HbfError, match="another tier"):
         loop._claim(results, planned(tiny_model, mbps=[500], tier={"depth": 2})[0])
+
+
+def test_a_model_that_is_replaced_meanwhile_is_not_measured_as_the_old_one(tiny_model, llama_bench, tmp_path):
+    own = tmp_path / "model.gguf"
+    shutil.copy(tiny_model, own)
+    cells = planned(own, mbps=[800, 900], repeats=1)
+    results = Results(tmp_path / "results")
+    other = tmp_path / "other"
+    shutil.copy(tiny_model, other)
+    done = []
+
+    def replace_after_one(document, known):
+        done.append(document)
+        if len(done) == 1:
+            other.replace(own)
+
+    _, failed = sweep(cells, results, replace_after_one)
+    assert failed == 1 and "was changed since its hash" in done[1]["error"]
+
+
+def test_single_cells_and_sweeps_do_not_share_a_folder(tiny_model, llama_bench, tmp_path):
+    line = [
+        sys.executable,
+        "-m",
+        "hbf_fuse",
+        "bench",
+        "-m",
+        tiny_model,
+        "--mbps",
+        "900",
+        "-p",
+        "8",
+        "-n",
+        "2",
+    ]
+    (tmp_path / "precious").write_text("precious")
+    refused = subprocess.run(
+        [*line, "-o", tmp_path / "a", "--trace", tmp_path / "precious"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 1 and "no trace" in refused.stderr
+    assert (tmp_path / "precious").read_text() == "precious"
+    subprocess.run([*line, "-o", tmp_path / "a"], check=True, capture_output=True)
+    with pytest.raises(HbfError, match="runs of hbf bench"):
+        loop._claim(Results(tmp_path / "a"), planned(tiny_model, mbps=[500])[0])
+    (tmp_path / "b").mkdir()
+    loop._claim(Results(tmp_path / "b"), planned(tiny_model, mbps=[500])[0])
+    refused = subprocess.run([*line, "-o", tmp_path / "b"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and "holds a sweep" in refused.stderr
 
 
 def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(

@@ -1,5 +1,6 @@
 """Traces, and whose bytes they show."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hbf_fuse import gguf
+from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf.reader import Tensor
 from hbf_fuse.mount import live
-from hbf_fuse.observe import attribution
+from hbf_fuse.observe import attribution, chains
 from hbf_fuse.observe.attribution import Phase
 from hbf_fuse.observe.trace import RECORD, RING_RECORDS, Read, Recorder, Trace, header_line
 
+DATA = Path(__file__).parent / "data"
 HEADER = {"tiers": {"hbf": {}}, "files": {"2": {"path": "model.gguf", "size": 1000}}}
 TENSORS = [
     Tensor("token_embd.weight", (10, 10), "F32", 100, 100),
@@ -140,3 +144,47 @@ def test_trace_summary_of_a_file_and_of_a_live_mount(mount, tiny_model, tmp_path
     broken = [sys.executable, "-m", "hbf_fuse", "trace", "summary", str(tiny_model)]
     said = subprocess.run(broken, capture_output=True, text=True, timeout=60, check=False)
     assert said.returncode == 1 and "not a trace" in said.stderr and "Traceback" not in said.stderr
+
+
+def test_reads_of_other_files_are_no_tensors_of_the_model(tiny_model, tmp_path):
+    described = gguf.read(tiny_model)
+    files = {"2": {"path": "a/tiny.gguf", "size": described.size}, "3": {"path": "b.gguf", "size": 5}}
+    records = RECORD.pack(*read()) + RECORD.pack(*read()._replace(ino=3))
+    trace = Trace({"tiers": {"hbf": {}}, "files": files}, records)
+    assert [each.ino for each in attribution.of_model(trace, described)] == [2]
+    with pytest.raises(HbfError, match="not what was served"):
+        attribution.of_model(Trace({"tiers": {}, "files": {"3": files["3"]}}, records), described)
+
+
+def test_the_first_pass_over_two_files_is_over_when_both_have_come():
+    reads = [
+        read(arrival=at, offset=at * 4096, nbytes=4096, done=at + 5)._replace(ino=ino)
+        for ino in (2, 3)
+        for at in (0, 1)
+    ]
+    assert chains.first_pass_ns(reads, [10, 20, 30, 40]) == 40
+
+
+def test_the_run_of_another_trace_is_refused(tmp_path):
+    document = json.loads((DATA / "run-mmap.json").read_text())
+    recorder = Recorder()
+    recorder.write_to(tmp_path / "trace", HEADER)
+    recorder.add(*read(arrival=10))
+    recorder.close()
+    document["tier_stats"].update(first_arrival_ns=1000, last_done_ns=2000)
+    name = tmp_path / f"{document['cell']['name']}.json"
+    name.write_text(json.dumps(document))
+    line = [
+        sys.executable,
+        "-m",
+        "hbf_fuse",
+        "trace",
+        "replay",
+        tmp_path / "trace",
+        "--mbps",
+        "5",
+        "--run",
+        name,
+    ]
+    said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == 1 and "is not the run that this trace is of" in said.stderr

@@ -25,6 +25,7 @@ from hbf_fuse.cli.options import (
     layout_of,
     tier_spec,
 )
+from hbf_fuse.errors import HbfError
 
 DEFAULT_RESIDENT = "50%"
 Model = Annotated[
@@ -86,7 +87,9 @@ def bench(
 
     Example: [bold]hbf bench --mbps 500 --lat 1 -p 64 -n 16[/bold]
     """
+    from hbf_fuse.observe.trace import may_be_written
     from hbf_fuse.sweep import cell as cells
+    from hbf_fuse.sweep import loop
     from hbf_fuse.sweep import place as places
     from hbf_fuse.sweep.grid import budget
     from hbf_fuse.sweep.llama import BenchOptions
@@ -117,12 +120,16 @@ def bench(
         timeout_seconds=timeout,
     )
     results = Results(output.absolute())
-    with places.lent(results.folder / "tmp") as lent:
+    if (results.folder / loop.SWEEP_FILE).exists():
+        raise HbfError(f"{results.folder} holds a sweep; use another folder (-o)")
+    if trace and not (may_be_written(trace) and trace.absolute().parent.is_dir()):
+        raise HbfError(f"{trace} is no trace, or in no folder; name another file (--trace)")
+    with loop.locked(results), places.lent(results.folder / "tmp") as lent:
         document = cells.run(cell, lent)
+        path = results.store(document)
+        tell(f"stored as {path}")
         if trace:
             shutil.copyfile(lent.trace, trace)
-    path = results.store(document)
-    tell(f"stored as {path}")
     if as_json:
         print_json(document)
         return
@@ -139,8 +146,6 @@ def gguf_source(model: Path | None) -> Path:
 
     path = source.resolve(model, tell)
     if path.is_dir():
-        from hbf_fuse.errors import HbfError
-
         raise HbfError(f"{path} is a directory; name one GGUF with -m")
     gguf.read(path)
     return path

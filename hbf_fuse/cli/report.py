@@ -39,6 +39,8 @@ def report(
             raise HbfError(f"{known.folder} holds no runs; name the folder that `hbf sweep -o` was given")
     if len(sweeps) == 2:
         rows = compare.rows(*(known.all() for known in sweeps))
+        for difference in compare.differences(*(known.all() for known in sweeps)):
+            tell(f"unlike things are compared: {difference}")
         if as_json:
             print_json(rows)
         else:

@@ -26,7 +26,7 @@ from hbf_fuse.units import format_size
 
 if TYPE_CHECKING:
     from hbf_fuse.observe.attribution import Attribution, Phase, Share
-    from hbf_fuse.observe.trace import Trace
+    from hbf_fuse.observe.trace import Read, Trace
     from hbf_fuse.tier import TierSpec
 
 app = new_app(
@@ -68,7 +68,7 @@ def summary(
     if not source.is_file():
         raise HbfError(f"the model {source} is not there; name it with -m")
     described = gguf.read(source)
-    reads = list(recorded)
+    reads = attribution.of_model(recorded, described)
     shares = attribution.attribute(reads, list(recorded.header["tiers"]), described.tensors, _phases(run))
     sizes = {tensor.name: tensor.nbytes for tensor in described.tensors}
     if as_json:
@@ -130,6 +130,10 @@ def replay(
     reads = list(recorded)
     if not reads:
         raise HbfError(f"{trace} holds no reads")
+    if run is not None:
+        _require_run_of(run, reads)
+    if len({read.tier for read in reads}) > 1:
+        tell("these reads came from several tiers; all of them are replayed on the one")
     document: dict[str, Any] = {"tier": str(spec), "reads": len(reads)}
     document.update(chains.elsewhere(reads, _phases(run), spec))
     told = document["readahead_share"]
@@ -165,6 +169,19 @@ def _phases(run: Path | None) -> "list[Phase]":
     if run is None:
         return []
     return [Phase(**phase) for phase in _finished(run)["llama_bench"]["phases"]]
+
+
+def _require_run_of(run: Path, reads: "list[Read]") -> None:
+    """HbfError if a run's mount served while none of these reads was made: it is another run's trace."""
+    stats = _finished(run).get("tier_stats") or {}
+    begin_ns, end_ns = (stats.get(f"{name}_ns") for name in ("first_arrival", "last_done"))
+    first_ns, last_ns = min(read.arrival_ns for read in reads), max(read.done_ns for read in reads)
+    if (
+        isinstance(begin_ns, int)
+        and isinstance(end_ns, int)
+        and not begin_ns <= first_ns <= last_ns <= end_ns
+    ):
+        raise HbfError(f"{run} is not the run that this trace is of; name the one that was stored with it")
 
 
 def _wall_seconds(run: Path) -> float:

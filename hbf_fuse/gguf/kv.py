@@ -27,6 +27,13 @@ def bytes_per_token(model: GgufFile, cache_type_k: str = "f16", cache_type_v: st
         if model.field(field):
             raise GgufError(f"{model.path} uses {what}: its KV cache does not grow by a fixed size per token")
     layers = number(model, "block_count")
+    if model.field("full_attention_interval") and not isinstance(
+        model.field("attention.head_count_kv"), list
+    ):
+        raise GgufError(f"{model.path} has layers without attention, and does not list which have a KV cache")
+    # Layers for predicting further tokens, and such as use another layer's cache, have none.
+    without = number(model, "nextn_predict_layers", 0) + number(model, "attention.shared_kv_layers", 0)
+    cached = max(0, layers - without)
     heads = _per_layer(model, "attention.head_count", layers)
     kv_heads = heads
     if model.field("attention.head_count_kv") is not None:
@@ -34,7 +41,7 @@ def bytes_per_token(model: GgufFile, cache_type_k: str = "f16", cache_type_v: st
     head_width = number(model, "embedding_length") // max([1, *heads])
     key_bytes = _width_bytes(model, number(model, "attention.key_length", head_width), cache_type_k)
     value_bytes = _width_bytes(model, number(model, "attention.value_length", head_width), cache_type_v)
-    return sum(kv_heads) * (key_bytes + value_bytes)
+    return sum(kv_heads[:cached]) * (key_bytes + value_bytes)
 
 
 def number(model: GgufFile, name: str, default: int | None = None) -> int:
@@ -49,6 +56,10 @@ def _per_layer(model: GgufFile, name: str, layers: int) -> list[int]:
     """A number that is the same for all layers, or a list with one for each."""
     value = model.field(name)
     if isinstance(value, list):
+        if len(value) != layers:
+            raise GgufError(
+                f"{model.path}: {model.architecture}.{name} is a list of {len(value)} for {layers} layers"
+            )
         return [_believed(model, name, each) for each in value]
     return [number(model, name)] * layers
 

@@ -5,9 +5,11 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from hbf_fuse.gguf.reader import Tensor
+from hbf_fuse.errors import HbfError
+from hbf_fuse.gguf.reader import GgufFile, Tensor
 from hbf_fuse.observe.trace import Read, Trace
 
 HEADER = "(header)"
@@ -183,6 +185,19 @@ def heat(
             if tensor:
                 rows[layer_of(tensor.name)][min(column, bins - 1)] += nbytes
     return layers, [width * (place + 1) / 1e9 for place in range(bins)], list(rows.values())
+
+
+def of_model(trace: Trace, model: GgufFile) -> list[Read]:
+    """The reads of the file of a trace that is this model: of its size, and of its name if several are.
+
+    HbfError if none is.
+    """
+    same = {ino: file for ino, file in trace.header["files"].items() if file.get("size") == model.size}
+    named = {ino: file for ino, file in same.items() if Path(file["path"]).name == model.path.name}
+    inodes = {int(ino) for ino in named or same}
+    if not inodes:
+        raise HbfError(f"the trace has no file of {model.size} bytes: {model.path} is not what was served")
+    return [read for read in trace if read.ino in inodes]
 
 
 def of_file(trace: Trace, path: str) -> list[Read]:

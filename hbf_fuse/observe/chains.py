@@ -156,10 +156,10 @@ def first_pass_ns(reads: Sequence[Read], done_ns: Sequence[int]) -> int:
     Keeps stretches of pages, not pages: a record may claim any range.
     """
     ordered = zip(done_ns, sorted(reads, key=lambda read: read.arrival_ns), strict=False)
-    starts: list[int] = []
-    ends: list[int] = []
+    stretches: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     last = 0
     for done, read in sorted(ordered, key=lambda each: each[0]):
+        starts, ends = stretches[read.ino]
         first, end = read.offset // PAGE, -(-(read.offset + read.nbytes) // PAGE)
         # The stretches that this one touches become one with it.
         low, high = bisect_left(ends, first), bisect_right(starts, end)

@@ -47,7 +47,7 @@ def _bench(series: Series) -> str:
 
 def _row(bench: str, fuse: Point, cgroup: Point) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "tier_mbps": fuse.spec.bandwidth_mbps or float("inf"),
+        "tier_mbps": fuse.spec.bandwidth_mbps,
         "fuse_mode": fuse.mode,
         "llama_bench": bench,
     }

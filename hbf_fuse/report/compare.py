@@ -1,11 +1,16 @@
 """Two sweeps side by side, where they measured the same tier in the same way."""
 
+import json
 from typing import Any
 
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series, series_of, table
 
 METRICS = ("stage_seconds", "total_first_run_seconds", "pp", "tg")
+LEAST_VALUES = 3
+"""Of one value or two nobody knows how far chance carries them."""
+
+_SHARED = ("model", "engine")
 
 
 def rows(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -21,12 +26,29 @@ def markdown(compared: list[dict[str, Any]], first: str, second: str) -> str:
     """The rows as a Markdown table; an asterisk marks differences beyond chance."""
     if not compared:
         return f"{first} and {second} have no point in common.\n"
-    columns = ("mode", "tier", *METRICS)
+    columns = ("mode", "tier", "valid", *METRICS)
     shown = [{**row, **{metric: _change(row, metric) for metric in METRICS}} for row in compared]
     return (
         f"# {second} against {first}\n\n{table(columns, shown)}\n"
-        "Medians, first -> second, and the change; `*`: the 95% intervals of the medians are apart.\n"
+        "Medians, first -> second, and the change; `*`: the 95% intervals of the medians are apart, of at "
+        f"least {LEAST_VALUES} repeats each. valid: repeats that agree with the tier model.\n"
     )
+
+
+def differences(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[str]:
+    """What else is not the same in the two: the model, the engine, the tier's detail."""
+    found = [
+        f"not the same {what}"
+        for what in _SHARED
+        if {json.dumps(document["cell"][what]) for document in first}
+        != {json.dumps(document["cell"][what]) for document in second}
+    ]
+    details = [{_detail(document["cell"]["tier"]) for document in each} for each in (first, second)]
+    return found + (["not the same jitter, flash detail or depth"] if details[0] != details[1] else [])
+
+
+def _detail(tier: dict[str, Any]) -> str:
+    return json.dumps({key: tier[key] for key in sorted(tier) if key not in ("bandwidth_mbps", "latency_ms")})
 
 
 def _points(documents: list[dict[str, Any]]) -> dict[tuple[str, str], Point]:
@@ -38,7 +60,8 @@ def _name(series: Series) -> str:
 
 
 def _row(mode: str, tier: str, here: Point, there: Point) -> dict[str, Any]:
-    row: dict[str, Any] = {"mode": mode, "tier": tier}
+    valid = " -> ".join(f"{point.valid_count}/{len(point.documents)}" for point in (here, there))
+    row: dict[str, Any] = {"mode": mode, "tier": tier, "valid": valid}
     for metric in METRICS:
         before, after = here.spread(metric), there.spread(metric)
         row[f"{metric}_first"] = before and before.median
@@ -51,7 +74,9 @@ def _row(mode: str, tier: str, here: Point, there: Point) -> dict[str, Any]:
 
 
 def _apart(one: Spread | None, other: Spread | None) -> bool:
-    return bool(one and other and (one.high < other.low or other.high < one.low))
+    if not one or not other or min(len(one.values), len(other.values)) < LEAST_VALUES:
+        return False
+    return one.high < other.low or other.high < one.low
 
 
 def _change(row: dict[str, Any], metric: str) -> str:

@@ -48,8 +48,8 @@ def checks(series: Series) -> list[str]:
 
 
 def meaning(series: Series, target_seconds: float | None = None) -> list[str]:
-    """What dominates the first run, where the knee is, and what a target needs."""
-    points = [point for point in series.points if point.runs]
+    """What dominates the first run, where the knee is, and what a target needs: of points that are valid."""
+    points = [point for point in series.points if point.runs and point.valid]
     if not points:
         return []
     if series.mode == "stream":
@@ -111,6 +111,14 @@ def _against_ideal(series: Series, points: list[Point]) -> str:
 
 def _ordered(points: list[Point]) -> str:
     """More bandwidth must not stage slower, more latency not faster."""
+    points = [point for point in points if point.valid]
+    axes = [
+        f"{change} with {name}"
+        for change, name, key in (("falls", "bandwidth", _bandwidth), ("rises", "latency", _latency))
+        if len({key(point) for point in points}) > 1
+    ]
+    if not axes:
+        return ""
     wrong = []
     for key, other in ((_latency, _bandwidth), (_bandwidth, _negative_latency)):
         for value in dict.fromkeys(key(point) for point in points):
@@ -122,7 +130,7 @@ def _ordered(points: list[Point]) -> str:
         return f"Not in the order of the tiers, beyond tolerance: {'; '.join(wrong)}."
     rates = [(point.median("model_mbps"), point.median("stage_effective_mbps")) for point in points]
     model, achieved = np.array([pair for pair in rates if None not in pair], dtype=float).reshape(-1, 2).T
-    text = "Stage time falls with bandwidth and rises with latency, everywhere."
+    text = f"Stage time {' and '.join(axes)}, everywhere within tolerance."
     if len(model) > 2 and model.std() > 0:
         text += f" Achieved and model rate correlate with r = {np.corrcoef(model, achieved)[0, 1]:.5f}."
     return text
@@ -234,8 +242,10 @@ def _knee(points: list[Point]) -> str:
     if rest <= 0:
         return ""
     knee = size / rest / 1e6
+    rests = [rest_seconds(point) for point in points]
+    varies = f" in the median ({min(rests):.3g} to {max(rests):.3g} s)" if len(rests) > 1 else ""
     return (
-        f"The rest of the first run takes {rest:.3g} s whatever the tier, so the knee is at "
+        f"The rest of the first run takes {rest:.3g} s{varies}, so the knee is at "
         f"{_short(knee)} MB/s: there staging takes as long as the rest. From {_short(4 * knee)} MB/s on, "
         "twice the bandwidth saves less than 10% of the first run."
     )
@@ -263,7 +273,7 @@ def _speed_once_loaded(points: list[Point]) -> Iterator[str]:
     for metric in ("pp", "tg"):
         spreads = [spread for point in points if (spread := point.spread(metric))]
         medians = Spread.of([spread.median for spread in spreads])
-        if medians is None:
+        if medians is None or len(spreads) < 2 or min(len(spread.values) for spread in spreads) < 2:
             continue
         within = statistics.median(spread.width_pct for spread in spreads)
         chance = medians.width_pct <= max(CHANCE_FACTOR * within, CHANCE_PCT)

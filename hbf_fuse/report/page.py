@@ -70,22 +70,36 @@ def environment(documents: list[dict[str, Any]]) -> list[str]:
     finished = [document for document in documents if "environment" in document]
     if not finished:
         return ["No cell was finished."]
-    document = finished[0]
-    machine, cell = document["environment"], document["cell"]
     times = sorted(each["environment"]["before"]["time"] for each in finished)
+    parts = [list(dict.fromkeys(part(each) for each in finished)) for part in (_machine, _program, _model)]
     lines = [
-        f"{machine['cpu']}{' (virtual)' if machine['virtual'] else ''}, {machine['cores']} cores, "
-        f"{format_size(machine['memory_bytes'])}, Linux {machine['kernel']}, Python {machine['python']}",
-        f"hbf-fuse {machine['hbf_fuse']}{_commit(document)}, engine {cell['engine']}",
-        f"llama-bench {document['llama_bench']['version']}: `{' '.join(document['command'])}`",
-        f"{cell['model']['name']}, {format_size(cell['model']['size'])}, "
-        f"SHA-256 {cell['model']['sha256'][:16]}...",
+        *(line for part in parts for line in part),
+        *(f"Not the same in all runs: {' | '.join(part)}" for part in parts if len(part) > 1),
+        f"`{' '.join(finished[0]['command'])}`",
         f"from {times[0]} to {times[-1]}",
     ]
     concerns = dict.fromkeys(
         concern for each in finished for concern in each.get("conditions", {}).get("concerns", [])
     )
     return [*lines, *(f"Not controlled: {concern}" for concern in concerns), *_drift(finished)]
+
+
+def _machine(document: dict[str, Any]) -> str:
+    machine = document["environment"]
+    return (
+        f"{machine['cpu']}{' (virtual)' if machine['virtual'] else ''}, {machine['cores']} cores, "
+        f"{format_size(machine['memory_bytes'])}, Linux {machine['kernel']}, Python {machine['python']}"
+    )
+
+
+def _program(document: dict[str, Any]) -> str:
+    ours = f"hbf-fuse {document['environment']['hbf_fuse']}{_commit(document)}"
+    return f"{ours}, engine {document['cell']['engine']}, llama-bench {document['llama_bench']['version']}"
+
+
+def _model(document: dict[str, Any]) -> str:
+    model = document["cell"]["model"]
+    return f"{model['name']}, {format_size(model['size'])}, SHA-256 {model['sha256'][:16]}..."
 
 
 def _remark(document: dict[str, Any]) -> str:

@@ -69,11 +69,14 @@ def of_series(series: Series) -> list[Plot]:
     linked = [point for point in points if point.spec.bandwidth_mbps]
     if series.mode == "stream":
         traced = [point for point in points if "attribution" in point.runs[-1]]
+        # The slowest comes first: its reads are shown.
+        traced.sort(key=lambda point: point.median("tg") or 0.0)
+        shown_one = f"{traced[0].label}, the slowest tier, last repeat" if traced else ""
         drawings = [
             ("decode", "Decode speed against bandwidth", _decode, linked if traced else []),
-            ("heat", "What was read when (the slowest tier, last repeat)", _heat, traced),
-            ("sizes", "Sizes of reads", _read_sizes, traced),
-            ("depths", "Reads in flight", _queue_depths, traced),
+            ("heat", f"What was read when ({shown_one})", _heat, traced),
+            ("sizes", f"Sizes of reads ({shown_one})", _read_sizes, traced),
+            ("depths", f"Reads in flight ({shown_one})", _queue_depths, traced),
         ]
     else:
         drawings = [

@@ -98,7 +98,7 @@ class Point:
         """The point under the names of COLUMNS."""
         stage = self.spread("stage_seconds")
         return {
-            "tier_mbps": self.spec.bandwidth_mbps or float("inf"),
+            "tier_mbps": self.spec.bandwidth_mbps,
             "tier_lat_ms": self.spec.latency_ms,
             "repeats": len(self.documents),
             "stage_seconds_median": stage and stage.median,
@@ -205,14 +205,14 @@ def markdown(documents: list[dict[str, Any]]) -> str:
 def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " ---: |" * len(columns)]
-    lines += ["| " + " | ".join(cell_text(row[column]) for column in columns) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell_text(row[column], column) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def cell_text(value: Any) -> str:
-    """A figure as tables show it: at most three decimals, a dash for none."""
+def cell_text(value: Any, column: str = "") -> str:
+    """A figure as tables show it: at most three decimals, a dash for none; no bandwidth is unlimited."""
     if value is None:
-        return "-"
+        return "max" if column == "tier_mbps" else "-"
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
     return str(value)

@@ -52,17 +52,36 @@ def checked_mode(name: str) -> Mode:
 
 @dataclass(frozen=True)
 class Model:
-    """A GGUF on the machine that runs the cell, and what it is recognised by elsewhere."""
+    """A GGUF on the machine that runs the cell, and what it is recognised by elsewhere.
+
+    state: size and time of the file when its hash was taken, the same on every machine that has a copy;
+    None if nobody looked.
+    """
 
     path: Path
     size: int
     sha256: str
+    state: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, path: Path) -> "Model":
         """Read the whole file for its hash (about a second per GiB)."""
+        state = _state_of(path)
         with path.open("rb") as file:
-            return cls(path, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        model = cls(path, path.stat().st_size, digest, state)
+        model.require_unchanged()
+        return model
+
+    def require_unchanged(self) -> None:
+        """HbfError if the file is no longer the one whose hash was taken."""
+        if self.state is not None and _state_of(self.path) != self.state:
+            raise HbfError(f"{self.path} was changed since its hash was taken; begin a new sweep (-o)")
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    info = path.stat()
+    return info.st_size, info.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -109,9 +128,11 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
     Raises HbfError if the cell cannot be run.
     """
     binary = llama.find()
+    cell.model.require_unchanged()
     begin, before, busy = time.monotonic(), machine.now(), _busy_seconds()
     ways = {"mmap": _mapped, "stage": _staged, "stream": _streamed, "cgroup": _throttled_by_kernel}
     measured = ways[cell.mode](cell, place, binary)
+    cell.model.require_unchanged()
     bench, stats = measured.bench, measured.stats
     wall = time.monotonic() - begin
     machine_busy, ours = (after - was for after, was in zip(_busy_seconds(), busy, strict=True))

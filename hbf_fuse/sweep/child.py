@@ -15,6 +15,7 @@ from typing import IO, Protocol, TextIO
 from hbf_fuse import linux
 
 _LOOK_MS = 50
+_LISTEN_SECONDS = 2.0
 
 
 class Watch(Protocol):
@@ -75,7 +76,8 @@ def run_group(
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            listener.join()
+            # Who has left the group may hold our pipe for as long as it likes.
+            listener.join(_LISTEN_SECONDS)
         said.seek(0)
         ended.stdout = said.read()
     ended.returncode = process.returncode

@@ -17,6 +17,9 @@ from hbf_fuse.sweep.conditions import Concern, git_state
 from hbf_fuse.sweep.place import Place
 from hbf_fuse.sweep.results import Results, write_whole
 
+SWEEP_FILE = "sweep.json"
+"""What the cells of a folder have in common; a folder of single cells has none."""
+
 
 def run(
     planned: list[Cell],
@@ -34,7 +37,7 @@ def run(
     measured = failed = 0
     mode = ""
     scratch = results.folder / "tmp"
-    with _locked(results):
+    with locked(results):
         _claim(results, planned[0])
         shutil.rmtree(scratch, ignore_errors=True)  # of a sweep that was killed
         git = git_state()
@@ -67,24 +70,26 @@ def _measure(cell: Cell, place: Place) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(results: Results) -> Iterator[None]:
-    """Nobody else sweeps into this folder meanwhile."""
+def locked(results: Results) -> Iterator[None]:
+    """Nobody else measures into this folder meanwhile."""
     results.folder.mkdir(parents=True, exist_ok=True)
     fd = os.open(results.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise HbfError(f"another process sweeps into {results.folder}; use another folder (-o)") from error
+        raise HbfError(f"another process measures into {results.folder}; use another folder (-o)") from error
     finally:
         os.close(fd)
 
 
 def _claim(results: Results, first: Cell) -> None:
     """Note what this folder holds before anything is measured, or make sure that it is the same sweep."""
-    path = results.folder / "sweep.json"
+    path = results.folder / SWEEP_FILE
     identity = _identity(first)
     if not path.exists():
+        if results.all():
+            raise _another_sweep(results, "runs of hbf bench")
         write_whole(path, json.dumps(identity, indent=1) + "\n")
         return
     try:
