@@ -85,7 +85,9 @@ class Watched:
         self.samples.append((seconds, memory.rss - memory.shared, self.server.num_fds()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Begin, end and most; and the trend over the second half, when all threads have been started."""
+        """Begin, end and most, and the median of each quarter; and the trend over the second half, when all
+        threads have been started.
+        """
         late = self.samples[len(self.samples) // 2 :]
         minutes = [seconds / 60 for seconds, _, _ in late]
         served = live.read_hidden(self.point, "stats.json")
@@ -98,9 +100,11 @@ class Watched:
             | {"slope_per_minute": slope(minutes, [count for _, _, count in late])},
         }
 
-    def _of(self, column: int) -> dict[str, float]:
+    def _of(self, column: int) -> dict[str, Any]:
         values = [sample[column] for sample in self.samples]
-        return {"begin": values[0], "end": values[-1], "most": max(values)}
+        bounds = [len(values) * quarter // 4 for quarter in range(5)]
+        quarters = [statistics.median(values[a:b] or values) for a, b in itertools.pairwise(bounds)]
+        return {"begin": values[0], "end": values[-1], "most": max(values), "quarters": quarters}
 
 
 def slope(minutes: list[float], values: list[int]) -> float | None:

@@ -116,22 +116,24 @@ def load_section(result: dict[str, Any]) -> list[str]:
         f"{result['rounds']} rounds: **{result['errors']} mismatches or errors**. Engines that could not be used "
         f"here: {', '.join(result['engines_left_out']) or 'none'}.",
         "",
-        "| mount | served | memory at begin, end, most | growth a minute | descriptors at begin, end, most | growth a minute |",
-        "|---|---:|---|---:|---|---:|",
+        "| mount | served | memory by quarter | most | growth a minute | descriptors by quarter | most | growth a minute |",
+        "|---|---:|---|---:|---:|---|---:|---:|",
     ]
     for mount in result["mounts"].values():
         memory, held = mount["memory_bytes"], mount["descriptors"]
-        sizes = ", ".join(format_size(memory[key]) for key in ("begin", "end", "most"))
-        counts = ", ".join(str(held[key]) for key in ("begin", "end", "most"))
+        sizes = ", ".join(map(format_size, memory["quarters"]))
+        counts = ", ".join(f"{count:g}" for count in held["quarters"])
         grown = "too short" if (rate := memory["slope_per_minute"]) is None else format_size(rate)
         more = "too short" if (rate := held["slope_per_minute"]) is None else f"{rate:g}"
         lines.append(
-            f"| {mount['tier']} | {format_size(mount['served_bytes'])} | {sizes} | {grown} | {counts} | {more} |"
+            f"| {mount['tier']} | {format_size(mount['served_bytes'])} | {sizes} | {format_size(memory['most'])} | {grown} "
+            f"| {counts} | {held['most']} | {more} |"
         )
     return [
         *lines,
         "",
-        "Memory is the server's own (resident less shared). Growth is the slope over the second half.",
+        "Memory is the server's own (resident less shared), as medians of each quarter of the time. Growth is the slope over "
+        "the second half.",
     ]
 
 
