@@ -19,9 +19,18 @@ ANSWER_SECONDS = 5.0
 
 def absolute(path: Path) -> Path:
     """The path without links, not touching the last component unless it is one: it may be a dead mount."""
-    if path.name in ("", "..") or path.is_symlink():
+    if path.name in ("", "..") or _is_link(path):
         return path.resolve()
     return path.parent.resolve() / path.name
+
+
+def _is_link(path: Path) -> bool:
+    """Without a question to the server of a mount there: it may be suspended, dead, or another user's."""
+    try:
+        path.readlink()
+    except OSError:
+        return False
+    return True
 
 
 def is_stale(mountpoint: Path, patience: float = ANSWER_SECONDS) -> bool:
