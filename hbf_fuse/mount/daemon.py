@@ -3,6 +3,7 @@
 Fork first, threads after: the server's threads start in the child.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -44,8 +45,11 @@ def _occupy_standard_streams() -> None:
 
 def _close_all_but(kept: int) -> None:
     """Close what was inherited: a lock or a pipe of the script that called is not ours to keep."""
-    os.closerange(_STDERR + 1, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
+        # One of these was only there to be listed.
+        if fd > _STDERR and fd != kept:
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
 def _detach() -> None:
