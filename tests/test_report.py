@@ -315,6 +315,7 @@ def test_json_of_an_unthrottled_tier_is_json():
     rows = json.loads(json.dumps(summary.summarize(documents), allow_nan=False))
     assert rows[-1]["tier_mbps"] is None
     assert "| max |" in summary.markdown(documents)
+    assert re.search(r">\s*max\s*</td>", html.render(documents)[0])
 
 
 def test_nothing_is_concluded_from_one_tier_or_one_repeat():

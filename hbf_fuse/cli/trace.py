@@ -172,15 +172,14 @@ def _phases(run: Path | None) -> "list[Phase]":
 
 
 def _require_run_of(run: Path, reads: "list[Read]") -> None:
-    """HbfError if a run's mount served while none of these reads was made: it is another run's trace."""
+    """HbfError if a run's mount did not serve when the first of these reads came: another run's trace.
+
+    The last one says nothing: readahead goes on after the counters of a run were looked at.
+    """
     stats = _finished(run).get("tier_stats") or {}
     begin_ns, end_ns = (stats.get(f"{name}_ns") for name in ("first_arrival", "last_done"))
-    first_ns, last_ns = min(read.arrival_ns for read in reads), max(read.done_ns for read in reads)
-    if (
-        isinstance(begin_ns, int)
-        and isinstance(end_ns, int)
-        and not begin_ns <= first_ns <= last_ns <= end_ns
-    ):
+    first_ns = min(read.arrival_ns for read in reads)
+    if isinstance(begin_ns, int) and isinstance(end_ns, int) and not begin_ns <= first_ns <= end_ns:
         raise HbfError(f"{run} is not the run that this trace is of; name the one that was stored with it")
 
 
