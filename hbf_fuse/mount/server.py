@@ -66,6 +66,7 @@ def serve(
     """
     _set_priority(config.priority, tell)
     _raise_descriptors()
+    linux.share_one_heap()
     limited = config.io_max_mbps is not None
     fs = Filesystem(config.source, config.spec, config.layout, uncached=limited)
     for name in fs.unplaced:
