@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 
 import hbf_fuse
+from hbf_fuse.units import format_size
 
 _CPUS = Path("/sys/devices/system/cpu")
 
@@ -43,14 +44,20 @@ def now() -> dict[str, Any]:
         "load_1min": os.getloadavg()[0],
         "memory_available_bytes": psutil.virtual_memory().available,
         "swap_used_bytes": psutil.swap_memory().used,
-        "governors": sorted(
-            {path.read_text().strip() for path in _CPUS.glob("cpu*/cpufreq/scaling_governor")}
-        ),
+        "governors": _governors(),
         "cpu_mhz": round(frequency.current) if frequency else None,
         "on_mains": battery.power_plugged if battery else None,
         "throttle_count": _throttle_count(),
         "stolen_seconds": psutil.cpu_times().steal,
     }
+
+
+def described(found: dict[str, Any]) -> str:
+    """Facts, of this machine or another, in one line."""
+    return (
+        f"{found['cpu']}{' (virtual)' if found['virtual'] else ''}, {found['cores']} cores, "
+        f"{format_size(found['memory_bytes'])}, Linux {found['kernel']}, Python {found['python']}"
+    )
 
 
 def busy_core_seconds() -> float:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from hbf_fuse.observe import machine
 from hbf_fuse.report import against_cgroup, findings, summary
 from hbf_fuse.report.summary import Series
 from hbf_fuse.units import format_size
@@ -85,11 +86,7 @@ def environment(documents: list[dict[str, Any]]) -> list[str]:
 
 
 def _machine(document: dict[str, Any]) -> str:
-    machine = document["environment"]
-    return (
-        f"{machine['cpu']}{' (virtual)' if machine['virtual'] else ''}, {machine['cores']} cores, "
-        f"{format_size(machine['memory_bytes'])}, Linux {machine['kernel']}, Python {machine['python']}"
-    )
+    return machine.described(document["environment"])
 
 
 def _program(document: dict[str, Any]) -> str:

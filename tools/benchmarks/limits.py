@@ -198,14 +198,9 @@ def _runs(pid: str) -> bool:
 
 
 def _page(measured: dict[str, Any]) -> str:
-    facts = measured["machine"]
     kinds = " and ".join(sorted({f"v{version}" for version in measured["versions"].values()}))
-    about = (
-        f"{facts['cores']} cores ({facts['cpu']}{', virtual' if facts['virtual'] else ''}), "
-        f"{format_size(facts['memory_bytes'])}, Linux {facts['kernel']}"
-    )
     intro = _INTRO.format(
-        machine=about,
+        machine=machine.described(measured["machine"]),
         versions=kinds,
         size=format_size(measured["size"]),
         disk=measured["disk"],

@@ -6,7 +6,7 @@ of its own. All combinations are gone through in a random order, again and again
 verified and mismatches, rates, and the servers' memory and descriptors over time.
 
     tools/load                              every engine once, a minute or two
-    tools/load --soak 30 --gb 200 > load.json
+    tools/load --soak 30 --gb 200 --markdown docs/load.md
 """
 
 import argparse
@@ -32,7 +32,7 @@ from hbf_fuse.mount import live, tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine
 from hbf_fuse.tier import TierSpec
-from hbf_fuse.units import mbps, parse_size
+from hbf_fuse.units import format_size, mbps, parse_size
 
 ENGINES = {"sync": 0, "psync": 0, "mmap": 0, "libaio": 1, "io_uring": 1}
 """fio's I/O engines, and whether they read past the page cache."""
@@ -255,6 +255,48 @@ def rates(rounds: list[Round]) -> dict[str, float]:
     return {name: round(statistics.median(values), 1) for name, values in sorted(found.items())}
 
 
+def page(result: dict[str, Any], command: str) -> str:
+    """docs/load.md."""
+    facts = result["environment"]
+    return "\n".join(
+        [
+            "# Load",
+            "",
+            f"Written by `{command}`: fio reads two mounts of one file, one after the other in a random order of I/O engines "
+            f"({', '.join(ENGINES)}), sequential and random, blocks of 4 KiB to 4 MiB, 1 to 64 jobs, and checks a checksum in "
+            "every 4 KiB. Every round is a new crowd of readers.",
+            "",
+            f"{result['verified_bytes'] / 1e9:.1f} GB read and verified in {result['seconds'] / 60:.1f} minutes, "
+            f"{result['rounds']} rounds: **{result['errors']} mismatches or errors**. Engines that could not be used "
+            f"here: {', '.join(result['engines_left_out']) or 'none'}.",
+            "",
+            "| mount | served | memory by quarter | most | growth a minute | descriptors by quarter | most | growth a minute |",
+            "|---|---:|---|---:|---:|---|---:|---:|",
+            *map(_row, result["mounts"].values()),
+            "",
+            "Memory is the server's own (resident less shared), as medians of each quarter of the time. Growth is the slope "
+            "over the second half. What fills up in the beginning has a fixed size: the last 65,536 reads (3 MiB), 1,024 "
+            "readers' lateness, at most 16 idle threads.",
+            "",
+            f"{machine.described(facts)}, hbf-fuse {facts['hbf_fuse']}, {facts['time']}, load average "
+            f"{facts['load_1min']:.1f}.",
+            "",
+        ]
+    )
+
+
+def _row(mount: dict[str, Any]) -> str:
+    memory, held = mount["memory_bytes"], mount["descriptors"]
+    sizes = ", ".join(map(format_size, memory["quarters"]))
+    counts = ", ".join(f"{count:g}" for count in held["quarters"])
+    grown = "too short" if (rate := memory["slope_per_minute"]) is None else format_size(rate)
+    more = "too short" if (rate := held["slope_per_minute"]) is None else f"{rate:g}"
+    return (
+        f"| {mount['tier']} | {format_size(mount['served_bytes'])} | {sizes} | {format_size(memory['most'])} | {grown} "
+        f"| {counts} | {held['most']} | {more} |"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -263,6 +305,7 @@ def main() -> None:
     parser.add_argument("--soak", default=0.0, type=float, metavar="MINUTES", help="at least so long")
     parser.add_argument("--gb", default=0.0, type=float, help="at least so much, in decimal GB")
     parser.add_argument("--folder", type=Path, help="where to work (default: the temporary directory)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write it as a page")
     options = parser.parse_args()
     if options.size % BLOCK_SIZES[-1] or not options.size:
         parser.error("--size must be a multiple of 4M")
@@ -271,6 +314,9 @@ def main() -> None:
             result = run(Path(folder), options.size, options.soak, options.gb)
         except HbfError as error:
             sys.exit(f"load: {error}")
+    if options.markdown:
+        how = f"--soak {options.soak:g} --gb {options.gb:g}" if options.soak or options.gb else ""
+        options.markdown.write_text(page(result, f"tools/load {how}".strip()))
     print(json.dumps(result, indent=1))
     sys.exit(1 if result["errors"] else 0)
 

@@ -1,14 +1,12 @@
 """Tries every fault of tests/faults many times and writes docs/reliability.md: what was tried, what came of it.
 
 A fault has held if nothing hung, no byte was wrong, no traceback was printed and nothing was left behind: each
-test asserts all of it. What failed or was skipped is in the table as such. --load adds what tools/load printed.
+test asserts all of it. What failed or was skipped is in the table as such.
 
     tools/reliability --times 2 --cycles 20
-    tools/load --soak 30 --gb 200 > load.json && tools/reliability --times 100 --cycles 1000 --load load.json
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -18,10 +16,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from hbf_fuse.observe import machine
-from hbf_fuse.units import format_size
 
 ROOT = Path(__file__).parents[2]
 CYCLES_TEST = "mounted_and_unmounted"
@@ -109,35 +105,7 @@ def table(faults: dict[tuple[str, str], Fault]) -> list[str]:
     return lines
 
 
-def load_section(result: dict[str, Any]) -> list[str]:
-    """What tools/load found."""
-    lines = [
-        f"{result['verified_bytes'] / 1e9:.1f} GB read and verified by fio in {result['seconds'] / 60:.1f} minutes, "
-        f"{result['rounds']} rounds: **{result['errors']} mismatches or errors**. Engines that could not be used "
-        f"here: {', '.join(result['engines_left_out']) or 'none'}.",
-        "",
-        "| mount | served | memory by quarter | most | growth a minute | descriptors by quarter | most | growth a minute |",
-        "|---|---:|---|---:|---:|---|---:|---:|",
-    ]
-    for mount in result["mounts"].values():
-        memory, held = mount["memory_bytes"], mount["descriptors"]
-        sizes = ", ".join(map(format_size, memory["quarters"]))
-        counts = ", ".join(f"{count:g}" for count in held["quarters"])
-        grown = "too short" if (rate := memory["slope_per_minute"]) is None else format_size(rate)
-        more = "too short" if (rate := held["slope_per_minute"]) is None else f"{rate:g}"
-        lines.append(
-            f"| {mount['tier']} | {format_size(mount['served_bytes'])} | {sizes} | {format_size(memory['most'])} | {grown} "
-            f"| {counts} | {held['most']} | {more} |"
-        )
-    return [
-        *lines,
-        "",
-        "Memory is the server's own (resident less shared), as medians of each quarter of the time. Growth is the slope over "
-        "the second half.",
-    ]
-
-
-def page(faults: dict[tuple[str, str], Fault], load: dict[str, Any] | None, command: str) -> str:
+def page(faults: dict[tuple[str, str], Fault], command: str) -> str:
     """docs/reliability.md."""
     tried = sum(fault.tried for fault in faults.values())
     held = sum(fault.held for fault in faults.values())
@@ -158,20 +126,13 @@ def page(faults: dict[tuple[str, str], Fault], load: dict[str, Any] | None, comm
             "",
             NOT_SHOWN,
             "",
-            "## Load",
-            "",
-            *(
-                load_section(load)
-                if load
-                else ["Not part of this run: `tools/load --soak 30 --gb 200 > load.json`."]
-            ),
+            "Hours of reading are on a page of their own: [load.md](load.md).",
             "",
             "## Conditions",
             "",
-            f"{now['time']}, load average {now['load_1min']:.1f}, Linux {facts['kernel']}, {facts['cores']} cores "
-            f"({facts['cpu']}{', a virtual machine' if facts['virtual'] else ''}), "
-            f"{format_size(facts['memory_bytes'])}, Python {facts['python']}, fusepy {version('fusepy')}, "
-            f"hbf-fuse {facts['hbf_fuse']}, as {'root' if os.geteuid() == 0 else 'an ordinary user'}.",
+            f"{machine.described(facts)}, fusepy {version('fusepy')}, hbf-fuse {facts['hbf_fuse']}, "
+            f"as {'root' if os.geteuid() == 0 else 'an ordinary user'}, {now['time']}, "
+            f"load average {now['load_1min']:.1f}.",
             "",
         ]
     )
@@ -185,20 +146,17 @@ def main() -> None:
     parser.add_argument(
         "--cycles", default=1000, type=int, help="of mounting and unmounting, with each engine"
     )
-    parser.add_argument("--load", type=Path, help="what tools/load printed")
     parser.add_argument("-o", "--output", default=ROOT / "docs/reliability.md", type=Path)
     options = parser.parse_args()
-    load = json.loads(options.load.read_text()) if options.load else None
     with tempfile.TemporaryDirectory(prefix="hbf-reliability-") as folder:
         report, cycles = Path(folder) / "faults.xml", Path(folder) / "cycles.xml"
         try_faults(report, f"not {CYCLES_TEST}", options.times, 1, SECONDS_A_TIME * options.times)
         try_faults(cycles, CYCLES_TEST, 1, options.cycles, 120 + SECONDS_A_CYCLE * options.cycles)
         faults = {**collect(report), **collect(cycles)}
     command = f"tools/reliability --times {options.times} --cycles {options.cycles}"
-    options.output.write_text(page(faults, load, command + (" --load load.json" if load else "")))
-    broken = any(fault.problems for fault in faults.values()) or bool(load and load["errors"])
+    options.output.write_text(page(faults, command))
     print(options.output.read_text())
-    sys.exit(1 if broken else 0)
+    sys.exit(1 if any(fault.problems for fault in faults.values()) else 0)
 
 
 if __name__ == "__main__":

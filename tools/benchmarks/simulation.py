@@ -220,8 +220,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 def _machine() -> str:
     facts = machine.facts()
     return (
-        f"## Measured on\n\n{facts['cpu']}, {facts['cores']} cores, Linux {facts['kernel']}, hbf-fuse "
-        f"{facts['hbf_fuse']}, {machine.now()['time']}. Do it again: `tools/simulation`.\n"
+        f"## Measured on\n\n{machine.described(facts)}, hbf-fuse {facts['hbf_fuse']}, {machine.now()['time']}. "
+        "Do it again: `tools/simulation`.\n"
     )
 
 
