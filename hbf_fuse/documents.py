@@ -1,7 +1,9 @@
-"""Reads TOML and JSON that anybody may have written, in bounded time and memory."""
+"""Reads TOML and JSON that anybody may have written, in bounded time and memory; writes files whole."""
 
 import json
+import os
 import re
+import secrets
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,9 @@ size.
 
 MAX_DIGITS = 20
 """Of a whole number: what 64 bits hold, with a sign."""
+
+ENCODING_ERRORS = "backslashreplace"
+"""For what is no Unicode: a model's name may have any bytes."""
 
 _KEY_PART = r"""(?:"(?:[^"\\\n]|\\.){0,200}+"|'[^'\n]{0,200}+'|[\w-]++)"""
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:{_KEY_PART}[ \t]*+\.[ \t]*+){{16}}")
@@ -60,6 +65,38 @@ def parse_json(text: bytes | str) -> Any:
         return json.loads(text, parse_int=_whole)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all, and outlives a crash. Makes its folder.
+
+    HbfError if it cannot be written.
+    """
+    try:
+        _write_whole(path, text)
+    except OSError as error:
+        raise HbfError(
+            f"cannot write {path}: {error.strerror}; mend that and give the same command again"
+        ) from error
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In a folder that others may write to, too, a name that can be foreseen might be a link of theirs.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with temporary.open("x", newline="", encoding="utf-8", errors=ENCODING_ERRORS) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _content(file: Path, most: int) -> bytes:

@@ -1,5 +1,5 @@
 """The few calls that Python does not wrap: mount(2), umount2(2), prctl(2), mincore(2), mallopt(3). And
-sd_notify, and whether a thread is being killed.
+sd_notify, and what /proc says of a thread or a process.
 
 Each raises OSError with the kernel's errno.
 """
@@ -10,6 +10,7 @@ import mmap
 import os
 import signal
 import socket
+from pathlib import Path
 
 MS_NOSUID = 2
 MS_NODEV = 4
@@ -71,6 +72,20 @@ def is_dying(thread: int) -> bool:
     except (OSError, StopIteration):
         return False
     return bool(pending & 1 << signal.SIGKILL - 1)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since boot; None if it is dead. See proc_pid_stat(5)."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in ("Z", "X") else int(rest[18])
+
+
+def pid_namespace() -> int:
+    """Which one this process is in: numbers of processes mean something to others in it alone."""
+    return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def tell_supervisor(*lines: str) -> None:

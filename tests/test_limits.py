@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hbf_fuse import mountinfo
+from hbf_fuse import linux, mountinfo
 from hbf_fuse.cli.app import app
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.backing import open_source
@@ -265,7 +265,7 @@ def test_what_a_dead_owner_left_is_swept_up_and_nobody_elses(on_disk):
     sleeper = subprocess.Popen(["sleep", "1000"])
     ended = subprocess.Popen(["true"])
     ended.wait()
-    space = group._pid_namespace()
+    space = linux.pid_namespace()
     left = place.parent / f"hbf-{ended.pid}-1-{space}-abcdef"
     alive = place.parent / group._new_name()
     foreign = place.parent / f"hbf-{ended.pid}-1-{space + 1}-abcdef"
@@ -435,7 +435,7 @@ def test_killed_hard_it_leaves_neither_group_nor_command(on_disk):
 
 
 def alive(pid):
-    return group._start_time(int(pid)) is not None
+    return linux.start_time(int(pid)) is not None
 
 
 # Mounts
@@ -513,7 +513,7 @@ def test_mode_cgroup_measures_the_file_itself_and_stands_beside_fuse(cold, tiny_
     model = on_disk / "model.gguf"
     shutil.copy(tiny_model, model)
     cell = Cell(Model.of(model), TierSpec(150), mode="cgroup", bench=BenchOptions(8, 4))
-    with places.lent(on_disk / "scratch") as place:
+    with places.lent(on_disk) as place:
         document = json.loads(json.dumps(cells.run(cell, place)))
     metrics = document["metrics"]
     assert metrics["io_max_in_force_mbps"] == 150

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from hbf_fuse import mountinfo
+from hbf_fuse.sweep import place as places
 
 KILLS = 20
 MBPS, LATS, REPEATS = (600, 1200), (0, 1), 2
@@ -46,7 +47,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, l
             (row["mode"], row["tier_mbps"], row["tier_lat_ms"], row["repeat"]) for row in csv.DictReader(file)
         ]
     assert len(rows) == len(set(rows)) == expected
-    assert not (results / "tmp").exists()
+    assert not (results / places.SCRATCH).exists()
 
 
 def _wait_until_gone(folder):

@@ -34,14 +34,14 @@ def sweep(cells, results, done=lambda document, known: None):
 
 def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
     cell = Cell(Model.of(tiny_model), TierSpec(200, 0), bench=QUICK)
-    with places.lent(tmp_path / "scratch") as place:
+    with places.lent(tmp_path) as place:
         document = cells.run(cell, place)
     metrics = document["metrics"]
     assert 150 < metrics["stage_effective_mbps"] < 206
     assert metrics["tier_bytes_read"] >= tiny_model.stat().st_size
     assert metrics["total_first_run_seconds"] >= metrics["stage_seconds"]
     assert metrics["pp"] > 0 and metrics["tg"] > 0
-    assert not (tmp_path / "scratch").exists()
+    assert not (tmp_path / places.SCRATCH).exists()
     json.dumps(document)
 
 
@@ -155,7 +155,7 @@ def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(
     tiny_model, llama_bench, tmp_path
 ):
     cell = Cell(Model.of(tiny_model), TierSpec(200, 2), mode="stage", bench=QUICK)
-    with places.lent(tmp_path / "scratch") as place:
+    with places.lent(tmp_path) as place:
         metrics = cells.run(cell, place)["metrics"]
         assert Model.of(place.memory_path).sha256 == cell.model.sha256
     chunked = cell.spec.chunked_mbps(expect.CHUNK_BYTES)
@@ -232,7 +232,7 @@ def test_only_mode_stream_has_a_budget(tiny_model):
 
 def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
     results = Results(tmp_path)
-    cell = {"mode": "mmap", "tier_mbps": 5, "tier_lat_ms": 0, "repeat": 1, "name": "a", "bench": {}}
+    cell = {"mode": "mmap", "tier_mbps": 5, "tier_lat_ms": 0, "repeat": 1, "name": "a", "engine": "kernel"}
     cell["bench"] = {"n_prompt": 1, "n_gen": 1, "threads": 0}
     cell |= {"tier": {"bandwidth_mbps": 5}, "model": {"name": "m.gguf", "size": 1, "sha256": ""}}
     results.store({"cell": cell, "error": "no"})
@@ -243,6 +243,9 @@ def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
     assert Results(tmp_path).set_aside_edited_csv() is None
     results.csv_path.write_text(text.replace("no", "yes"))
     assert Results(tmp_path).set_aside_edited_csv() == tmp_path / "cells.edited.csv"
+    results.csv_path.write_text(text.replace("no", "another"))
+    assert Results(tmp_path).set_aside_edited_csv() == tmp_path / "cells.edited.2.csv"
+    assert "yes" in (tmp_path / "cells.edited.csv").read_text()
 
 
 def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_model, llama_bench, tmp_path):
@@ -251,7 +254,7 @@ def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_
     # So slow that it binds on a busy machine, too.
     options = BenchOptions(n_prompt=0, n_gen=3)
     cell = Cell(Model.of(tiny_model), TierSpec(60), mode="stream", bench=options, layout=layout)
-    with places.lent(tmp_path / "scratch") as place:
+    with places.lent(tmp_path) as place:
         document = cells.run(cell, place)
     metrics = document["metrics"]
     assert metrics["bound"] == "tier"
@@ -261,4 +264,4 @@ def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_
     assert metrics["attribution"]["phases"]["decode"]["bytes"] > 3 * size * 0.4
     assert document["tier_stats"]["resident"]["most_resident_bytes"] <= layout.resident_bytes + (2 << 20)
     assert [phase["name"] for phase in document["llama_bench"]["phases"]] == ["decode"]
-    assert not (tmp_path / "scratch").exists()
+    assert not (tmp_path / places.SCRATCH).exists()

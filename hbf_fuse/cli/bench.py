@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from hbf_fuse.cli.options import (
     TRead,
     checked_engine,
     layout_of,
+    named,
     tier_spec,
 )
 from hbf_fuse.errors import HbfError
@@ -80,7 +81,9 @@ def bench(
         Path | None, typer.Option("--trace", help="Keep every read in this file; see `hbf trace`.")
     ] = None,
     engine: EngineName = "kernel",
-    output: Annotated[Path, typer.Option("-o", "--output", help="Results folder.")] = Path("results/bench"),
+    output: Annotated[Path, typer.Option("-o", "--output", help="Results folder.", parser=named)] = Path(
+        "results/bench"
+    ),
     as_json: Json = False,
 ) -> None:
     """Measure one cell: mount, run llama-bench on the mount, unmount.
@@ -93,7 +96,6 @@ def bench(
     from hbf_fuse.sweep import place as places
     from hbf_fuse.sweep.grid import budget
     from hbf_fuse.sweep.llama import BenchOptions
-    from hbf_fuse.sweep.results import Results
 
     tier = tier_spec(
         profile,
@@ -119,17 +121,23 @@ def bench(
         layout=layout_of(budget(share, known.size) if share else None, policy, place, tiers),
         timeout_seconds=timeout,
     )
-    results = Results(output.absolute())
-    if (results.folder / loop.SWEEP_FILE).exists():
-        raise HbfError(f"{results.folder} holds a sweep; use another folder (-o)")
+    folder = output.absolute()
+    if (folder / loop.SWEEP_FILE).exists():
+        raise HbfError(f"{folder} holds a sweep; use another folder (-o)")
     if trace and not (may_be_written(trace) and trace.absolute().parent.is_dir()):
         raise HbfError(f"{trace} is no trace, or in no folder; name another file (--trace)")
-    with loop.locked(results), places.lent(results.folder / "tmp") as lent:
+    with loop.locked(folder) as results, places.lent(folder) as lent:
         document = cells.run(cell, lent)
-        path = results.store(document)
-        tell(f"stored as {path}")
-        if trace:
-            shutil.copyfile(lent.trace, trace)
+        try:
+            tell(f"stored as {results.store(document)}")
+            if trace:
+                shutil.copyfile(lent.trace, trace)
+        finally:
+            # Also when the disk is full: it was measured, after all.
+            _show(document, as_json)
+
+
+def _show(document: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(document)
         return

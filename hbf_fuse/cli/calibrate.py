@@ -46,6 +46,9 @@ def calibrate(
     plan = calibration.FULL if full else calibration.QUICK
     plan = replace(plan, runs=runs or plan.runs)
     target = output.absolute() if output else envelope.path()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for file in filter(None, (target, markdown, svg)):
+        tempfile.TemporaryFile(dir=file.absolute().parent).close()  # before a quarter of an hour is spent
     with tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder:
         source, mountpoint = Path(folder) / "noise", Path(folder) / "mnt"
         block = random.Random(1).randbytes(1 << 24)  # noqa: S311 - data, not a secret

@@ -27,7 +27,17 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 def tell(message: str) -> None:
     """A remark for the person, a line on stderr."""
-    print(f"hbf: {message}", file=sys.stderr, flush=True)
+    print(f"hbf: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Without control characters, whatever it quotes: names that others chose are no orders to a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def console(to_stderr: bool = False) -> Console:
+    """Where tables are printed: what is in brackets is part of a name, not markup."""
+    return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False)
 
 
 def print_json(document: Any) -> None:
@@ -56,14 +66,14 @@ def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
+    screen = console(to_stderr=True)
     # Steps may take minutes: the speed is that of the last hour.
-    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
+    with Progress(*columns, console=screen, speed_estimate_period=3600) as progress:
         task = progress.add_task(what, total=total)
 
         def advance(last: str) -> None:
             progress.update(task, advance=1, description=last)
-            if not console.is_terminal and last != what:
+            if not screen.is_terminal and last != what:
                 # A log gets a line for each step that has something to say.
                 tell(f"{progress.tasks[task].completed:.0f} of {total}: {last}")
 
@@ -76,6 +86,8 @@ def guarded(action: Callable[[], Any], failure: int = 1) -> None:
     Wrong usage ends with 2: typer does that itself.
     """
     signal.signal(signal.SIGTERM, _terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else it is to outlive its terminal, as with nohup
+        signal.signal(signal.SIGHUP, _terminated)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -90,15 +102,14 @@ def guarded(action: Callable[[], Any], failure: int = 1) -> None:
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a command as Ctrl-C does: everything is cleaned up on the way out."""
+    """SIGTERM or SIGHUP ends a command as Ctrl-C does: everything is cleaned up on the way out."""
     sys.exit(128 + number)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """One line on stderr, and the end: without control characters, whatever it quotes, and cut short."""
+    """One line on stderr, cut short if need be, and the end."""
     line = " ".join(message.split())
-    line = line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}..."
-    tell("".join(letter if letter.isprintable() else "?" for letter in line))
+    tell(line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}...")
     sys.exit(code)
 
 

@@ -12,6 +12,7 @@ from hbf_fuse.cli.bench import Model, gguf_source
 from hbf_fuse.cli.common import Json, new_app, print_json, tell
 from hbf_fuse.cli.options import Jitter, Lat, Mbps, ProfileName, Seed, tier_spec
 from hbf_fuse.cli.sweep import numbers
+from hbf_fuse.documents import write_whole
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size, parse_size
 
@@ -336,7 +337,10 @@ def _floats(text: str, option: str) -> list[float]:
 
 
 def _contexts(text: str) -> list[int]:
-    return [int(_within(tokens, "--context", 1, 100_000_000)) for tokens in _floats(text, "--context")]
+    counts = [_within(tokens, "--context", 1, 100_000_000) for tokens in _floats(text, "--context")]
+    if any(count % 1 for count in counts):
+        raise typer.BadParameter("--context counts tokens: whole numbers")
+    return [int(count) for count in counts]
 
 
 def _within(value: float, option: str, least: float, most: float) -> float:
@@ -349,14 +353,14 @@ def _within(value: float, option: str, least: float, most: float) -> float:
 def _keep(rows: list[dict[str, Any]], output: Path | None, svg: Path | None, drawing: str) -> None:
     """Write rows as CSV and as a drawing of report/spill_plots.py, where wanted."""
     if output:
-        output.write_text(_csv(rows))
+        write_whole(output, _csv(rows))
         tell(f"stored as {output}")
     if svg:
         try:
             from hbf_fuse.report import spill_plots
         except ImportError as error:
             raise HbfError(f"--svg needs {error.name}; `pip install 'hbf-fuse[report]'` brings it") from error
-        svg.write_text(getattr(spill_plots, drawing)(rows) + "\n")
+        write_whole(svg, getattr(spill_plots, drawing)(rows) + "\n")
         tell(f"drawn as {svg}")
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -15,7 +14,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from hbf_fuse.cli.common import Json, new_app, print_json
+from hbf_fuse.cli.common import Json, console, new_app, print_json, printable
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
@@ -55,11 +54,18 @@ def make(
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console(to_stderr=True), transient=True) as progress:
         task = progress.add_task(path.name, total=None)
-        size = synth.write(
-            geometry, path, seed, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+
+        def advance(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        try:
+            size = synth.write(geometry, path, seed, advance)
+        except OSError as error:
+            raise HbfError(
+                f"cannot write {path}: {error.strerror}; mend that and give the same command again"
+            ) from error
     print(f"{path}: {format_size(size)}, preset {preset}, seed {seed}")
 
 
@@ -77,7 +83,7 @@ def info(
     if as_json:
         print_json(document)
         return
-    console = Console()
+    screen = console()
     for key in (
         "architecture",
         "layers",
@@ -89,7 +95,7 @@ def info(
     ):
         value = document[key]
         shown = f"{format_size(value)} ({value} bytes)" if key in ("size", "tensor_bytes") else value
-        print(f"{key:24}{shown}")
+        print(f"{key:24}{printable(str(shown))}")
     for kind, nbytes in document["bytes_by_type"].items():
         print(f"{'  ' + kind:24}{format_size(nbytes)}")
     if tensors:
@@ -97,7 +103,7 @@ def info(
         for tensor in document["tensors"]:
             shape = " x ".join(map(str, tensor["shape"]))
             table.add_row(tensor["name"], tensor["type"], shape, str(tensor["nbytes"]), str(tensor["offset"]))
-        console.print(table)
+        screen.print(table)
 
 
 def _describe(file: Path) -> dict[str, Any]:

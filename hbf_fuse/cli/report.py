@@ -56,8 +56,8 @@ def report(
 
 def write_report(results: "Results", target_seconds: float | None) -> Path:
     """report.md, and report.html with plots/ where the libraries for them are; returns the better one."""
+    from hbf_fuse.documents import write_whole
     from hbf_fuse.report import page
-    from hbf_fuse.sweep.results import write_whole
 
     documents = results.all()
     path = results.folder / "report.md"

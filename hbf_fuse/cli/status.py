@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hbf_fuse.cli.common import Json, print_json
+from hbf_fuse.cli.common import Json, print_json, printable
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
@@ -29,7 +29,7 @@ def status(
     if not documents:
         print("nothing is mounted; begin with: hbf-mount --mbps 500 --lat 1 MOUNTPOINT")
     for document in documents:
-        print(_line(document))
+        print(printable(_line(document)))
 
 
 def _describe(path: Path, must_answer: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 
 from hbf_fuse.cli.bench import Model, gguf_source
 from hbf_fuse.cli.common import Json, print_json, progress_of, single, tell
-from hbf_fuse.cli.options import Place, Tiers, checked_engine, tier_tables
+from hbf_fuse.cli.options import Place, Tiers, checked_engine, named, tier_tables
 from hbf_fuse.cli.report import TargetSeconds, write_report
 from hbf_fuse.errors import HbfError
 
@@ -83,7 +83,10 @@ def sweep(
     target_seconds: TargetSeconds = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before a very long sweep.")] = False,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Results folder; an unfinished sweep in it goes on.")
+        Path,
+        typer.Option(
+            "-o", "--output", help="Results folder; an unfinished sweep in it goes on.", parser=named
+        ),
     ] = Path("results/sweep"),
     as_json: Json = False,
 ) -> None:
@@ -95,7 +98,7 @@ def sweep(
     """
     from hbf_fuse.report import summary
     from hbf_fuse.sweep import cell as cells
-    from hbf_fuse.sweep import conditions, llama, results
+    from hbf_fuse.sweep import conditions, llama, loop
     from hbf_fuse.sweep import grid as grids
 
     given: dict[str, Any] = {
@@ -124,14 +127,14 @@ def sweep(
         devices.of(source)  # refuses a model that no disk is read for, before anything is measured
     concerns = conditions.judge(source.stat().st_size, copied=not set(grid.mode) <= {"mmap", "cgroup"})
     _tell_concerns(concerns, strict)
-    folder = results.Results(output.absolute())
-    if edited := folder.set_aside_edited_csv():
-        tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
-    tell("reading the model once for its hash")
-    planned = grid.cells(cells.Model.of(source))
-    failed = _measure(planned, folder, concerns, sure=yes)
-    documents = folder.all()
-    report = write_report(folder, target_seconds)
+    with loop.locked(output.absolute()) as folder:
+        if edited := folder.set_aside_edited_csv():
+            tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
+        tell("reading the model once for its hash")
+        planned = grid.cells(cells.Model.of(source))
+        failed = _measure(planned, folder, concerns, sure=yes)
+        documents = folder.all()
+        report = write_report(folder, target_seconds)
     rows = summary.summarize(documents)
     if as_json:
         print_json(rows)
@@ -176,7 +179,7 @@ def _ask(what: str) -> None:
     """Go on only if a person says so."""
     import sys
 
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise HbfError(f"{what}; say --yes if that is what you want")
     if not typer.confirm(f"hbf: {what}. Go on?", err=True):
         raise HbfError("nothing was measured")

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from hbf_fuse.cli.common import console, printable
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
@@ -17,7 +18,9 @@ MOST_LAYERS = 8
 
 def top(
     mountpoint: Annotated[Path, typer.Argument(help="A live mount.")],
-    interval: Annotated[float, typer.Option("--interval", help="Seconds between looks.", min=0.1)] = 1.0,
+    interval: Annotated[
+        float, typer.Option("--interval", help="Seconds between looks.", min=0.1, max=86_400)
+    ] = 1.0,
     count: Annotated[int | None, typer.Option("--count", help="End after so many looks.", min=1)] = None,
 ) -> None:
     """Watch a live mount: throughput, reads in flight, lateness, what is resident, the hottest layers.
@@ -30,7 +33,7 @@ def top(
     path = points.absolute(mountpoint)
     tensors = _tensors(Path(live.read_hidden(path, "spec.json")["source"]))
     before = live.read_hidden(path, "stats.json")
-    with Live(console=Console(), auto_refresh=False) as screen:
+    with Live(console=console(), auto_refresh=False) as screen:
         while count is None or count > 0:
             time.sleep(interval)
             spec, now = live.read_hidden(path, "spec.json"), live.read_hidden(path, "stats.json")
@@ -69,7 +72,7 @@ def _figures(path: Path, spec: dict[str, Any], before: dict[str, Any], now: dict
     seconds = (now["now_ns"] - before["now_ns"]) / 1e9
     if seconds <= 0:
         raise HbfError(f"{path} was mounted anew; begin again")
-    table = Table(title=f"{path}: {TierSpec.from_dict(spec['tier'])}", show_header=False)
+    table = Table(title=printable(f"{path}: {TierSpec.from_dict(spec['tier'])}"), show_header=False)
     late = now["lateness_ns"]
     table.add_row("throughput", f"{(now['bytes_read'] - before['bytes_read']) / seconds / 1e6:.1f} MB/s")
     table.add_row(

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from hbf_fuse.cli.common import Json, new_app, print_json, tell
+from hbf_fuse.cli.common import Json, console, new_app, print_json, tell
 from hbf_fuse.cli.options import (
     Depth,
     Jitter,
@@ -74,19 +73,19 @@ def summary(
     if as_json:
         print_json(_document(shares, sizes, attribution.sizes(reads), attribution.depths(reads)))
         return
-    console = Console()
-    console.print(f"{len(reads)} reads, {format_size(sum(read.nbytes for read in reads))}")
-    console.print(_table("phase", shares.phases.items()))
+    screen = console()
+    screen.print(f"{len(reads)} reads, {format_size(sum(read.nbytes for read in reads))}")
+    screen.print(_table("phase", shares.phases.items()))
     if len(shares.tokens) > 1:
         each = [share.nbytes for share in shares.tokens.values()]
-        console.print(f"decoded tokens: {len(each)}, {format_size(sum(each) / len(each))} each")
-    console.print(_table("layer", _most(shares.layers.items())))
-    console.print(_table("tensor", _most(shares.tensors.items()), sizes))
+        screen.print(f"decoded tokens: {len(each)}, {format_size(sum(each) / len(each))} each")
+    screen.print(_table("layer", _most(shares.layers.items())))
+    screen.print(_table("tensor", _most(shares.tensors.items()), sizes))
     if shares.experts:
         named = ((f"{layer} expert {expert}", share) for (layer, expert), share in shares.experts.items())
-        console.print(_table("expert", _most(named)))
-    console.print(_counts("bytes of a read", attribution.sizes(reads)))
-    console.print(_counts("reads in flight", attribution.depths(reads)))
+        screen.print(_table("expert", _most(named)))
+    screen.print(_counts("bytes of a read", attribution.sizes(reads)))
+    screen.print(_counts("reads in flight", attribution.depths(reads)))
 
 
 @app.command()

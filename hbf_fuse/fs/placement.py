@@ -58,7 +58,7 @@ class Layout:
     in it, see Resident. place: "REGEX=TIER" each, the first that fits counts. tiers: those that are named
     there, beside MAIN and DRAM.
 
-    Raises HbfError for what cannot be read and for tiers that are named and not defined.
+    Raises HbfError for what cannot be read, an unknown policy, and tiers that are named and not defined.
     """
 
     resident_bytes: int | None = None
@@ -67,6 +67,8 @@ class Layout:
     tiers: Mapping[str, TierSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise HbfError(f"unknown policy {self.policy!r} (--policy); there are: {', '.join(POLICIES)}")
         known = {MAIN, DRAM, *self.tiers}
         for rule in self.rules():
             if rule.tier not in known:

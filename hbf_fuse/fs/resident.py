@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs.placement import POLICIES
 from hbf_fuse.units import format_size
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Resident:
     came first, up to the budget less WINDOW_BYTES, and lets the rest pass through that window. Decode reads
     the weights in a cycle: fifo then keeps nothing that is read again, pin all that fits.
 
-    Raises HbfError for a budget below MIN_BYTES or an unknown policy.
+    Raises HbfError for a budget below MIN_BYTES.
     """
 
     def __init__(self, budget: int, policy: str, sizes: dict[int, int]) -> None:
@@ -59,8 +58,6 @@ class Resident:
                 f"a resident budget (--resident) of {format_size(budget)} thrashes; give at least "
                 f"{format_size(MIN_BYTES)}"
             )
-        if policy not in POLICIES:
-            raise HbfError(f"unknown policy {policy!r} (--policy); there are: {', '.join(POLICIES)}")
         self.budget = budget
         self.policy = policy
         self.resident_bytes = 0

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hbf_fuse import watcher
+from hbf_fuse import linux, watcher
 from hbf_fuse.errors import HbfError
 from hbf_fuse.limits import files, hierarchy
 from hbf_fuse.limits.devices import Disk
@@ -102,27 +102,14 @@ def remove_leftovers(parents: set[Path]) -> list[str]:
 def _is_leftover(name: str) -> bool:
     found = _NAME.fullmatch(name)
     # The numbers of another pid namespace mean nothing here.
-    if not found or int(found["namespace"]) != _pid_namespace():
+    if not found or int(found["namespace"]) != linux.pid_namespace():
         return False
-    return _start_time(int(found["pid"])) != int(found["start"])
+    return linux.start_time(int(found["pid"])) != int(found["start"])
 
 
 def _new_name() -> str:
     pid = os.getpid()
-    return f"hbf-{pid}-{_start_time(pid)}-{_pid_namespace()}-{secrets.token_hex(3)}"
-
-
-def _start_time(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since boot; None if it is dead. See proc_pid_stat(5)."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state in ("Z", "X") else int(rest[18])
-
-
-def _pid_namespace() -> int:
-    return Path("/proc/self/ns/pid").stat().st_ino
+    return f"hbf-{pid}-{linux.start_time(pid)}-{linux.pid_namespace()}-{secrets.token_hex(3)}"
 
 
 def _make(group: Group, wanted: list[Setting]) -> None:

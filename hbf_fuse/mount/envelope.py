@@ -71,10 +71,4 @@ def doubt(spec: TierSpec, known: dict[str, Any], engine: str) -> str:
 
 def store(document: dict[str, Any], file: Path) -> None:
     """Keep an envelope; HbfError if it cannot be written."""
-    temporary = file.with_name(f".{file.name}.new")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        temporary.replace(file)
-    except OSError as error:
-        raise HbfError(f"cannot write {file}: {error.strerror}") from error
+    documents.write_whole(file, json.dumps(document, indent=1) + "\n")

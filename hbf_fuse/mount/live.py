@@ -2,18 +2,17 @@
 
 import errno
 import json
-import os
-import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from hbf_fuse import linux
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import mountpoint as points
-from hbf_fuse.mountinfo import find, mounts
+from hbf_fuse.mountinfo import Mount, find, mount_of, mounts
 from hbf_fuse.observe.trace import Trace
 
 _END_SECONDS = 10.0
@@ -30,8 +29,10 @@ def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
     """The content of `.hbf/NAME`. HbfError if this is no live hbf mount, or not this user's."""
     points.ask(mountpoint)
     try:
-        content: dict[str, Any] = json.loads((mountpoint / ".hbf" / name).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        content = json.loads((mountpoint / ".hbf" / name).read_text())
+        if mount_of(mountpoint).fstype != points.MOUNT_TYPE or not isinstance(content, dict):
+            raise ValueError("it has a .hbf of something else")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "unreadable answer"
         raise HbfError(
             f"{mountpoint} is no live hbf mount of yours ({reason}); `hbf status` lists them"
@@ -80,27 +81,42 @@ def unmount(mountpoint: Path, force: bool) -> None:
     if stale:
         mounting.unmount_or_explain(path, lazy=True)
         return
-    try:
-        server = int(read_hidden(path, "spec.json").get("pid", 0))
-    except HbfError:
-        server = 0
+    server = _server_of(entry)
     mounting.unmount_or_explain(path, lazy=force)
+    if server is None:
+        return
     if force and _runs(server):
         # Its last user may hold it for long: a server that ends gives that user an error instead.
-        os.kill(server, signal.SIGTERM)
+        server.terminate()
     give_up = time.monotonic() + _END_SECONDS
     while _runs(server):
         if time.monotonic() > give_up:
             raise HbfError(
                 f"{path} is unmounted, but its server goes on: the mount is also in another mount namespace, "
-                f"as of a container; end it with `kill {server}`"
+                f"as of a container; end it with `kill {server.pid}`"
             )
         time.sleep(0.01)
 
 
-def _runs(pid: int) -> bool:
+def _server_of(mount: Mount) -> psutil.Process | None:
+    """A mount's server, if that is known for sure. What it says of itself may be meant for another PID
+    namespace, or be a lie: the process that it names must be of the user that the kernel has for the mount.
+    """
+    try:
+        spec = read_hidden(mount.mountpoint, "spec.json")
+        pid, began = spec.get("pid"), spec.get("start_time")
+        if spec.get("pid_namespace") != linux.pid_namespace() or not isinstance(pid, int) or pid <= 0:
+            return None
+        server = psutil.Process(pid)
+        same = linux.start_time(pid) == began and f"user_id={server.uids().real}" in mount.options
+    except (HbfError, psutil.Error, OverflowError):
+        return None
+    return server if same else None
+
+
+def _runs(server: psutil.Process) -> bool:
     """Whether the process is alive; one that its parent has not reaped yet is not."""
     try:
-        return pid > 0 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return server.is_running() and server.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

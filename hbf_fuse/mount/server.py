@@ -109,6 +109,8 @@ def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None
             if not mount.join(timeout=0):
                 mount.stop(lazy=True)
             fs.trace.close()
+            if fs.trace.stopped:
+                tell(f"the trace {config.trace} lacks reads: {fs.trace.stopped}")
 
 
 def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[str], None]) -> None:
@@ -116,6 +118,8 @@ def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[
     fs.mount_facts.update(
         engine=config.engine,
         pid=os.getpid(),
+        pid_namespace=linux.pid_namespace(),
+        start_time=linux.start_time(os.getpid()),
         version=hbf_fuse.__version__,
         readahead_kib=_raise_readahead(config, tell),
     )
@@ -124,7 +128,7 @@ def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[
     fs.serve_from(config.spec)
     if fs.resident is not None:
         fs.resident.start(mount.evict)
-    if config.metrics:
+    if config.metrics is not None:
         from hbf_fuse.mount import metrics
 
         metrics.serve(fs, config.metrics)

@@ -104,9 +104,13 @@ class Recorder:
 
 
 def may_be_written(path: Path) -> bool:
-    """Whether nothing is lost when a trace is written there: no file yet, an empty one, a trace, a pipe."""
-    if not path.is_file():
+    """Whether nothing is lost when a trace is written there: no file yet, an empty one, a trace. Nothing else
+    that has a name: a pipe or a terminal would make every read wait for whoever reads it.
+    """
+    if not path.exists():
         return True
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.read(len(_BEGINNING)) in (b"", _BEGINNING)
 

@@ -68,7 +68,7 @@ def remarks(documents: list[dict[str, Any]]) -> list[str]:
 
 def environment(documents: list[dict[str, Any]]) -> list[str]:
     """What it was measured on, and what was not as it should be."""
-    finished = [document for document in documents if "environment" in document]
+    finished = [document for document in documents if "metrics" in document]
     if not finished:
         return ["No cell was finished."]
     times = sorted(each["environment"]["before"]["time"] for each in finished)

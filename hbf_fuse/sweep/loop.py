@@ -3,9 +3,9 @@
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hbf_fuse import documents
@@ -15,10 +15,13 @@ from hbf_fuse.sweep import place as places
 from hbf_fuse.sweep.cell import Cell, Model
 from hbf_fuse.sweep.conditions import Concern, git_state
 from hbf_fuse.sweep.place import Place
-from hbf_fuse.sweep.results import Results, write_whole
+from hbf_fuse.sweep.results import Results
 
 SWEEP_FILE = "sweep.json"
 """What the cells of a folder have in common; a folder of single cells has none."""
+
+_OVERWRITTEN = ("report.md", "report.html", "plots")
+"""What the end of a sweep makes anew."""
 
 
 def run(
@@ -27,38 +30,34 @@ def run(
     concerns: list[Concern],
     done: Callable[[dict[str, Any], bool], None],
 ) -> tuple[int, int]:
-    """Measure what is missing. Returns (cells measured now, cells that failed).
+    """Measure what is missing in a folder that is `locked`. Returns (cells measured now, cells that failed).
 
     concerns: what was wrong with the machine before; kept with each run.
     done: called after each cell with its document and whether it was there before. A cell that fails
-    keeps its reason and is tried again by the next run. HbfError if the folder holds another sweep, or
-    another process sweeps into it.
+    keeps its reason and is tried again by the next run. HbfError if the folder holds something else.
     """
     measured = failed = 0
     mode = ""
-    scratch = results.folder / "tmp"
-    with locked(results):
-        _claim(results, planned[0])
-        shutil.rmtree(scratch, ignore_errors=True)  # of a sweep that was killed
-        git = git_state()
-        with places.lent(scratch) as place:
-            for cell in planned:
-                known = results.has(cell.name)
-                document = results.load(cell.name) if known else None
-                if document is None:
-                    if cell.mode != mode:
-                        # The first cell of a mode needs memory that the last one of another did not have.
-                        place.warm(2 * cell.model.size)
-                        mode = cell.mode
-                    document = _measure(cell, place)
-                    document["conditions"] = {"concerns": [str(one) for one in concerns], "git": git}
-                    results.store(document)
-                    measured += 1
-                elif document["cell"] != cells.describe(cell):
-                    raise _another_sweep(results, "a run of another kind with the same name")
-                failed += "error" in document
-                done(document, known)
-        results.write_csv()
+    _claim(results, planned[0])
+    git = git_state()
+    with places.lent(results.folder) as place:
+        for cell in planned:
+            known = results.has(cell.name)
+            document = results.load(cell.name) if known else None
+            if document is None:
+                if cell.mode != mode:
+                    # The first cell of a mode needs memory that the last one of another did not have.
+                    place.warm(2 * cell.model.size)
+                    mode = cell.mode
+                document = _measure(cell, place)
+                document["conditions"] = {"concerns": [str(one) for one in concerns], "git": git}
+                results.store(document)
+                measured += 1
+            elif document["cell"] != cells.describe(cell):
+                raise _another_sweep(results, "a run of another kind with the same name")
+            failed += "error" in document
+            done(document, known)
+    results.write_csv()
     return measured, failed
 
 
@@ -70,15 +69,20 @@ def _measure(cell: Cell, place: Place) -> dict[str, Any]:
 
 
 @contextmanager
-def locked(results: Results) -> Iterator[None]:
-    """Nobody else measures into this folder meanwhile."""
-    results.folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(results.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def locked(folder: Path) -> Iterator[Results]:
+    """A results folder that nobody else measures into meanwhile, made if it is not there. What is in it is
+    read under the lock, so whatever another process finished before is known.
+
+    HbfError if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise HbfError(f"another process measures into {results.folder}; use another folder (-o)") from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HbfError(f"another process measures into {folder}; use another folder (-o)") from error
+        yield Results(folder)
     finally:
         os.close(fd)
 
@@ -90,7 +94,9 @@ def _claim(results: Results, first: Cell) -> None:
     if not path.exists():
         if results.all():
             raise _another_sweep(results, "runs of hbf bench")
-        write_whole(path, json.dumps(identity, indent=1) + "\n")
+        if foreign := next((name for name in _OVERWRITTEN if (results.folder / name).exists()), None):
+            raise HbfError(f"{results.folder} has a {foreign} of something else; use another folder (-o)")
+        documents.write_whole(path, json.dumps(identity, indent=1) + "\n")
         return
     try:
         known = documents.read_json(path)

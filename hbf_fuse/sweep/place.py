@@ -16,6 +16,9 @@ from hbf_fuse.observe import machine
 from hbf_fuse.sweep import child
 from hbf_fuse.tier.expect import CHUNK_BYTES
 
+SCRATCH = ".scratch"
+"""In a results folder: nobody else's name."""
+
 _MADV_POPULATE_WRITE = 23
 _COPIER = Path(__file__).with_name("copier.py")
 
@@ -64,8 +67,11 @@ class Place:
 
 
 @contextmanager
-def lent(scratch: Path) -> Iterator[Place]:
-    """A place in `scratch`, a directory made and removed for it."""
+def lent(folder: Path) -> Iterator[Place]:
+    """A place in a directory of its own in `folder`, which is removed afterwards; one that was killed may
+    have left it.
+    """
+    scratch = folder / SCRATCH
     mountpoint = scratch / "mnt"
     mountpoint.mkdir(parents=True, exist_ok=True)
     memory = os.memfd_create("hbf-stage", os.MFD_CLOEXEC)

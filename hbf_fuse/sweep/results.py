@@ -2,8 +2,8 @@
 
 import csv
 import io
+import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,6 @@ _STREAM = (
     "bound",
     "break_even_mbps",
 )
-_ERRORS = "backslashreplace"
-"""For what is no Unicode: a model's name may have any bytes."""
-
 _LAYOUT = ("resident_bytes", "policy")
 _BENCH = ("n_prompt", "n_gen", "threads")
 _STALLS = (
@@ -81,7 +78,7 @@ class Results:
         """Keep one run, and bring the CSV up to date."""
         known = self._all()
         path = self.path_of(document["cell"]["name"])
-        write_whole(path, json.dumps(document, indent=1) + "\n")
+        documents.write_whole(path, json.dumps(document, indent=1) + "\n")
         known[document["cell"]["name"]] = document
         self.write_csv()
         return path
@@ -105,11 +102,11 @@ class Results:
         writer = csv.DictWriter(text, columns(rows), restval="")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.csv_path, text.getvalue())
+        documents.write_whole(self.csv_path, text.getvalue())
         return self.csv_path
 
     def set_aside_edited_csv(self) -> Path | None:
-        """Keep a CSV that says what no run says under another name, which is returned; else None.
+        """Keep a CSV that says what no run says under a name that is free, which is returned; else None.
 
         A CSV that lacks rows is nobody's edit: that is how a crash leaves it.
         """
@@ -121,7 +118,14 @@ class Results:
                 edited = any(not _is_among(found, derived) for found in csv.DictReader(file))
         except (csv.Error, UnicodeDecodeError):
             edited = True
-        return self.csv_path.replace(self.csv_path.with_name("cells.edited.csv")) if edited else None
+        return self.csv_path.replace(self._free_name()) if edited else None
+
+    def _free_name(self) -> Path:
+        numbers = itertools.count(2)
+        path = self.csv_path.with_name("cells.edited.csv")
+        while path.exists():
+            path = path.with_name(f"cells.edited.{next(numbers)}.csv")
+        return path
 
     def _all(self) -> dict[str, dict[str, Any]]:
         if self._known is None:
@@ -150,7 +154,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _as_text(values: dict[str, Any]) -> dict[str, str]:
     texts = {key: "" if value is None else str(value) for key, value in values.items()}
-    return {key: text.encode(errors=_ERRORS).decode() for key, text in texts.items()}
+    return {key: text.encode(errors=documents.ENCODING_ERRORS).decode() for key, text in texts.items()}
 
 
 def _is_among(found: dict[Any, Any], derived: list[dict[str, str]]) -> bool:
@@ -177,37 +181,6 @@ def row(document: dict[str, Any]) -> dict[str, Any]:
 def columns(rows: list[dict[str, Any]]) -> list[str]:
     """The columns of all rows, in order."""
     return list(dict.fromkeys(key for each in rows for key in each))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all, and outlives a crash. Makes its folder.
-
-    HbfError if it cannot be written.
-    """
-    try:
-        _write_whole(path, text)
-    except OSError as error:
-        raise HbfError(
-            f"cannot write {path}: {error.strerror}; mend that and give the same command again"
-        ) from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8", errors=_ERRORS) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _short(value: Any) -> Any:

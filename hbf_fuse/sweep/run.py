@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hbf_fuse.fs.placement import POLICIES
 from hbf_fuse.sweep.cell import Mode
 from hbf_fuse.tier import TierSpec
 
@@ -17,6 +18,13 @@ Text = Annotated[str, Field(max_length=1 << 16)]
 def _known_tier(fields: dict[str, Any]) -> dict[str, Any]:
     TierSpec.from_dict(fields)
     return fields
+
+
+def _known_policy(name: str) -> str:
+    # It becomes part of a file's name.
+    if name not in ("", *POLICIES):
+        raise ValueError(f"unknown policy {name!r}")
+    return name
 
 
 class _Part(BaseModel):
@@ -39,13 +47,19 @@ class _Bench(_Part):
 
 class _Layout(_Part):
     resident_bytes: Whole | None = None
-    policy: Text = ""
+    policy: Annotated[str, AfterValidator(_known_policy)] = ""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "_Layout":
+        if self.resident_bytes is not None and not self.policy:
+            raise ValueError("a resident budget has a policy")
+        return self
 
 
 class _Cell(_Part):
     name: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
     mode: Mode
-    engine: Text = ""
+    engine: Text
     repeat: Whole
     tier_mbps: Positive | None
     tier_lat_ms: Figure
@@ -65,6 +79,12 @@ class _Heat(_Part):
     layers: list[Text]
     seconds: list[Figure]
     bytes: list[list[Figure]]
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> "_Heat":
+        if len(self.bytes) != len(self.layers) or {len(row) for row in self.bytes} - {len(self.seconds)}:
+            raise ValueError("it has a row for each layer, and in it a figure for each second")
+        return self
 
 
 class _Attribution(_Part):
@@ -156,6 +176,7 @@ class Run(_Part):
     command: list[Text] = []
     llama_bench: _LlamaBench | None = None
     environment: _Environment | None = None
+    tier_stats: dict[str, Any] | None = None
     conditions: _Conditions = _Conditions()
 
     @model_validator(mode="after")
