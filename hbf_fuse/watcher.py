@@ -99,8 +99,11 @@ def _kill_members(directory: str) -> None:
                 os.kill(pid, 9)
 
 
-def _unmount(mountpoint: str) -> None:
-    """Only a mount that has no server any more is touched: a new one on the same path answers."""
+def _unmount(folder: int, name: str) -> None:
+    """Only a mount that has no server any more is touched: a new one on the same path answers. folder: where
+    the mountpoint lies, whatever that is called by now.
+    """
+    mountpoint = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
     try:
         # Not stat: the kernel answers that from its cache for as long as it likes.
         os.statvfs(mountpoint)
@@ -118,14 +121,15 @@ def _watch(arguments: list[str]) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, 5)
     # systemd ends what is left of a service whose server died: this is what is left, and has yet to clean up.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.read(0, 1)
     named = list(zip(arguments[::2], arguments[1::2], strict=True))
+    points = [os.path.split(path) for kind, path in named if kind == "--mount"]
+    folders = [os.open(folder, os.O_PATH | os.O_CLOEXEC) for folder, _ in points]
+    os.read(0, 1)
     for kind, path in named:
         if kind == "--group":
             remove_group(path)
-    for kind, path in named:
-        if kind == "--mount":
-            _unmount(path)
+    for folder, (_, name) in zip(folders, points, strict=True):
+        _unmount(folder, name)
 
 
 if __name__ == "__main__":

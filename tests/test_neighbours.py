@@ -3,14 +3,17 @@
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hbf_fuse import mountinfo
@@ -295,3 +298,138 @@ def test_parts_of_pages_are_no_pages(point, noise):
     os.close(fd)
     (file,) = live.read_hidden(point, "stats.json")["files"].values()
     assert not file["complete"] and file["arrived_bytes"] == 0
+
+
+def test_a_source_cut_within_a_page_gives_no_zeros(point, tmp_path):
+    source = tmp_path / "ones"
+    source.write_bytes(b"\1" * (4 * MIB))
+    mounted("--lat", 200, "--no-preload", source, point)
+    buffer = mmap.mmap(-1, 4096)
+    fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
+    try:
+        os.truncate(source, MIB + 1000)
+        with pytest.raises(OSError, match="Input/output"):
+            os.preadv(fd, [buffer], MIB)
+        with (point / "model.gguf").open("rb", buffering=0) as file, pytest.raises(OSError):
+            os.pread(file.fileno(), 4096, MIB)
+        # Nobody was late: the next read takes the tier's whole time.
+        time.sleep(0.3)
+        begin = time.monotonic()
+        assert os.preadv(fd, [buffer], 0) == 4096
+        assert time.monotonic() - begin > 0.15
+    finally:
+        os.close(fd)
+    assert hbf("umount", point).returncode == 0
+
+
+@ENGINES
+def test_a_source_replaced_by_a_pipe_holds_nobody_up(point, tmp_path, engine):
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"a" * 100_000)
+    (folder / "b.bin").write_bytes(b"b" * 100_000)
+    mounted("--engine", engine, folder, point)
+    (folder / "a.bin").unlink()
+    os.mkfifo(folder / "a.bin")
+    said = subprocess.run(["cat", point / "a.bin"], capture_output=True, text=True, timeout=20, check=False)
+    assert said.returncode == 1 and "Stale" in said.stderr
+    assert (point / "b.bin").read_bytes() == b"b" * 100_000
+    assert hbf("umount", point).returncode == 0
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_a_mount_is_ended_wherever_its_folder_was_moved_to(noise, tmp_path, end):
+    (tmp_path / "before/mnt").mkdir(parents=True)
+    mounted(noise(100_000), tmp_path / "before/mnt")
+    server = server_of(tmp_path / "before/mnt")
+    (tmp_path / "before").rename(tmp_path / "after")
+    try:
+        os.kill(server, end)
+        wait_until(lambda: not mountinfo.find(tmp_path / "after/mnt"), "the mount goes")
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "after/mnt"], capture_output=True, check=False)
+
+
+CROWD = """
+import mmap, os, sys, threading, time
+from pathlib import Path
+path = Path(sys.argv[1])
+def wait_and_read():
+    buffer = mmap.mmap(-1, 4096)
+    while not path.exists():
+        time.sleep(0.02)
+    os.preadv(os.open(path, os.O_RDONLY | os.O_DIRECT), [buffer], 0)
+threads = [threading.Thread(target=wait_and_read) for _ in range(300)]
+for thread in threads:
+    thread.start()
+print("waiting", flush=True)
+"""
+
+
+def test_a_crowd_that_waits_already_does_not_keep_a_mount_from_beginning(point, noise):
+    line = [sys.executable, "-c", CROWD, str(point / "model.gguf")]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as crowd:
+        try:
+            assert crowd.stdout.readline() == "waiting\n"
+            begin = time.monotonic()
+            mounted("--lat", 1, noise(4 * MIB), point)
+            assert time.monotonic() - begin < 30
+            assert live.read_hidden(point, "stats.json")["costs"]["floor_ns"] > 0
+            assert crowd.wait(30) == 0
+        finally:
+            crowd.kill()
+    assert hbf("umount", point).returncode == 0
+
+
+def test_two_mounts_do_not_write_one_trace(point, noise, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    mounted("--trace", tmp_path / "trace", noise(100_000), point)
+    said = hbf("mount", "--trace", tmp_path / "trace", noise(200_000), other)
+    assert said.returncode == 1 and "another mount writes the trace" in said.stderr
+    assert (point / "model.gguf").read_bytes() == noise(100_000).read_bytes()
+    assert hbf("umount", point).returncode == 0
+    assert sum(read.nbytes for read in Trace.read(tmp_path / "trace")) >= 100_000
+
+
+def test_the_trace_of_a_suspended_server_is_not_waited_for(point, noise):
+    mounted(noise(100_000), point)
+    server = server_of(point)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        said = hbf("trace", "summary", point)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    assert said.returncode == 1 and "does not answer" in said.stderr
+    assert hbf("umount", point).returncode == 0
+
+
+SLOW_STRANGER = """
+import encodings.idna, os, socket, sys, time
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+held = []
+for _ in range(60):
+    held.append(socket.create_connection(("127.0.0.1", int(sys.argv[1]))))
+    held[-1].sendall(b"G")
+print("connected", flush=True)
+time.sleep(60)
+"""
+
+
+@AS_ROOT
+def test_strangers_who_say_nothing_keep_neither_threads_nor_the_owner(point, noise):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mounted("--metrics", port, noise(100_000), point)
+    server = psutil.Process(server_of(point))
+    line = [sys.executable, "-c", SLOW_STRANGER, str(port)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as stranger:
+        try:
+            assert stranger.stdout.readline() == "connected\n"
+            time.sleep(0.5)
+            assert server.num_threads() < 40
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                assert answer.status == 200
+        finally:
+            stranger.kill()
+    assert hbf("umount", point).returncode == 0

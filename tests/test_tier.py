@@ -132,6 +132,14 @@ def test_a_reader_that_is_back_before_its_reply_was_noted_had_no_time_to_think()
     assert tier.lateness.owed(7, 4 * MS) == 4 * MS
 
 
+def test_lateness_beyond_what_is_given_back_is_forgiven_once():
+    lateness = Lateness()
+    lateness.replying(1, 0, 0)
+    lateness.replied(1, 0, 3 * MAX_OWED_NS)
+    assert [lateness.owed(1, 3 * MAX_OWED_NS + MS) for _ in range(3)] == [MAX_OWED_NS] * 3
+    assert lateness.forgiven_ns == 2 * MAX_OWED_NS
+
+
 def test_after_a_pause_a_reader_is_owed_what_its_process_was_late_last():
     """Three threads of a process, one of another; the last reply lets all of the process go on."""
     lateness = Lateness(lambda reader: reader // 10)

@@ -34,7 +34,7 @@ def read(arrival=0, offset=0, nbytes=100, done=None, reader=1, tier=0):
 def test_what_is_recorded_is_read_back(tmp_path):
     recorder = Recorder()
     recorder.write_to(tmp_path / "trace", HEADER)
-    reads = [read(arrival=place, offset=place * 100) for place in range(50)]
+    reads = [read(arrival=place, offset=place * 10) for place in range(50)]
     for one in reads:
         recorder.add(*one)
     recorder.close()

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -176,3 +177,32 @@ def test_an_envelope_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HbfError):
         envelope.store({}, tmp_path / "file" / "envelope.json")
+
+
+def test_more_lateness_than_the_tier_takes_time_is_no_agreement():
+    """Lateness that is not given back is summed over readers: four can be late by more than all time."""
+    counters = Counters()
+    counters.began(0, 1 << 20, 1, 0)
+    told = verdict.judge(TierSpec(100), GB, 3.4, -4.6, counters, 100_000, forgiven_seconds=8.0)
+    assert not told.valid and told.model_mbps is None and "late by 8.0 s" in told.why
+    # What lies in DRAM takes no time of the tier's at all.
+    assert verdict.judge(TierSpec(100), GB, 3.4, -0.001, counters, 100_000).valid
+
+
+def test_a_server_that_was_suspended_marks_what_many_readers_read(mount, noise):
+    point = mount(noise(24 << 20), mbps=100, lat=1)
+    server = live.read_hidden(point, "spec.json")["pid"]
+    reader = (
+        "import mmap, os, sys\n"
+        "fd, b = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 262144)\n"
+        "for at in range(int(sys.argv[2]), int(sys.argv[2]) + (6 << 20), 262144): os.preadv(fd, [b], at)"
+    )
+    line = [sys.executable, "-c", reader, str(point / "model.gguf")]
+    readers = [subprocess.Popen([*line, str(part * (6 << 20))]) for part in range(4)]
+    time.sleep(0.15)
+    os.kill(server, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(server, signal.SIGCONT)
+    assert [each.wait(30) for each in readers] == [0] * 4
+    (file,) = live.read_hidden(point, "stats.json")["files"].values()
+    assert file["complete"] and not file["staging"]["valid"] and file["staging"]["why"]

@@ -36,11 +36,16 @@ def _describe(path: Path, must_answer: bool) -> dict[str, Any]:
     from hbf_fuse.mount import live
 
     try:
-        return {
+        document = {
             "mountpoint": str(path),
             "spec": live.read_hidden(path, "spec.json"),
             "stats": live.read_hidden(path, "stats.json"),
         }
+        try:
+            _line(document)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise HbfError(f"{path} speaks of itself as no mount of this version does") from error
+        return document
     except HbfError as error:
         if must_answer:
             raise

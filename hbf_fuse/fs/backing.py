@@ -17,6 +17,11 @@ class Backing(Protocol):
     def slice(self, offset: int, nbytes: int) -> memoryview:
         """Up to nbytes from offset on; shorter at the end of the file. Good until this thread's next call."""
 
+    def check(self, end: int) -> None:
+        """OSError EIO if the source no longer reaches to this byte, for an engine that does not touch what
+        slice gave.
+        """
+
     def taken(self, data: memoryview, offset: int) -> bytes:
         """What slice gave for an offset, for an engine that must touch it. OSError EIO where the source no
         longer has it.
@@ -28,7 +33,9 @@ def open_source(source: Path, size: int, mtime_ns: int, ino: int, *, uncached: b
 
     Raises OSError: the source's own errno, or ESTALE if it is no longer the file that was mounted.
     """
-    fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if uncached else 0))
+    # A pipe or a terminal in place of the file must not keep us waiting.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    fd = os.open(source, flags | (os.O_DIRECT if uncached else 0))
     try:
         info = os.fstat(fd)
         if (info.st_size, info.st_mtime_ns, info.st_ino) != (size, mtime_ns, ino):
@@ -42,7 +49,8 @@ class Mapped:
     """In the page cache, as far as that holds it.
 
     A source that shrinks later, or whose disk fails, cannot crash us: the pages behind the slice are only
-    touched inside write calls, which then fail with EFAULT. To touch them here would be SIGBUS.
+    touched inside write calls, which then fail with EFAULT. To touch them here would be SIGBUS. But the page
+    that the source now ends in stays, with zeros behind the end: hence `check`.
     """
 
     def __init__(self, fd: int, size: int) -> None:
@@ -53,6 +61,11 @@ class Mapped:
     def slice(self, offset: int, nbytes: int) -> memoryview:
         """See Backing."""
         return self._view[offset : offset + nbytes]
+
+    def check(self, end: int) -> None:
+        """See Backing."""
+        if os.fstat(self._fd.number).st_size < end:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     def taken(self, data: memoryview, offset: int) -> bytes:
         """See Backing."""
@@ -87,6 +100,9 @@ class Uncached:
             if have < end - first and (not count or have % _ALIGNMENT):
                 raise OSError(errno.EIO, "the source ended early")
         return buffer[offset - first : end - first]
+
+    def check(self, end: int) -> None:
+        """See Backing. What was read is there."""
 
     def taken(self, data: memoryview, offset: int) -> bytes:
         """See Backing."""

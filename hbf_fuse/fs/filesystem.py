@@ -190,19 +190,25 @@ class Filesystem:
             raise OSError(code, os.strerror(code))
         if flags & _WRITING and not self.is_control(node):
             self.refuse_write()
-        with self._lock:
-            if node.source is None:
-                opened = OpenFile(node, None, memoryview(self._live_content(node)), direct=True)
-            else:
-                backing, users = self._backings.get(ino, (None, 0))
-                backing = backing or open_source(
-                    node.source, node.size, node.mtime_ns, node.source_ino, uncached=self._uncached
-                )
-                self._backings[ino] = (backing, users + 1)
-                opened = OpenFile(node, backing, None, direct=bool(flags & os.O_DIRECT))
-            handle = next(self._handles)
-            self._open[handle] = opened
+        if node.source is None:
+            opened = OpenFile(node, None, memoryview(self._live_content(node)), direct=True)
+        else:
+            opened = OpenFile(node, self._backing(node, node.source), None, bool(flags & os.O_DIRECT))
+        handle = next(self._handles)
+        self._open[handle] = opened
         return handle
+
+    def _backing(self, node: Node, source: Path) -> Backing:
+        """A file's bytes, for one more user."""
+        known, _ = self._backings.get(node.ino, (None, 0))
+        # Not under the lock: a disk that hangs must hold up nobody else.
+        fresh = known or open_source(
+            source, node.size, node.mtime_ns, node.source_ino, uncached=self._uncached
+        )
+        with self._lock:
+            backing, users = self._backings.get(node.ino, (fresh, 0))
+            self._backings[node.ino] = (backing, users + 1)
+        return backing
 
     def write(self, handle: int, data: bytes) -> int:
         """Take a message to the mount: one write. EINVAL for one that cannot be understood, EROFS for
@@ -256,6 +262,12 @@ class Filesystem:
             self.resident.coming(ino, offset, len(service.data))
         return service
 
+    def check(self, handle: int, service: Service) -> None:
+        """OSError EIO if the source no longer has a read's data, for an engine that does not touch it."""
+        opened = self._open.get(handle)
+        if opened is not None and opened.backing is not None:
+            opened.backing.check(service.offset + len(service.data))
+
     def copy(self, handle: int, service: Service) -> bytes:
         """A read's data, for an engine that must touch it; OSError EIO where the source no longer has it."""
         opened = self._open.get(handle)
@@ -304,6 +316,7 @@ class Filesystem:
             self.pacer.counters,
             self.costs.copy_per_mib_ns,
             replies_seen=self.replies_seen,
+            forgiven_seconds=arrival.forgiven_ns / 1e9,
             idle_cores=arrival.idle_cores,
             one_link=not self._placements,
             changed=self.pacer.changed,

@@ -10,6 +10,8 @@ class Gate:
         self._condition = threading.Condition()
         self._closed = False
         self._guests: set[int] = set()
+        self.waiting = 0
+        """How many readers are being held, each by a thread that can do nothing else."""
 
     def close(self) -> None:
         """Let nobody through from now on but guests."""
@@ -35,5 +37,7 @@ class Gate:
             return True
         with self._condition:
             begun = not self._closed or reader in self._guests
+            self.waiting += 1
             self._condition.wait_for(lambda: not self._closed or reader in self._guests)
+            self.waiting -= 1
             return begun

@@ -145,6 +145,7 @@ class Pacer:
         """The read ended without data."""
         with self._lock:
             self.counters.abandoned(service.interrupted)
+            self._lateness.nothing_owed(service.reader)
         self._thread.cpu_wait.mark()
 
     def stats(self) -> dict[str, Any]:

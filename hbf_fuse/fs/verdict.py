@@ -46,6 +46,7 @@ def judge(  # noqa: PLR0911 - a verdict per case
     copy_ns_per_mib: int,
     *,
     replies_seen: bool = True,
+    forgiven_seconds: float = 0.0,
     idle_cores: float | None = None,
     one_link: bool = True,
     changed: bool = False,
@@ -55,6 +56,8 @@ def judge(  # noqa: PLR0911 - a verdict per case
 
     replies_seen: whether the engine knows when its replies were sent; if not, its own slowness looks like
     a slow reader and is not believed to be one.
+    forgiven_seconds: the lateness that model_seconds has been reduced by: of all readers together, so it may
+    be more than the time that the tier takes.
     one_link: whether all bytes came over the link of `spec`; else its rate says nothing about theirs.
     changed: whether the tier was exchanged meanwhile, which no single rate describes.
     overfull: whether more was resident at some time than the budget allows.
@@ -63,6 +66,8 @@ def judge(  # noqa: PLR0911 - a verdict per case
     """
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
     unknowable = _unknowable(counters, changed, overfull)
+    if not unknowable and model_seconds <= 0 < forgiven_seconds:
+        unknowable = f"readers were late by {forgiven_seconds:.1f} s in all, more than the tier's whole time"
     if not spec.throttled or seconds <= 0 or model_seconds <= 0:
         return Verdict(seconds, achieved, None, None, not unknowable, unknowable)
     model = nbytes / model_seconds / 1e6

@@ -4,7 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hbf_fuse.fs import Filesystem
@@ -31,10 +31,10 @@ MOST_NS = 500_000
 _PROBE = Path(__file__).with_name("probe.py")
 
 
-def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec) -> Floor:
+def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec, tell: Callable[[str], None]) -> Floor:
     """Read through the mount from outside for about 0.2 s, at about the latency of `spec`.
 
-    No floor if that fails. Leaves the filesystem serving from the probe's tier.
+    No floor if that fails, which is told. Leaves the filesystem serving from the probe's tier.
     """
     largest = max(fs.tree.files(), key=lambda node: node.size, default=None)
     if largest is None or largest.size < LARGE:
@@ -45,9 +45,13 @@ def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec) -> Floor:
     probe = TierSpec(
         latency_ms=min(max(spec.latency_ms, least), most) if spec.latency_ms else USUAL_LATENCY_MS
     )
-    fixed = _unseen(fs, file, probe, SMALL, readers=1)
-    alone = Floor(fixed, max(0, _unseen(fs, file, probe, LARGE, readers=1) - fixed))
-    crowded = _unseen(fs, file, probe, MIDDLE, readers=CROWD)
+    try:
+        fixed = _unseen(fs, file, probe, SMALL, readers=1)
+        alone = Floor(fixed, max(0, _unseen(fs, file, probe, LARGE, readers=1) - fixed))
+        crowded = _unseen(fs, file, probe, MIDDLE, readers=CROWD)
+    except subprocess.TimeoutExpired:
+        tell("too busy to find out what a read takes here beyond the tier: small reads come late by that")
+        return Floor()
     return Floor(alone.fixed_ns, alone.per_mib_ns, max(0, crowded - alone.of(MIDDLE, others=0)))
 
 
@@ -66,8 +70,6 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
         fs.gate.invite(reader.pid)
     try:
         said = [(reader.pid, reader.communicate(timeout=30)[0]) for reader in probes]
-    except subprocess.TimeoutExpired:
-        return 0
     finally:
         for reader in probes:
             reader.kill()

@@ -26,10 +26,11 @@ def all_mounts() -> list[Path]:
 
 
 def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
-    """The content of `.hbf/NAME`. HbfError if this is no live hbf mount, or not this user's."""
-    points.ask(mountpoint)
+    """The content of `.hbf/NAME`. HbfError if this is no live hbf mount, or not this user's; NoAnswer if its
+    server says nothing.
+    """
     try:
-        content = json.loads((mountpoint / ".hbf" / name).read_text())
+        content = json.loads(points.answer(mountpoint, (mountpoint / ".hbf" / name).read_text))
         if mount_of(mountpoint).fstype != points.MOUNT_TYPE or not isinstance(content, dict):
             raise ValueError("it has a .hbf of something else")
     except (OSError, ValueError) as error:
@@ -43,7 +44,7 @@ def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
 def read_trace(mountpoint: Path) -> Trace:
     """The newest reads of a live mount. HbfError if it is none of ours."""
     try:
-        return Trace.parse((mountpoint / ".hbf" / "trace").read_bytes())
+        return Trace.parse(points.answer(mountpoint, (mountpoint / ".hbf" / "trace").read_bytes))
     except (OSError, ValueError) as error:
         raise HbfError(f"{mountpoint} is no live hbf mount of yours; `hbf status` lists them") from error
 
@@ -73,7 +74,8 @@ def unmount(mountpoint: Path, force: bool) -> None:
         raise HbfError(f"{path} is a {entry.fstype} mount, not one of hbf; end it with `umount {path}`")
     try:
         stale = points.is_stale(path, _PATIENCE_SECONDS if force else points.ANSWER_SECONDS)
-    except HbfError:
+        server = None if stale else _server_of(entry)
+    except points.NoAnswer:
         if not force:
             raise
         mounting.abort(path, entry.device)
@@ -81,7 +83,6 @@ def unmount(mountpoint: Path, force: bool) -> None:
     if stale:
         mounting.unmount_or_explain(path, lazy=True)
         return
-    server = _server_of(entry)
     mounting.unmount_or_explain(path, lazy=force)
     if server is None:
         return
@@ -101,6 +102,7 @@ def unmount(mountpoint: Path, force: bool) -> None:
 def _server_of(mount: Mount) -> psutil.Process | None:
     """A mount's server, if that is known for sure. What it says of itself may be meant for another PID
     namespace, or be a lie: the process that it names must be of the user that the kernel has for the mount.
+    NoAnswer if it says nothing.
     """
     try:
         spec = read_hidden(mount.mountpoint, "spec.json")
@@ -109,6 +111,8 @@ def _server_of(mount: Mount) -> psutil.Process | None:
             return None
         server = psutil.Process(pid)
         same = linux.start_time(pid) == began and f"user_id={server.uids().real}" in mount.options
+    except points.NoAnswer:
+        raise
     except (HbfError, psutil.Error, OverflowError):
         return None
     return server if same else None

@@ -25,6 +25,9 @@ except ImportError as problem:
 
 LOOPBACK = "127.0.0.1"
 _CONNECTIONS = Path("/proc/net/tcp")
+_CONNECTIONS_AT_ONCE = {True: 16, False: 4}
+"""Of those who may have the metrics, and of those who are refused."""
+
 _ESTABLISHED = "01"
 """The only state that is believed: a socket that its owner has closed is root's, by that table."""
 
@@ -41,13 +44,37 @@ def serve(fs: Filesystem, where: str) -> None:
     registry.register(_Collector(fs))
     try:
         kind = _Server6 if ":" in address else _Server
-        server = kind((address.strip("[]") or LOOPBACK, int(port)), _handler(registry, bool(address)))
+        server = kind((address.strip("[]") or LOOPBACK, int(port)), _handler(registry), bool(address))
     except OSError as error:
         raise HbfError(f"--metrics {where}: {error.strerror}; use another address or port") from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 class _Server(ThreadingHTTPServer):
+    """A thread per connection, of which there are few: strangers take none of those that are for others."""
+
+    def __init__(self, address: tuple[str, int], handler: type[MetricsHandler], for_everybody: bool) -> None:
+        super().__init__(address, handler)
+        self._for_everybody = for_everybody
+        self._free = {welcome: threading.Semaphore(count) for welcome, count in _CONNECTIONS_AT_ONCE.items()}
+
+    def is_welcome(self, client: Any) -> bool:
+        """Whether whoever made a connection may have the metrics."""
+        return self._for_everybody or _owner(client, self.server_address) in (0, os.geteuid())
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        free = self._free[self.is_welcome(client_address)]
+        if not free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        threading.Thread(target=self._answer, args=(request, client_address, free), daemon=True).start()
+
+    def _answer(self, request: Any, client_address: Any, free: threading.Semaphore) -> None:
+        try:
+            self.process_request_thread(request, client_address)
+        finally:
+            free.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that breaks off is nobody's news."""
 
@@ -56,12 +83,12 @@ class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
-def _handler(registry: CollectorRegistry, for_everybody: bool) -> type[MetricsHandler]:
+def _handler(registry: CollectorRegistry) -> type[MetricsHandler]:
     class Handler(MetricsHandler):
         timeout = 10  # s: a client that says nothing holds no thread
 
         def do_GET(self) -> None:
-            if for_everybody or _owner(self.client_address, self.server.server_address) in (0, os.geteuid()):
+            if isinstance(self.server, _Server) and self.server.is_welcome(self.client_address):
                 super().do_GET()
             else:
                 self.send_error(403, "Not your mount: --metrics ADDRESS:PORT answers everybody")

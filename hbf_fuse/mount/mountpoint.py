@@ -4,17 +4,24 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mountinfo import find
 
+T = TypeVar("T")
+
 MOUNT_TYPE = mounting.FSTYPE
 ANSWER_SECONDS = 5.0
 """How long a mount may take to answer before it counts as stuck. A live one takes about 1 ms."""
+
+
+class NoAnswer(HbfError):
+    """Nobody serves this mount, although its connection is open."""
 
 
 def absolute(path: Path) -> Path:
@@ -36,28 +43,41 @@ def _is_link(path: Path) -> bool:
 def is_stale(mountpoint: Path, patience: float = ANSWER_SECONDS) -> bool:
     """Whether a dead server's mount is still there ("Transport endpoint is not connected").
 
-    HbfError if its server lives and does not answer for `patience` seconds.
+    NoAnswer if its server lives and does not answer for `patience` seconds.
     """
     return ask(mountpoint, patience) in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def ask(mountpoint: Path, patience: float = ANSWER_SECONDS) -> int:
-    """The errno that a mountpoint answers with, 0 if all is well; HbfError if it does not answer."""
-    answers: list[int] = []
+    """The errno that a mountpoint answers with, 0 if all is well. NoAnswer if it does not answer."""
+    try:
+        # Not stat: the kernel answers that from its cache, with or without a server.
+        answer(mountpoint, lambda: os.statvfs(mountpoint), patience)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def answer(mountpoint: Path, question: Callable[[], T], patience: float = ANSWER_SECONDS) -> T:
+    """What a mount's server says to a question, or the OSError that it has for it. NoAnswer if there is none
+    for `patience` seconds; the thread that asks then waits on.
+    """
+    answers: list[T] = []
+    errors: list[OSError] = []
 
     def wait_for_answer() -> None:
         try:
-            # Not stat: the kernel answers that from its cache, with or without a server.
-            os.statvfs(mountpoint)
-            answers.append(0)
+            answers.append(question())
         except OSError as error:
-            answers.append(error.errno or errno.EIO)
+            errors.append(error)
 
     asking = threading.Thread(target=wait_for_answer, daemon=True)
     asking.start()
     asking.join(patience)
+    if errors:
+        raise errors[0]
     if not answers:
-        raise HbfError(
+        raise NoAnswer(
             f"{mountpoint} does not answer: its server is suspended or stuck; let it go on with "
             f"`kill -CONT`, or end the mount with `hbf-umount --force {mountpoint}`"
         )

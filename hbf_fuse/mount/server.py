@@ -124,7 +124,7 @@ def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[
         readahead_kib=_raise_readahead(config, tell),
     )
     # Unthrottled mounts, too: `hbf set` may give them a tier.
-    fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec)
+    fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec, tell)
     fs.serve_from(config.spec)
     if fs.resident is not None:
         fs.resident.start(mount.evict)
@@ -141,6 +141,8 @@ def _trace_to(file: Path, fs: Filesystem) -> None:
         raise HbfError(f"{file} is there and no trace; name another file (--trace)")
     try:
         fs.trace.write_to(file, fs.spec_document())
+    except BlockingIOError as error:
+        raise HbfError(f"another mount writes the trace {file}; name another file (--trace)") from error
     except OSError as error:
         raise HbfError(
             f"cannot write the trace {file}: {error.strerror}; name a file that can be made (--trace)"

@@ -28,8 +28,8 @@ class Counters:
 
     def began(self, arrival_ns: int, nbytes: int, reader: int, starved_ns: int) -> None:
         """A read of nbytes arrived from a thread, after its server thread had waited starved_ns for a CPU."""
-        if not self.reads:
-            self.first_arrival_ns = arrival_ns
+        # Of reads that come at once, the earliest may be the last to get here.
+        self.first_arrival_ns = min(self.first_arrival_ns or arrival_ns, arrival_ns)
         self.reads += 1
         self.nameless += not reader
         self.largest_read = max(self.largest_read, nbytes)

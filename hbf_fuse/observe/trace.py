@@ -4,6 +4,7 @@ A trace is a line of JSON (what was served, from which tier), then records of RE
 order of completion.
 """
 
+import fcntl
 import io
 import json
 import struct
@@ -54,9 +55,19 @@ class Recorder:
         self._file: BinaryIO | None = None
 
     def write_to(self, path: Path, header: dict[str, Any]) -> None:
-        """Also write every record from now on to a file, made anew. OSError if it cannot be."""
-        self._file = path.open("wb", buffering=_FILE_BUFFER)
-        self._file.write(header_line(header))
+        """Also write every record from now on to a file, made anew. OSError if it cannot be, EWOULDBLOCK if
+        another mount writes to it.
+        """
+        file = path.open("ab", buffering=_FILE_BUFFER)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if file.tell():
+                file.truncate(0)
+            file.write(header_line(header))
+        except OSError:
+            file.close()
+            raise
+        self._file = file
 
     def add(self, *fields: int) -> None:
         """One read, its fields as in RECORD."""
@@ -144,8 +155,13 @@ class Trace:
         _check_header(header)
         records = content[len(line) + 1 :]
         trace = cls(header, records[: len(records) // RECORD.size * RECORD.size])
+        sizes = {int(ino): file["size"] for ino, file in header["files"].items() if "size" in file}
         for place, read in enumerate(trace):
-            if read.done_ns <= read.arrival_ns or read.tier >= len(header["tiers"]):
+            if (
+                read.done_ns <= read.arrival_ns
+                or read.tier >= len(header["tiers"])
+                or read.offset + read.nbytes > sizes.get(read.ino, read.offset + read.nbytes)
+            ):
                 raise ValueError(f"its record {place} is no read: damaged, or not of this header")
         return trace
 
@@ -178,4 +194,6 @@ def _check_header(header: dict[str, Any]) -> None:
 
 def _is_file(entry: tuple[str, Any]) -> bool:
     ino, file = entry
-    return ino.isascii() and ino.isdecimal() and isinstance(file, dict) and isinstance(file.get("path"), str)
+    if not (ino.isascii() and ino.isdecimal() and isinstance(file, dict)):
+        return False
+    return isinstance(file.get("path"), str) and isinstance(file.get("size", 0), int)

@@ -124,7 +124,8 @@ class Calibration:
         with mounted_here(fs, config, self._tell):
             file = self._mountpoint / "model.gguf"
             floors = {
-                lat: floor.measure(fs, self._mountpoint, TierSpec(None, lat)) for lat in self.plan.lat_ms
+                lat: floor.measure(fs, self._mountpoint, TierSpec(None, lat), self._tell)
+                for lat in self.plan.lat_ms
             }
             self._floors.setdefault(engine, []).extend(floors.values())
             ceiling = _run(fs, file, Point(TierSpec(), 1 << 20, CROWD), CEILING_READS).client_mbps

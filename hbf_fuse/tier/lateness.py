@@ -10,7 +10,7 @@ readers that finishes a layer lets all go on. What is given back then is what th
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -27,6 +27,17 @@ PAUSE_NS = 500_000
 """A reader back sooner than this after its own reply waited for nobody else."""
 
 
+class _Reply(NamedTuple):
+    """A reader's newest reply: when it was due, when it was there (certainly, or as foreseen), and how much
+    of its lateness is not given back.
+    """
+
+    deadline_ns: int
+    done_ns: int
+    certain: bool
+    forgiven_ns: int = 0
+
+
 class Lateness:
     """How late each reader's newest reply was. At most MAX_READERS entries.
 
@@ -37,23 +48,23 @@ class Lateness:
 
     def __init__(self, process_of: Callable[[int], int] = lambda reader: reader) -> None:
         self.forgiven_ns = 0
-        self._newest: dict[int, tuple[int, int, bool]] = {}
+        self._newest: dict[int, _Reply] = {}
         self._process_of = process_of
         self._last_of: dict[int, tuple[int, int]] = {}
 
     def replying(self, reader: int, deadline_ns: int, foreseen_ns: int) -> None:
         """A reply that is due at deadline_ns is on its way to `reader`, to be there at about foreseen_ns."""
-        _put_last(self._newest, reader, (deadline_ns, foreseen_ns, False))
+        _put_last(self._newest, reader, _Reply(deadline_ns, foreseen_ns, False))
 
     def replied(self, reader: int, deadline_ns: int, done_ns: int) -> None:
         """That reply was there at done_ns (early is negative). Ignored if a newer one is on its way."""
         known = self._newest.get(reader)
-        if known is not None and known[0] == deadline_ns:
-            self._newest[reader] = (deadline_ns, done_ns, True)
+        if known is not None and known.deadline_ns == deadline_ns:
+            self._newest[reader] = known._replace(done_ns=done_ns, certain=True)
             _put_last(self._last_of, self._process_of(reader), (done_ns, done_ns - deadline_ns))
 
     def nothing_owed(self, reader: int) -> None:
-        """The newest reply came from no tier: how long it took is nobody's lateness."""
+        """The newest reply came from no tier, or never came: how long it took is nobody's lateness."""
         self._newest.pop(reader, None)
 
     def owed(self, reader: int, arrival_ns: int) -> int:
@@ -61,19 +72,22 @@ class Lateness:
         known = self._newest.get(reader)
         if known is None:
             return 0
-        deadline_ns, done_ns, certain = known
-        if not certain:
+        done_ns = known.done_ns
+        if not known.certain:
             # The reader is back before the thread that served it could look at the clock: its reply came
             # at most now, and there was no time to think.
             done_ns = max(done_ns, arrival_ns)
-        late = done_ns - deadline_ns
+        late = done_ns - known.deadline_ns - known.forgiven_ns
         if arrival_ns - done_ns > LIFETIME_NS:
             del self._newest[reader]
             self.forgiven_ns += max(0, late)
             return 0
         if late > MAX_OWED_NS:
-            self.forgiven_ns += late - MAX_OWED_NS
-            self._newest[reader] = (deadline_ns, deadline_ns + MAX_OWED_NS, True)
+            excess = late - MAX_OWED_NS
+            self.forgiven_ns += excess
+            self._newest[reader] = _Reply(
+                known.deadline_ns, done_ns, certain=True, forgiven_ns=known.forgiven_ns + excess
+            )
             return MAX_OWED_NS
         if arrival_ns - done_ns > PAUSE_NS:
             return self._of_the_last(reader, done_ns, late)

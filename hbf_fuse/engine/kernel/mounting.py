@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import find
+from hbf_fuse.mountinfo import find, mounts
 
 DEVICE = "/dev/fuse"
 FSTYPE = "fuse.hbf"
@@ -82,15 +82,17 @@ class Placed:
 
     def __init__(self, mountpoint: Path) -> None:
         """mountpoint: without links, as mount tables name it."""
-        self._mountpoint = mountpoint
         found = find(mountpoint)
-        self._device = found.device if found else None
+        self._itself = (found.number, found.device) if found else None
 
     def unmount(self, lazy: bool) -> None:
-        """See unmount_or_explain. Nothing if it has ended, was detached, or lies under another mount."""
-        found = find(self._mountpoint)
-        if found is not None and found.device == self._device:
-            unmount_or_explain(self._mountpoint, lazy)
+        """See unmount_or_explain. Nothing if it has ended, was detached, or lies under another mount.
+
+        A folder above it may have been renamed meanwhile.
+        """
+        for each in mounts():
+            if (each.number, each.device) == self._itself and find(each.mountpoint) == each:
+                unmount_or_explain(each.mountpoint, lazy)
 
 
 def unmount_or_explain(mountpoint: Path, lazy: bool = False) -> None:

@@ -82,7 +82,7 @@ class Session:
 
     def _grow(self) -> None:
         """Leave a thread to read; where there may be none, requests wait for one of those there are."""
-        if self._threads < MAX_THREADS:
+        if self._threads < MAX_THREADS + self.fs.gate.waiting:
             with contextlib.suppress(RuntimeError):
                 self._add_thread()
                 return
@@ -175,6 +175,7 @@ class Session:
         started_ns = time.monotonic_ns()
         header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(service.data), 0, request.unique)
         try:
+            self.fs.check(handle, service)
             self._send(header, service.data)
         except OSError as error:
             # EFAULT: the source shrank under us. The kernel has already told the reader EIO; saying it
