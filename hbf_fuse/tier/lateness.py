@@ -10,9 +10,14 @@ readers that finishes a layer lets all go on. What is given back then is what th
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
+
+_Reply = tuple[int, int, bool, int]
+"""A reader's newest: when it was due, when it was there, whether that is certain or foreseen, and how many ns
+of its lateness are not given back. Plain, because every read makes two.
+"""
 
 LIFETIME_NS = 100_000_000
 """Lateness older than this is forgotten: a reader back after a pause must see the full latency again."""
@@ -25,17 +30,6 @@ MAX_READERS = 1024
 
 PAUSE_NS = 500_000
 """A reader back sooner than this after its own reply waited for nobody else."""
-
-
-class _Reply(NamedTuple):
-    """A reader's newest reply: when it was due, when it was there (certainly, or as foreseen), and how much
-    of its lateness is not given back.
-    """
-
-    deadline_ns: int
-    done_ns: int
-    certain: bool
-    forgiven_ns: int = 0
 
 
 class Lateness:
@@ -54,13 +48,13 @@ class Lateness:
 
     def replying(self, reader: int, deadline_ns: int, foreseen_ns: int) -> None:
         """A reply that is due at deadline_ns is on its way to `reader`, to be there at about foreseen_ns."""
-        _put_last(self._newest, reader, _Reply(deadline_ns, foreseen_ns, False))
+        _put_last(self._newest, reader, (deadline_ns, foreseen_ns, False, 0))
 
     def replied(self, reader: int, deadline_ns: int, done_ns: int) -> None:
         """That reply was there at done_ns (early is negative). Ignored if a newer one is on its way."""
         known = self._newest.get(reader)
-        if known is not None and known.deadline_ns == deadline_ns:
-            self._newest[reader] = known._replace(done_ns=done_ns, certain=True)
+        if known is not None and known[0] == deadline_ns:
+            self._newest[reader] = (deadline_ns, done_ns, True, known[3])
             _put_last(self._last_of, self._process_of(reader), (done_ns, done_ns - deadline_ns))
 
     def nothing_owed(self, reader: int) -> None:
@@ -72,12 +66,12 @@ class Lateness:
         known = self._newest.get(reader)
         if known is None:
             return 0
-        done_ns = known.done_ns
-        if not known.certain:
+        deadline_ns, done_ns, certain, forgiven_ns = known
+        if not certain:
             # The reader is back before the thread that served it could look at the clock: its reply came
             # at most now, and there was no time to think.
             done_ns = max(done_ns, arrival_ns)
-        late = done_ns - known.deadline_ns - known.forgiven_ns
+        late = done_ns - deadline_ns - forgiven_ns
         if arrival_ns - done_ns > LIFETIME_NS:
             del self._newest[reader]
             self.forgiven_ns += max(0, late)
@@ -85,9 +79,7 @@ class Lateness:
         if late > MAX_OWED_NS:
             excess = late - MAX_OWED_NS
             self.forgiven_ns += excess
-            self._newest[reader] = _Reply(
-                known.deadline_ns, done_ns, certain=True, forgiven_ns=known.forgiven_ns + excess
-            )
+            self._newest[reader] = (deadline_ns, done_ns, True, forgiven_ns + excess)
             return MAX_OWED_NS
         if arrival_ns - done_ns > PAUSE_NS:
             return self._of_the_last(reader, done_ns, late)
