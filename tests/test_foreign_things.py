@@ -251,7 +251,16 @@ def test_a_long_sweep_without_a_terminal_is_not_begun(tiny_model, llama_bench, t
 
 
 def test_a_terminal_that_is_closed_leaves_no_half_model(tmp_path):
-    line = [*HBF, "model", "make", "qwen2.5-3b-q4_k_m", "-o", str(tmp_path / "model.gguf")]
+    line = [
+        "env",
+        "--default-signal=HUP",
+        *HBF,
+        "model",
+        "make",
+        "qwen2.5-3b-q4_k_m",
+        "-o",
+        str(tmp_path / "model.gguf"),
+    ]
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         give_up = time.monotonic() + 30
         while not list(tmp_path.iterdir()) and time.monotonic() < give_up:
