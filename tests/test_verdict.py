@@ -10,8 +10,8 @@ import time
 import pytest
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs import verdict
-from hbf_fuse.mount import envelope, live
+from hbf_fuse.fs import Filesystem, verdict
+from hbf_fuse.mount import envelope, floor, live
 from hbf_fuse.observe import Counters, machine
 from hbf_fuse.tier import TierSpec
 
@@ -206,3 +206,91 @@ def test_a_server_that_was_suspended_marks_what_many_readers_read(mount, noise):
     assert [each.wait(30) for each in readers] == [0] * 4
     (file,) = live.read_hidden(point, "stats.json")["files"].values()
     assert file["complete"] and not file["staging"]["valid"] and file["staging"]["why"]
+
+
+@pytest.mark.parametrize("spec", [TierSpec(latency_ms=1), TierSpec(1000, 1)])
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        ({"replies_seen": False}, "libfuse"),
+        ({"starved_ns": GB // 10}, "busy"),
+        ({"idle_cores": 0.0}, "no core was idle"),
+    ],
+)
+def test_where_no_link_vouches_a_busy_machine_is_doubted(spec, facts, word):
+    told = judge(spec, 2.0, 2.0, **facts)
+    assert not told.valid and word in told.why
+    assert judge(spec, 2.0, 2.0).valid
+
+
+def test_from_the_tolerance_on_below_the_link_a_busy_machine_is_doubted():
+    assert judge(TierSpec(1000), 1.009, 1.009, starved_ns=GB // 10).valid
+    assert not judge(TierSpec(1000), 1.02, 1.02, starved_ns=GB // 10).valid
+    assert judge(TierSpec(2000), 0.51, 0.51, starved_ns=GB // 10).valid
+
+
+def test_a_floor_that_could_not_be_measured_is_told_and_marks_every_figure(tmp_path, monkeypatch, noise):
+    def too_busy(*_, **__):
+        raise floor._TooBusy
+
+    monkeypatch.setattr(floor, "_unseen", too_busy)
+    told = []
+    fs = Filesystem(noise(4 << 20), TierSpec(1000))
+    fs.costs.floor = floor.measure(fs, tmp_path, fs.spec, told.append)
+    assert len(told) == 1 and "too busy" in told[0]
+    assert not fs.costs.to_dict()["floor_known"]
+    counters = Counters()
+    counters.began(0, 1 << 20, 1, 0)
+    verdicts = [
+        verdict.judge(TierSpec(1000), GB, 1.0, 1.0, counters, 100_000, floor_known=known)
+        for known in (True, False)
+    ]
+    assert verdicts[0].valid and not verdicts[1].valid
+
+
+def staging_of(point):
+    (file,) = live.read_hidden(point, "stats.json")["files"].values()
+    return file
+
+
+def test_parts_of_pages_are_no_arrival_and_the_last_page_has_its_own_size(mount, noise):
+    point = mount(noise((8 << 20) + 100), lat=20)
+    buffer = mmap.mmap(-1, 4096)
+    fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
+    try:
+        assert os.preadv(fd, [memoryview(buffer)[:512]], 100) == 512
+        file = staging_of(point)
+        assert file["arrived_bytes"] == 0 and file["staging"]["seconds"] == 0
+        assert not file["staging"]["valid"] and "no whole page" in file["staging"]["why"]
+        assert os.preadv(fd, [buffer], 8 << 20) == 100
+        assert staging_of(point)["arrived_bytes"] == 100
+    finally:
+        os.close(fd)
+
+
+def test_the_model_of_a_single_read_is_the_latency_that_was_asked_for(mount, noise):
+    """Also where the machine's floor is taken off: it lies before the arrival that the server sees."""
+    point = mount(noise(1 << 20), lat=20)
+    with open(point / "model.gguf", "rb", buffering=0) as file:
+        buffer = mmap.mmap(-1, 1 << 20)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        file.readinto(buffer)
+    reads = live.read_hidden(point, "stats.json")["reads"]
+    staging = staging_of(point)["staging"]
+    if reads == 1:
+        assert staging["model_mbps"] == pytest.approx((1 << 20) / 0.020 / 1e6, rel=0.002)
+
+
+def test_what_a_thread_waited_for_a_cpu_before_is_not_a_readers_time(mount, noise):
+    point = mount(noise(1 << 20), lat=20)
+    buffer = mmap.mmap(-1, 4096)
+    fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
+    try:
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            (point / "nothing").exists()
+        begin = time.monotonic()
+        os.preadv(fd, [buffer], 0)
+        assert time.monotonic() - begin > 0.015
+    finally:
+        os.close(fd)

@@ -141,8 +141,8 @@ def replay(
             f"only {told:.0%} of the reads can be told to be readahead: with more latency than was recorded "
             "this is the longest that it can take"
         )
-    if run is not None:
-        document["first_run_seconds"] = _wall_seconds(run) + document.pop("longer_seconds", 0.0)
+    if run is not None and "longer_seconds" in document:
+        document["first_run_seconds"] = _first_run_seconds(run) + document.pop("longer_seconds")
     if as_json:
         print_json(document)
         return
@@ -182,8 +182,8 @@ def _require_run_of(run: Path, reads: "list[Read]") -> None:
         raise HbfError(f"{run} is not the run that this trace is of; name the one that was stored with it")
 
 
-def _wall_seconds(run: Path) -> float:
-    return float(_finished(run)["metrics"]["bench_wall_seconds"])
+def _first_run_seconds(run: Path) -> float:
+    return float(_finished(run)["metrics"]["total_first_run_seconds"])
 
 
 def _finished(run: Path) -> dict[str, Any]:

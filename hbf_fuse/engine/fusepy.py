@@ -34,6 +34,13 @@ class _Operations(fuse.Operations):
     def __init__(self, fs: Filesystem) -> None:
         self.fs = fs
 
+    def __call__(self, op: str, *arguments: Any) -> Any:
+        """What fusepy calls for every request."""
+        try:
+            return super().__call__(op, *arguments)
+        finally:
+            self.fs.pacer.answered()
+
     def _node(self, path: str) -> Node:
         node = self.fs.tree.root
         for name in path.strip("/").split("/"):

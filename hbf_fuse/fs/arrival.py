@@ -33,7 +33,8 @@ class Arrival:
 
     @property
     def arrived_bytes(self) -> int:
-        return min(self.size, self.arrived_pages * _PAGE)
+        missing = -self.size % _PAGE if self._pages and self._seen[-1] else 0
+        return self.arrived_pages * _PAGE - missing
 
     def add(self, service: Service, done_ns: int, forgiven_ns: int) -> None:
         """A reply was visible at done_ns. Does nothing once all has arrived.
@@ -44,7 +45,7 @@ class Arrival:
             return
         if not self.first_arrival_ns:
             self._idle_before = _idle_core_seconds()
-        self.first_arrival_ns = min(self.first_arrival_ns or service.arrival_ns, service.arrival_ns)
+        self.first_arrival_ns = min(self.first_arrival_ns or service.began_ns, service.began_ns)
         first = -(-service.offset // _PAGE)
         end_byte = service.offset + len(service.data)
         end = self._pages if end_byte >= self.size else end_byte // _PAGE
@@ -60,8 +61,8 @@ class Arrival:
 
     @property
     def seconds(self) -> float:
-        """From the first read's arrival until the newest first-time byte was with a reader."""
-        return (self.complete_ns - self.first_arrival_ns) / 1e9
+        """From the beginning of the first read until the newest first-time byte was with a reader."""
+        return (self.complete_ns - self.first_arrival_ns) / 1e9 if self.arrived_pages else 0.0
 
     @property
     def idle_cores(self) -> float | None:
@@ -75,6 +76,8 @@ class Arrival:
     @property
     def model_seconds(self) -> float:
         """The same by the tier's schedule, less the emulator's lateness that the schedule has swallowed."""
+        if not self.arrived_pages:
+            return 0.0
         return (self.complete_deadline_ns - self.first_arrival_ns - self.forgiven_ns) / 1e9
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Floor:
     fixed_ns: int = 0
     per_mib_ns: int = 0
     crowd_ns: int = 0
+    known: bool = True
+    """Whether it could be measured. If not, reads come late by what nobody knows."""
 
     def of(self, nbytes: int, others: int) -> int:
         """For a read of this size, with `others` in flight."""
@@ -65,4 +67,5 @@ class Costs:
             "floor_ns": self.floor.fixed_ns,
             "floor_ns_per_mib": self.floor.per_mib_ns,
             "floor_crowd_ns": self.floor.crowd_ns,
+            "floor_known": self.floor.known,
         }

@@ -321,6 +321,7 @@ class Filesystem:
             one_link=not self._placements,
             changed=self.pacer.changed,
             overfull=self.resident is not None and self.resident.overfull,
+            floor_known=self.costs.floor.known,
         )
 
 

@@ -62,6 +62,7 @@ class Pacer:
             floor_ns = self.costs.floor.of(nbytes, self.counters.in_flight)
             arrival_ns = service.arrival_ns - starved_ns - floor_ns
             self.counters.began(service.arrival_ns, nbytes, service.reader, starved_ns)
+            service.began_ns = arrival_ns
             service.parts = self._reserve(service, arrival_ns)
             service.deadline_ns = max(part.deadline_ns for part in service.parts)
         service.pacer = self
@@ -139,13 +140,17 @@ class Pacer:
                 )
             if service.arrival is not None:
                 service.arrival.add(service, done_ns, self._lateness.forgiven_ns)
-        self._thread.cpu_wait.mark()
 
     def abandon(self, service: Service) -> None:
         """The read ended without data."""
         with self._lock:
             self.counters.abandoned(service.interrupted)
             self._lateness.nothing_owed(service.reader)
+
+    def answered(self) -> None:
+        """This thread has answered a request, of whatever kind. What it waited for a CPU until now, the next
+        one did not wait for.
+        """
         self._thread.cpu_wait.mark()
 
     def stats(self) -> dict[str, Any]:

@@ -20,8 +20,9 @@ class Part(NamedTuple):
 
 
 class Service:
-    """A read in flight. `data` is what the reader gets; it may be seen from deadline_ns on. direct: it goes
-    past the page cache. signalled: a signal has reached the reader, which may be about to die of it.
+    """A read in flight. `data` is what the reader gets; it may be seen from deadline_ns on. arrival_ns: when
+    the server saw it; began_ns: when its reader began it, as far as is known. direct: it goes past the page
+    cache. signalled: a signal has reached the reader, which may be about to die of it.
     interrupted: it was.
 
     pacer and arrival are None for bytes that do not come from the tier, resident for bytes that the page
@@ -31,6 +32,7 @@ class Service:
     __slots__ = (
         "arrival",
         "arrival_ns",
+        "began_ns",
         "data",
         "deadline_ns",
         "direct",
@@ -53,7 +55,7 @@ class Service:
         self.arrival_ns = arrival_ns
         self.ino = ino
         self.direct = direct
-        self.deadline_ns = arrival_ns
+        self.began_ns = self.deadline_ns = arrival_ns
         self.parts: list[Part] = []
         self.signalled = False
         self.interrupted = False

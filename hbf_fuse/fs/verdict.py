@@ -13,7 +13,6 @@ FAST_MBPS = 1500.0
 
 _STARVED_SHARE = 0.02
 _SLOW_SOURCE_NS_PER_MIB = 1_500_000
-_WINDOW_SHARE = 0.97
 _IDLE_CORES = 0.05
 
 
@@ -51,6 +50,7 @@ def judge(  # noqa: PLR0911 - a verdict per case
     one_link: bool = True,
     changed: bool = False,
     overfull: bool = False,
+    floor_known: bool = True,
 ) -> Verdict:
     """Hold `nbytes` in `seconds` against the time that the model gives the very same reads.
 
@@ -60,12 +60,17 @@ def judge(  # noqa: PLR0911 - a verdict per case
     be more than the time that the tier takes.
     one_link: whether all bytes came over the link of `spec`; else its rate says nothing about theirs.
     changed: whether the tier was exchanged meanwhile, which no single rate describes.
+    floor_known: whether what a read takes beyond the tier is reckoned with.
     overfull: whether more was resident at some time than the budget allows.
     idle_cores: how many cores were idle meanwhile, None if unknown. With none idle, a reader's pauses may be
     the emulator's doing, and are not believed to be its own either.
     """
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
     unknowable = _unknowable(counters, changed, overfull)
+    if not unknowable and not floor_known:
+        unknowable = "what a read takes beyond the tier is not known: the machine was too busy at mount time"
+    if not unknowable and seconds <= 0:
+        unknowable = "no whole page has arrived"
     if not unknowable and model_seconds <= 0 < forgiven_seconds:
         unknowable = f"readers were late by {forgiven_seconds:.1f} s in all, more than the tier's whole time"
     if not spec.throttled or seconds <= 0 or model_seconds <= 0:
@@ -79,17 +84,19 @@ def judge(  # noqa: PLR0911 - a verdict per case
         above = f"faster than the link by {excess:.1f}%: too much lateness was given back"
         return Verdict(seconds, achieved, model, error, False, above)
     if abs(error) <= tolerance_pct(spec):
-        remark = _remark(spec, model, counters) if one_link else ""
-        if not remark:
+        link = spec.bandwidth_mbps if one_link else None
+        if link and model >= link * (1 - tolerance_pct(spec) / 100):
             return Verdict(seconds, achieved, model, error, True, "")
+        # No link vouches for the rate: what looks like the reader's pauses may be the emulator's doing.
+        below = "below the link's rate" if link else "no one link says what the rate should be"
         if not replies_seen:
-            doubt = "below the link's rate, and libfuse's own work cannot be told from the reader's pauses"
+            doubt = f"{below}, and libfuse's own work cannot be told from the reader's pauses"
             return Verdict(seconds, achieved, model, error, False, doubt)
         starved = _starved(seconds, counters)
         if starved or (idle_cores is not None and idle_cores < _IDLE_CORES):
-            doubt = f"below the link's rate on a busy machine: {starved or 'CPU starved (no core was idle)'}"
+            doubt = f"{below}, on a busy machine: {starved or 'CPU starved (no core was idle)'}"
             return Verdict(seconds, achieved, model, error, False, doubt)
-        return Verdict(seconds, achieved, model, error, True, remark)
+        return Verdict(seconds, achieved, model, error, True, _remark(link, model, counters))
     reason = _reason(seconds, counters, copy_ns_per_mib)
     return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
 
@@ -113,9 +120,8 @@ def tolerance_pct(spec: TierSpec) -> float:
     return FAST_TOLERANCE_PCT if fast else TOLERANCE_PCT
 
 
-def _remark(spec: TierSpec, model: float, counters: Counters) -> str:
-    link = spec.bandwidth_mbps
-    if link is None or model >= link * _WINDOW_SHARE:
+def _remark(link: float | None, model: float, counters: Counters) -> str:
+    if link is None:
         return ""
     window = counters.in_flight_max * counters.largest_read / (1 << 20)
     return (

@@ -1,5 +1,6 @@
 """Finds the machine's floor under a fresh mount: what a read takes beyond the tier and the server."""
 
+import contextlib
 import json
 import statistics
 import subprocess
@@ -28,13 +29,19 @@ LARGE = 1 << 20
 MOST_NS = 500_000
 """A floor above this is no floor but a machine under load: it is not believed."""
 
+MOST_STARVED_NS = 100_000
+"""The same of the server's threads, which on a machine with an idle core wait a tenth of that for one."""
+
+ATTEMPTS = 4
+PATIENCE_SECONDS = 5
+
 _PROBE = Path(__file__).with_name("probe.py")
 
 
 def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec, tell: Callable[[str], None]) -> Floor:
     """Read through the mount from outside for about 0.2 s, at about the latency of `spec`.
 
-    No floor if that fails, which is told. Leaves the filesystem serving from the probe's tier.
+    An unknown floor if that fails, which is told. Leaves the filesystem serving from the probe's tier.
     """
     largest = max(fs.tree.files(), key=lambda node: node.size, default=None)
     if largest is None or largest.size < LARGE:
@@ -46,17 +53,34 @@ def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec, tell: Callable[[st
         latency_ms=min(max(spec.latency_ms, least), most) if spec.latency_ms else USUAL_LATENCY_MS
     )
     try:
-        fixed = _unseen(fs, file, probe, SMALL, readers=1)
-        alone = Floor(fixed, max(0, _unseen(fs, file, probe, LARGE, readers=1) - fixed))
-        crowded = _unseen(fs, file, probe, MIDDLE, readers=CROWD)
-    except subprocess.TimeoutExpired:
-        tell("too busy to find out what a read takes here beyond the tier: small reads come late by that")
-        return Floor()
-    return Floor(alone.fixed_ns, alone.per_mib_ns, max(0, crowded - alone.of(MIDDLE, others=0)))
+        fixed = _usual(fs, file, probe, SMALL, readers=1)
+        large = _usual(fs, file, probe, LARGE, readers=1)
+        per_mib = max(0, large - fixed) * LARGE // fs.pacer.counters.largest_read
+        alone = Floor(fixed, per_mib)
+        crowded = _usual(fs, file, probe, MIDDLE, readers=CROWD)
+    except _TooBusy:
+        tell("too busy to find out what a read takes beyond the tier: this mount's figures are not valid")
+        return Floor(known=False)
+    return Floor(fixed, per_mib, max(0, crowded - alone.of(MIDDLE, others=0)))
+
+
+class _TooBusy(Exception):
+    """What was measured is no floor."""
+
+
+def _usual(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int) -> int:
+    """What _unseen says in a moment that is quiet enough."""
+    for _ in range(ATTEMPTS):
+        with contextlib.suppress(_TooBusy):
+            return _unseen(fs, file, probe, size, readers)
+    raise _TooBusy
 
 
 def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int) -> int:
-    """Of a usual read's ns, those that pass at the reader and not between the server's arrival and reply."""
+    """Of a usual request's ns, those that pass at the reader and not between the server's arrival and reply.
+
+    libfuse 2 has several requests, one after the other, to a read of this size.
+    """
     fs.serve_from(probe)
     before = fs.trace.count
     reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / probe.latency_ms)))
@@ -69,17 +93,25 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
     for reader in probes:
         fs.gate.invite(reader.pid)
     try:
-        said = [(reader.pid, reader.communicate(timeout=30)[0]) for reader in probes]
+        said = [(reader.pid, reader.communicate(timeout=PATIENCE_SECONDS)[0]) for reader in probes]
+    except subprocess.TimeoutExpired as error:
+        raise _TooBusy from error
     finally:
         for reader in probes:
             reader.kill()
             reader.wait()
     unseen = sorted(ns for pid, text in said for ns in _differences(text, pid, fs.trace.since(before)))
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]
-    return max(0, min(MOST_NS, round(statistics.mean(usual)))) if usual else 0
+    counters = fs.pacer.counters
+    floor_ns = round(statistics.mean(usual)) if usual else 0
+    if floor_ns > MOST_NS or counters.starved_ns > MOST_STARVED_NS * counters.reads:
+        raise _TooBusy
+    return max(0, floor_ns)
 
 
 def _differences(said: str, reader: int, reads: list[Read]) -> Iterator[int]:
     at_server = [read.done_ns - read.arrival_ns for read in reads if read.reader == reader]
     at_reader = json.loads(said) if said else []
-    return (there - here for there, here in zip(at_reader, at_server, strict=False))
+    each = max(1, len(at_server) // max(1, len(at_reader)))
+    for place, there in enumerate(at_reader):
+        yield (there - sum(at_server[place * each : (place + 1) * each])) // each

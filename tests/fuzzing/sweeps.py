@@ -69,7 +69,7 @@ def runs(data: bytes) -> None:
     run.write_bytes(text_of(spoilt, data, json.dumps))
     accepted(cli_kv._compute_seconds, None, run)
     accepted(cli_trace._phases, run)
-    accepted(cli_trace._wall_seconds, run)
+    accepted(cli_trace._first_run_seconds, run)
     results = Results(folder)
     documents = accepted(results.all)
     if documents is not None:

@@ -110,6 +110,7 @@ class Session:
                 if not self._idle:
                     self._grow()
             self._dispatch(view[:length], arrival_ns)
+            self.fs.pacer.answered()
             with self._lock:
                 if self._idle >= MAX_IDLE_THREADS:
                     self._threads -= 1
