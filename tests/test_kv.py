@@ -43,7 +43,10 @@ def test_layers_without_a_cache_of_their_own_cost_nothing():
     whole = kv.bytes_per_token(model())
     assert kv.bytes_per_token(model(nextn_predict_layers=1)) == whole * 35 // 36
     assert kv.bytes_per_token(model(**{"attention.shared_kv_layers": 6})) == whole * 30 // 36
-    assert kv.bytes_per_token(model(**{"attention.head_count_kv": [2] * 18 + [0] * 18})) == whole // 2
+    hybrid = model(**{"attention.head_count_kv": [2] * 18 + [0] * 18})
+    assert kv.bytes_per_token(hybrid) == whole // 2
+    known = (model(), model(nextn_predict_layers=1), hybrid)
+    assert [kv.cached_layers(each) for each in known] == [36, 35, 18]
 
 
 @pytest.mark.parametrize(

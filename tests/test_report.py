@@ -180,6 +180,34 @@ def test_a_target_that_no_bandwidth_reaches_is_told():
     assert "No bandwidth brings the first run down to 9 s" in meaning(grid(), target=9)
 
 
+def test_a_target_beyond_what_is_in_flight_is_told():
+    """1 MiB windows at 40 ms: 245 MB/s, whatever the bandwidth."""
+    bound = [run(mbps, 40, stage=SIZE / 245e6) for mbps in (500, 1000)]
+    text = meaning(bound, target=15)
+    assert "No bandwidth brings the first run down to 15 s at 40 ms" in text and "245 MB/s at most" in text
+    assert "needs" in meaning(bound, target=20)
+
+
+def test_the_knee_of_a_copy_has_its_latency_in_it():
+    text = meaning([run(mbps, 5, mode="stage") for mbps in (250, 500)])
+    knee = float(re.search(r"knee is at ([\d.,]+) MB/s and 5 ms", text)[1].replace(",", ""))
+    assert SIZE / knee / 1e6 + -(-SIZE // CHUNK_BYTES) * 0.005 == pytest.approx(REST, rel=0.01)
+
+
+def test_what_lies_in_several_tiers_has_no_knee_and_is_no_peer_of_what_does_not():
+    placed = grid()
+    for document in placed:
+        document["cell"]["layout"] = {"place": ["ffn=dram", ".*=hbf"], "tiers": {}}
+    assert "knee" not in meaning(placed, target=20) and "needs" not in meaning(placed, target=20)
+    assert compare.differences(grid(), placed) == ["not the same placement of tensors"]
+    assert "placed: ffn=dram, .*=hbf" in page.markdown(placed)
+
+
+def test_small_figures_keep_their_digits():
+    shown = [summary.cell_text(value) for value in (0.00124, 0.0, 1.23456, -0.0567, 100.0)]
+    assert shown == ["0.00124", "0", "1.235", "-0.0567", "100"]
+
+
 def stream(mbps, repeat=1, off=1.0):
     """Decode at 1 / (20 ms + 100 MB / bandwidth), or off by a factor."""
     document = run(mbps, repeat=repeat, mode="stream")
@@ -207,6 +235,13 @@ def test_decode_is_held_against_compute_and_tier():
     assert "Bound by compute, where readahead hides part of the tier: 9000/0" in text
     assert "reads 100 MB from the tier" in meaning(documents)
     assert "at 5,000 MB/s the tier takes as long as compute" in meaning(documents)
+
+
+def test_where_latency_alone_takes_longer_no_bandwidth_breaks_even():
+    document = stream(500)
+    document["cell"]["tier"]["latency_ms"] = 5.0
+    document["metrics"]["break_even_mbps"] = None
+    assert "No bandwidth breaks even with 5 ms" in meaning([document])
 
 
 def test_decode_that_misses_is_named():

@@ -295,7 +295,7 @@ def _spill(
         tell(f"a context of {context} is beyond the model's {trained}")
     return Spill(
         kv_bytes=kv.bytes_per_token(described, cache_type_k, cache_type_v),
-        layers=kv.number(described, "block_count"),
+        layers=kv.cached_layers(described),
         context=context,
         resident=resident,
         compute_seconds=compute_seconds,

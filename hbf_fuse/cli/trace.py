@@ -152,10 +152,13 @@ def replay(
 
 def _read(path: Path) -> "Trace":
     from hbf_fuse.mount import live
-    from hbf_fuse.observe.trace import Trace
+    from hbf_fuse.observe.trace import RING_RECORDS, Trace
 
     if path.is_dir():
-        return live.read_trace(path)
+        trace = live.read_trace(path)
+        if len(trace) >= RING_RECORDS:
+            tell(f"only the newest {RING_RECORDS} reads are known; `hbf-mount --trace FILE` keeps all")
+        return trace
     try:
         return Trace.read(path)
     except ValueError as error:

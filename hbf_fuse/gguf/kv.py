@@ -9,9 +9,15 @@ from hbf_fuse.gguf.reader import GgufError, GgufFile
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What llama.cpp's -ctk and -ctv take (common/arg.cpp, kv_cache_types)."""
 
+_HEADS, _KV_HEADS = "attention.head_count", "attention.head_count_kv"
 
 MAX_NUMBER = 1 << 20
 """Of layers, heads and widths: far above any model's, and small enough for a list with one entry a layer."""
+
+
+def cached_layers(model: GgufFile) -> int:
+    """How many layers have a KV cache: hybrid models have one in some only. GgufError as bytes_per_token."""
+    return sum(heads > 0 for heads in _kv_heads(model))
 
 
 def bytes_per_token(model: GgufFile, cache_type_k: str = "f16", cache_type_v: str = "f16") -> int:
@@ -20,6 +26,16 @@ def bytes_per_token(model: GgufFile, cache_type_k: str = "f16", cache_type_v: st
     Raises GgufError with the reason where this formula does not hold, where the metadata lacks something,
     and for a type that is none or whose blocks do not divide a head's width.
     """
+    kv_heads = _kv_heads(model)
+    heads = _per_layer(model, _HEADS, number(model, "block_count"))
+    head_width = number(model, "embedding_length") // max([1, *heads])
+    key_bytes = _width_bytes(model, number(model, "attention.key_length", head_width), cache_type_k)
+    value_bytes = _width_bytes(model, number(model, "attention.value_length", head_width), cache_type_v)
+    return sum(kv_heads) * (key_bytes + value_bytes)
+
+
+def _kv_heads(model: GgufFile) -> list[int]:
+    """Of each layer that may have a cache."""
     for field, what in (
         ("attention.kv_lora_rank", "latent attention (MLA)"),
         ("attention.sliding_window", "sliding-window attention"),
@@ -27,21 +43,12 @@ def bytes_per_token(model: GgufFile, cache_type_k: str = "f16", cache_type_v: st
         if model.field(field):
             raise GgufError(f"{model.path} uses {what}: its KV cache does not grow by a fixed size per token")
     layers = number(model, "block_count")
-    if model.field("full_attention_interval") and not isinstance(
-        model.field("attention.head_count_kv"), list
-    ):
+    if model.field("full_attention_interval") and not isinstance(model.field(_KV_HEADS), list):
         raise GgufError(f"{model.path} has layers without attention, and does not list which have a KV cache")
     # Layers for predicting further tokens, and such as use another layer's cache, have none.
     without = number(model, "nextn_predict_layers", 0) + number(model, "attention.shared_kv_layers", 0)
     cached = max(0, layers - without)
-    heads = _per_layer(model, "attention.head_count", layers)
-    kv_heads = heads
-    if model.field("attention.head_count_kv") is not None:
-        kv_heads = _per_layer(model, "attention.head_count_kv", layers)
-    head_width = number(model, "embedding_length") // max([1, *heads])
-    key_bytes = _width_bytes(model, number(model, "attention.key_length", head_width), cache_type_k)
-    value_bytes = _width_bytes(model, number(model, "attention.value_length", head_width), cache_type_v)
-    return sum(kv_heads[:cached]) * (key_bytes + value_bytes)
+    return _per_layer(model, _HEADS if model.field(_KV_HEADS) is None else _KV_HEADS, layers)[:cached]
 
 
 def number(model: GgufFile, name: str, default: int | None = None) -> int:

@@ -5,6 +5,7 @@ due, and readers sleep until then themselves: handing work from thread to thread
 tier's.
 """
 
+import errno
 import mmap
 import os
 import threading
@@ -116,8 +117,10 @@ class _Readers:
     def __init__(self, file: Path, spill: Spill, way: str) -> None:
         self._chunk = spill.chunk_bytes
         self._fd = os.open(file, os.O_RDONLY | (os.O_DIRECT if way == "read" else 0))
-        self._size = os.fstat(self._fd).st_size // self._chunk * self._chunk
-        if not self._size:
+        size = os.fstat(self._fd).st_size
+        # Where reads begin goes round and round in so much: no read reaches beyond the end.
+        self._round = (size - self._chunk) // _PAGE * _PAGE + _PAGE
+        if size < self._chunk:
             os.close(self._fd)
             raise HbfError(f"{file} is smaller than one chunk of {self._chunk} bytes; serve a larger model")
         self._mapped = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ) if way == "mmap" else None
@@ -152,7 +155,7 @@ class _Readers:
                 time.sleep(early_ns / 1e9)
                 overslept_ns += (time.monotonic_ns() - due_ns) * _LEARNING
             try:
-                self._read(offset // _PAGE * _PAGE % self._size, nbytes, buffer)
+                self._read(offset // _PAGE * _PAGE % self._round, nbytes, buffer)
             except OSError as error:
                 self._failure = error
                 decode.give_up()
@@ -160,7 +163,8 @@ class _Readers:
 
     def _read(self, offset: int, nbytes: int, buffer: mmap.mmap) -> None:
         if self._mapped is None:
-            os.preadv(self._fd, [memoryview(buffer)[:nbytes]], offset)
+            if os.preadv(self._fd, [memoryview(buffer)[:nbytes]], offset) < nbytes:
+                raise OSError(errno.EIO, "a read was cut short")
             return
         first, length = offset, -(-nbytes // _PAGE) * _PAGE
         self._mapped.madvise(mmap.MADV_WILLNEED, first, min(length, len(self._mapped) - first))

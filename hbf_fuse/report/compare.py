@@ -43,12 +43,19 @@ def differences(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> li
         if {json.dumps(document["cell"][what]) for document in first}
         != {json.dumps(document["cell"][what]) for document in second}
     ]
+    layouts = [{_placement(document["cell"]) for document in each} for each in (first, second)]
+    found += ["not the same placement of tensors"] if layouts[0] != layouts[1] else []
     details = [{_detail(document["cell"]["tier"]) for document in each} for each in (first, second)]
     return found + (["not the same jitter, flash detail or depth"] if details[0] != details[1] else [])
 
 
 def _detail(tier: dict[str, Any]) -> str:
     return json.dumps({key: tier[key] for key in sorted(tier) if key not in ("bandwidth_mbps", "latency_ms")})
+
+
+def _placement(cell: dict[str, Any]) -> str:
+    layout = cell.get("layout", {})
+    return json.dumps([layout.get("place") or [], layout.get("tiers") or {}], sort_keys=True)
 
 
 def _points(documents: list[dict[str, Any]]) -> dict[tuple[str, str], Point]:

@@ -38,14 +38,29 @@ def meaning(points: list[Point]) -> list[str]:
     slowest, fastest = known[0], known[-1]
     compute = statistics.median(point.median("compute_tg") or 0.0 for point in known)
     nbytes = statistics.median(point.median("bytes_per_token") or 0.0 for point in known)
-    even = statistics.median(point.median("break_even_mbps") or 0.0 for point in known)
     return [
         f"Every decoded token reads {nbytes / 1e6:.4g} MB from the tier. From memory alone decode runs at "
         f"{compute:.3g} tokens/s; at {slowest.label} {slowest.median('tg'):.3g} are left, at {fastest.label} "
         f"{fastest.median('tg'):.3g}.",
-        f"Break-even: at {even:,.0f} MB/s the tier takes as long as compute does and half the speed is left; "
-        f"at {19 * even:,.0f} MB/s 95% of it are.",
+        *(
+            _break_even([point for point in known if point.spec.latency_ms == latency], latency)
+            for latency in sorted({point.spec.latency_ms for point in known})
+        ),
     ]
+
+
+def _break_even(points: list[Point], latency_ms: float) -> str:
+    """Where the tier takes as long as compute does, of points of one latency."""
+    at = f" with {latency_ms:g} ms" if latency_ms else ""
+    values = [even for point in points if (even := point.median("break_even_mbps")) is not None]
+    if not values:
+        return f"No bandwidth breaks even{at}: latency alone takes longer than compute does."
+    even = statistics.median(values)
+    most = "" if latency_ms else f"; at {19 * even:,.0f} MB/s 95% of it are"
+    return (
+        f"Break-even{at}: at {even:,.0f} MB/s the tier takes as long as compute does and half the speed is "
+        f"left{most}."
+    )
 
 
 def is_tier_bound(point: Point) -> bool:

@@ -54,8 +54,10 @@ def meaning(series: Series, target_seconds: float | None = None) -> list[str]:
         return []
     if series.mode == "stream":
         return decode.meaning(points)
-    found = [*_dominant(points), _knee(points), *_speed_once_loaded(points)]
-    if target_seconds is not None:
+    # Of what lies in several tiers, one bandwidth says little.
+    placed = any(document["cell"].get("layout", {}).get("place") for document in points[0].documents)
+    found = [*_dominant(points), "" if placed else _knee(series, points), *_speed_once_loaded(points)]
+    if target_seconds is not None and not placed:
         found += _break_even(series, points, target_seconds)
     return [sentence for sentence in found if sentence]
 
@@ -236,36 +238,70 @@ def parts_of(point: Point) -> dict[str, float]:
     }
 
 
-def _knee(points: list[Point]) -> str:
-    """Where staging takes as long as all the rest."""
-    rest, size = _rest(points), _size(points)
+def _knee(series: Series, points: list[Point]) -> str:
+    """Where staging takes as long as all the rest, at the least latency."""
+    rest = _rest(points)
     if rest <= 0:
         return ""
-    knee = size / rest / 1e6
+    latency = min(map(_latency, points))
+    knee, _ = _needed_mbps(series, points, latency, rest)
+    if knee is None:
+        return ""
     rests = [rest_seconds(point) for point in points]
     varies = f" in the median ({min(rests):.3g} to {max(rests):.3g} s)" if len(rests) > 1 else ""
+    at = f" and {latency:g} ms" if latency else ""
+    beyond = (
+        ""
+        if latency
+        else f" From {_short(4 * knee)} MB/s on, twice the bandwidth saves less than 10% of the first run."
+    )
     return (
         f"The rest of the first run takes {rest:.3g} s{varies}, so the knee is at "
-        f"{_short(knee)} MB/s: there staging takes as long as the rest. From {_short(4 * knee)} MB/s on, "
-        "twice the bandwidth saves less than 10% of the first run."
+        f"{_short(knee)} MB/s{at}: there staging takes as long as the rest.{beyond}"
     )
 
 
 def _break_even(series: Series, points: list[Point], target_seconds: float) -> Iterator[str]:
-    rest, size = _rest(points), _size(points)
-    chunks = -(-size // CHUNK_BYTES) if series.mode == "stage" else 0
-    for latency in dict.fromkeys(_latency(point) for point in points) if chunks else [None]:
-        waiting = chunks * (latency or 0.0) / 1e3
-        left = target_seconds - rest - waiting
-        at = "" if latency is None else f" at {latency:g} ms"
-        if left > 0:
-            yield f"A first run of {target_seconds:g} s needs {_short(size / left / 1e6)} MB/s{at}."
+    rest = _rest(points)
+    for latency in dict.fromkeys(map(_latency, points)):
+        needed, why = _needed_mbps(series, points, latency, target_seconds - rest)
+        at = f" at {latency:g} ms"
+        if needed is not None:
+            yield f"A first run of {target_seconds:g} s needs {_short(needed)} MB/s{at}."
         else:
-            waits = f" and {waiting:.3g} s of latency" if waiting else ""
             yield (
                 f"No bandwidth brings the first run down to {target_seconds:g} s{at}: the rest takes "
-                f"{rest:.3g} s{waits}."
+                f"{rest:.3g} s{why}."
             )
+
+
+def _needed_mbps(
+    series: Series, points: list[Point], latency: float, seconds: float
+) -> tuple[float | None, str]:
+    """The bandwidth with which staging takes so long at a latency; or None, and what else is in its way."""
+    size = _size(points)
+    waiting = -(-size // CHUNK_BYTES) * latency / 1e3 if series.mode == "stage" else 0.0
+    if seconds <= waiting:
+        return None, f" and {waiting:.3g} s of latency" if waiting else ""
+    needed = size / (seconds - waiting) / 1e6
+    window = _window_mbps(points, latency)
+    if series.mode != "stage" and needed > window:
+        return None, f", and with what is in flight staging reaches {_short(window)} MB/s at most"
+    return needed, ""
+
+
+def _window_mbps(points: list[Point], latency: float) -> float:
+    """What readahead can have of a tier of this latency, where a point shows it: one whose tier has more
+    bandwidth than the model could use.
+    """
+    bound = [
+        model
+        for point in points
+        if _latency(point) == latency
+        and (model := point.median("model_mbps"))
+        and model < _bandwidth(point) * (1 - tolerance_pct(point.spec) / 100)
+    ]
+    return max(bound, default=float("inf"))
 
 
 def _speed_once_loaded(points: list[Point]) -> Iterator[str]:

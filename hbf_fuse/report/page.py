@@ -72,9 +72,10 @@ def environment(documents: list[dict[str, Any]]) -> list[str]:
     if not finished:
         return ["No cell was finished."]
     times = sorted(each["environment"]["before"]["time"] for each in finished)
-    parts = [list(dict.fromkeys(part(each) for each in finished)) for part in (_machine, _program, _model)]
+    facts = (_machine, _program, _model, _placement)
+    parts = [list(dict.fromkeys(part(each) for each in finished)) for part in facts]
     lines = [
-        *(line for part in parts for line in part),
+        *(line for part in parts for line in part if line),
         *(f"Not the same in all runs: {' | '.join(part)}" for part in parts if len(part) > 1),
         f"`{' '.join(finished[0]['command'])}`",
         f"from {times[0]} to {times[-1]}",
@@ -92,6 +93,11 @@ def _machine(document: dict[str, Any]) -> str:
 def _program(document: dict[str, Any]) -> str:
     ours = f"hbf-fuse {document['environment']['hbf_fuse']}{_commit(document)}"
     return f"{ours}, engine {document['cell']['engine']}, llama-bench {document['llama_bench']['version']}"
+
+
+def _placement(document: dict[str, Any]) -> str:
+    place = document["cell"].get("layout", {}).get("place")
+    return f"placed: {', '.join(map(str, place))}" if place else ""
 
 
 def _model(document: dict[str, Any]) -> str:

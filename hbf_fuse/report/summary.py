@@ -210,9 +210,14 @@ def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
 
 
 def cell_text(value: Any, column: str = "") -> str:
-    """A figure as tables show it: at most three decimals, a dash for none; no bandwidth is unlimited."""
+    """A figure as tables show it: three decimals, or three digits if it is small; a dash for none.
+
+    No bandwidth is unlimited.
+    """
     if value is None:
         return "max" if column == "tier_mbps" else "-"
     if isinstance(value, float):
+        if 0 < abs(value) < 0.1:
+            return f"{value:.3g}"
         return f"{value:.3f}".rstrip("0").rstrip(".")
     return str(value)

@@ -1,5 +1,6 @@
 """Decode from the tier: what llama-bench gave, against what bytes and compute alone would give."""
 
+import dataclasses
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ from hbf_fuse import gguf
 from hbf_fuse.observe import attribution
 from hbf_fuse.observe.trace import Read, Trace
 from hbf_fuse.sweep.llama import BenchRun
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier import TierSpec, expect
 
 WINDOW_BYTES = 2 << 20
 """What decode has in flight: one readahead window of a mount with a budget, which FADV_SEQUENTIAL doubles
@@ -34,11 +35,7 @@ class Decode:
         """What the tiers take for a token's bytes. Compute waits for them: llama.cpp touches the next page
         when it needs it, and the kernel's readahead in a budget's window hides next to nothing.
         """
-        return sum(
-            nbytes / (rate * 1e6)
-            for tier, nbytes in self.bytes_by_tier.items()
-            if (rate := self.specs[tier].chunked_mbps(WINDOW_BYTES))
-        )
+        return sum(_seconds(self.specs[tier], nbytes) for tier, nbytes in self.bytes_by_tier.items())
 
     @property
     def predicted_tg(self) -> float:
@@ -51,9 +48,24 @@ class Decode:
         return "tier" if self.tier_seconds > self.compute_seconds else "compute"
 
     @property
-    def break_even_mbps(self) -> float:
-        """Where the tiers take as long as compute does: from this bandwidth on they stop mattering."""
-        return sum(self.bytes_by_tier.values()) / self.compute_seconds / 1e6
+    def break_even_mbps(self) -> float | None:
+        """Where the tiers take as long as compute does: from this bandwidth on they stop mattering.
+
+        None where they never do: where latency alone takes longer.
+        """
+        waiting = sum(
+            _seconds(dataclasses.replace(self.specs[tier], bandwidth_mbps=None), nbytes)
+            for tier, nbytes in self.bytes_by_tier.items()
+        )
+        left = self.compute_seconds - waiting
+        return sum(self.bytes_by_tier.values()) / left / 1e6 if left > 0 else None
+
+
+def _seconds(spec: TierSpec, nbytes: float) -> float:
+    """What a tier takes for this much, window by window."""
+    plain = not (spec.jitter or spec.planes or spec.depth)
+    rate = spec.chunked_mbps(WINDOW_BYTES) if plain else expect.closed_loop(spec, WINDOW_BYTES, depth=1)
+    return nbytes / (rate * 1e6) if rate else 0.0
 
 
 def metrics(

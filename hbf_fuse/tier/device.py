@@ -42,6 +42,8 @@ class Tier:
         """A device of another kind in its place: what the link is carrying, it goes on carrying."""
         heir = Tier(spec, self.lateness)
         heir._link = self._link
+        if self.planes and heir.planes:
+            heir.planes.count_on_from(self.planes)
         return heir
 
     def reserve(self, arrival_ns: int, offset: int, nbytes: int, reader: int = 0) -> int:

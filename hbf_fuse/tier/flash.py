@@ -36,6 +36,10 @@ class Planes:
             all_ready = max(all_ready, free[plane])
         return first_ready, all_ready, min(nbytes, (offset + nbytes - 1) % self._page + 1)
 
+    def count_on_from(self, before: "Planes") -> None:
+        """Take over what another's counters say."""
+        self.bytes_sensed, self.bytes_asked = before.bytes_sensed, before.bytes_asked
+
     def to_dict(self) -> dict[str, float]:
         """As stats.json holds it. Read amplification is sensed over asked."""
         amplification = self.bytes_sensed / self.bytes_asked if self.bytes_asked else 1.0
