@@ -188,3 +188,13 @@ def test_the_run_of_another_trace_is_refused(tmp_path):
     ]
     said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
     assert said.returncode == 1 and "is not the run that this trace is of" in said.stderr
+
+
+def test_a_read_of_two_tiers_waits_once():
+    whole = [read(10, 100, 300, tier=0), read(10, 400, 100, tier=1)]
+    reads = [*whole, read(10, 0, 100, reader=2)]
+    shares = attribution.attribute(reads, ["hbf", "slow"], TENSORS, [])
+    assert shares.phases["load"].to_dict() == {"bytes": 500, "reads": 2, "stall_seconds": 20e-9}
+    assert shares.tiers["slow", "blk.0.attn_q.weight"].stall_ns == pytest.approx(10 * 100 / 400)
+    assert attribution.sizes(reads) == {100: 1, 400: 1}
+    assert max(attribution.depths(reads)) == 2

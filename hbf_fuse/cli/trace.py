@@ -74,7 +74,8 @@ def summary(
         print_json(_document(shares, sizes, attribution.sizes(reads), attribution.depths(reads)))
         return
     screen = console()
-    screen.print(f"{len(reads)} reads, {format_size(sum(read.nbytes for read in reads))}")
+    count = sum(share.reads for share in shares.phases.values())
+    screen.print(f"{count} reads, {format_size(sum(read.nbytes for read in reads))}")
     screen.print(_table("phase", shares.phases.items()))
     if len(shares.tokens) > 1:
         each = [share.nbytes for share in shares.tokens.values()]

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -106,21 +107,32 @@ def attribute(
     Decoded tokens are told apart by time: a decode phase is divided evenly among its tokens.
     """
     found, known = Attribution(), TensorMap(tensors)
-    for read in trace:
-        phase, token = _when(read.arrival_ns, phases)
-        stall = read.done_ns - read.arrival_ns
-        found.phases[phase].add(read.nbytes, stall)
+    for parts in _wholes(trace):
+        phase, token = _when(parts[0].arrival_ns, phases)
+        stall, size = parts[0].done_ns - parts[0].arrival_ns, _size(parts)
+        found.phases[phase].add(size, stall)
         if token is not None:
-            found.tokens[token].add(read.nbytes, stall)
-        for tensor, offset, nbytes in known.parts(read.offset, read.nbytes):
-            share = stall * nbytes / read.nbytes
-            name = tensor.name if tensor else HEADER
-            found.tensors[name].add(nbytes, share)
-            found.layers[layer_of(name)].add(nbytes, share)
-            found.tiers[names[read.tier], name].add(nbytes, share)
-            for expert, part in _experts(tensor, offset, nbytes):
-                found.experts[layer_of(name), expert].add(part, share * part / nbytes)
+            found.tokens[token].add(size, stall)
+        for read in parts:
+            for tensor, offset, nbytes in known.parts(read.offset, read.nbytes):
+                share = stall * nbytes / size
+                name = tensor.name if tensor else HEADER
+                found.tensors[name].add(nbytes, share)
+                found.layers[layer_of(name)].add(nbytes, share)
+                found.tiers[names[read.tier], name].add(nbytes, share)
+                for expert, part in _experts(tensor, offset, nbytes):
+                    found.experts[layer_of(name), expert].add(part, share * part / nbytes)
     return found
+
+
+def _wholes(trace: Iterable[Read]) -> Iterator[list[Read]]:
+    """Reads with all their parts: one that several tiers brought has a record for each, in a row."""
+    together = groupby(trace, key=lambda read: (read.arrival_ns, read.done_ns, read.reader, read.ino))
+    return (list(parts) for _, parts in together)
+
+
+def _size(parts: Sequence[Read]) -> int:
+    return sum(part.nbytes for part in parts)
 
 
 def _when(arrival_ns: int, phases: Sequence[Phase]) -> tuple[str, int | None]:
@@ -150,12 +162,13 @@ def _experts(tensor: Tensor | None, offset: int, nbytes: int) -> Iterator[tuple[
 
 def sizes(trace: Iterable[Read]) -> dict[int, int]:
     """How many reads there were of each size in bytes."""
-    return dict(sorted(Counter(read.nbytes for read in trace).items()))
+    return dict(sorted(Counter(map(_size, _wholes(trace))).items()))
 
 
 def depths(trace: Iterable[Read]) -> dict[int, int]:
     """At how many arrivals how many reads were in flight, the arriving one among them."""
-    events = sorted(event for read in trace for event in ((read.arrival_ns, 1), (read.done_ns, -1)))
+    wholes = (parts[0] for parts in _wholes(trace))
+    events = sorted(event for read in wholes for event in ((read.arrival_ns, 1), (read.done_ns, -1)))
     found: Counter[int] = Counter()
     in_flight = 0
     for _, step in events:
