@@ -78,6 +78,9 @@ FULL = Plan(
 )
 
 
+UNKNOWN_FLOOR = "too busy to measure the floor"
+
+
 @dataclass(frozen=True)
 class Sample:
     """One run of a point. Rates in decimal MB/s, times in ns."""
@@ -87,6 +90,7 @@ class Sample:
     p50_ns: int
     lateness_p99_ns: int
     starved_ns: int
+    floor_known: bool
 
 
 class Calibration:
@@ -153,7 +157,7 @@ class Calibration:
         }
 
     def _facts(self, engine: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
-        floors = self._floors[engine]
+        floors = [one for one in self._floors[engine] if one.known] or [Floor(known=False)]
         valid = [cell["valid"] for cell in cells if cell["engine"] == engine]
         return {
             "ceiling_mbps": statistics.median(self._ceilings[engine]),
@@ -203,6 +207,7 @@ def _run(fs: Filesystem, file: Path, point: Point, reads: int) -> Sample:
         p50_ns=round(statistics.median(one["p50"] for one in said)),
         lateness_p99_ns=counters.lateness.percentile(99),
         starved_ns=counters.starved_ns,
+        floor_known=fs.costs.floor.known,
     )
 
 
@@ -242,6 +247,8 @@ def _cell(engine: str, point: Point, runs: list[Sample], ceilings: list[float]) 
 
 
 def _why(model: float, ceiling: float, runs: list[Sample]) -> str:
+    if sum(run.floor_known for run in runs) * 2 <= len(runs):
+        return UNKNOWN_FLOOR
     if model > ceiling * 0.95:
         return f"ceiling ({ceiling:.0f} MB/s)"
     if statistics.median(run.starved_ns for run in runs) > 0.02 * POINT_SECONDS * 1e9:
