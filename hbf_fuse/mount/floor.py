@@ -104,7 +104,9 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]
     counters = fs.pacer.counters
     floor_ns = round(statistics.mean(usual)) if usual else 0
-    if floor_ns > MOST_NS or counters.starved_ns > MOST_STARVED_NS * counters.reads:
+    # The threads that serve a crowd also wait for each other.
+    starved_ns = counters.starved_ns // max(1, counters.reads) // min(readers, 2)
+    if floor_ns > MOST_NS or starved_ns > MOST_STARVED_NS:
         raise _TooBusy
     return max(0, floor_ns)
 
