@@ -128,12 +128,19 @@ def write_page() -> None:
     """This machine's runs into docs/fuzzing.jsonl, and the totals as the table of docs/fuzzing.md."""
     kept, mine = PAGE.with_name(RUNS), home() / RUNS
     lines = [file.read_text().splitlines() for file in (kept, mine) if file.exists()]
-    runs = list(dict.fromkeys(line for each in lines for line in each))
+    runs = list(dict.fromkeys(_published(line) for each in lines for line in each))
     kept.write_text("\n".join(runs) + "\n")
     table = "\n".join(totals([json.loads(run) for run in runs]))
     before, _, rest = PAGE.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
     PAGE.write_text(f"{before}{_BEGIN}\n\n{table}\n\n{_END}{after}")
+
+
+def _published(line: str) -> str:
+    """A run without what it says of this machine: its paths, and a traceback with more of them."""
+    run = json.loads(line)
+    run.pop("said", None)
+    return json.dumps({**run, "findings": [Path(finding).name for finding in run["findings"]]})
 
 
 def totals(runs: list[dict[str, Any]]) -> list[str]:
