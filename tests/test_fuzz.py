@@ -214,6 +214,7 @@ FOUND = {
     "settings: an envelope without figures": ("settings", b'{"machine": {}, "engines": {"kernel": {}}}'),
     "trace: a header without files": ("trace", header_line({"tiers": {}}) + bytes(RECORD.size)),
     "runs: half a character": ("runs", b"\xff\xff  \xff\xff\xff\xfe"),
+    "runs: no engine": ("runs", b"\xff\xff>\xff\xfb\x00\x00"),
     "runs: deeper than Python's stack": ("runs", b"[" * 100_000),
 }
 
