@@ -215,6 +215,7 @@ FOUND = {
     "trace: a header without files": ("trace", header_line({"tiers": {}}) + bytes(RECORD.size)),
     "runs: half a character": ("runs", b"\xff\xff  \xff\xff\xff\xfe"),
     "runs: no engine": ("runs", b"\xff\xff>\xff\xfb\x00\x00"),
+    "runs: a placement that is a number": ("runs", b"\xff*Q\x16\x03"),
     "runs: deeper than Python's stack": ("runs", b"[" * 100_000),
 }
 

@@ -48,6 +48,8 @@ class _Bench(_Part):
 class _Layout(_Part):
     resident_bytes: Whole | None = None
     policy: Annotated[str, AfterValidator(_known_policy)] = ""
+    place: list[Text] = []
+    tiers: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _is_whole(self) -> "_Layout":
