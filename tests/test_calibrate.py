@@ -1,11 +1,19 @@
 """Calibration, in small."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
+from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.report import accuracy
 from hbf_fuse.sweep.calibrate import UNKNOWN_FLOOR, Calibration, Plan
 from hbf_fuse.tier import TierSpec, expect
 
+HBF = [sys.executable, "-m", "hbf_fuse"]
 SMALL = Plan((200, 400), (0, 1), (1 << 17,), (1, 2), runs=1)
 
 
@@ -42,3 +50,33 @@ def test_an_interrupted_calibration_keeps_what_it_has(calibration, tmp_path):
 def test_the_model_of_a_point_is_the_device_itself_in_virtual_time():
     spec = TierSpec(400, 1)
     assert expect.closed_loop(spec, 1 << 17, 2) == pytest.approx(spec.chunked_mbps(1 << 17, 2), rel=0.01)
+
+
+def test_an_interrupt_while_a_mount_begins_leaves_nothing(noise, tmp_path, monkeypatch):
+    """It comes when the kernel has the mount and the engine has not yet noted it."""
+    (tmp_path / "mnt").mkdir()
+    placed = mounting.Placed.__init__
+
+    def interrupted(self, mountpoint):
+        signal.raise_signal(signal.SIGINT)
+        placed(self, mountpoint)
+
+    monkeypatch.setattr(mounting.Placed, "__init__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        next(Calibration(SMALL, noise(32 << 20), tmp_path / "mnt", print).run())
+    assert not (tmp_path / "mnt").is_mount()
+
+
+def test_ctrl_c_ends_a_calibration_in_one_line(tmp_path):
+    """The terminal's Ctrl-C reaches its readers, too."""
+    command = [*HBF, "calibrate", "-o", tmp_path / "envelope.json"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    )
+    time.sleep(1.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode in (1, 130)
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("hbf-calibrate-*"))

@@ -4,6 +4,7 @@ import io
 import random
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -55,18 +56,19 @@ def calibrate(
         source.write_bytes(block * (calibration.SOURCE_BYTES // len(block)))
         mountpoint.mkdir()
         measured = calibration.Calibration(plan, source, mountpoint, tell)
+        # Ctrl-C keeps what there is.
         try:
-            with progress_of("calibrating", measured.steps) as advance:
+            with suppress(KeyboardInterrupt), progress_of("calibrating", measured.steps) as advance:
                 for _ in measured.run():
                     advance("calibrating")
-        except KeyboardInterrupt:
-            tell("interrupted: keeping what was measured so far")
         finally:
             document = measured.document()
             if document["cells"]:
                 envelope.store(document, target)
     if not document["cells"]:
         raise HbfError("interrupted before anything was measured; nothing is stored")
+    if not document["complete"]:
+        tell("interrupted: what was measured so far is kept")
     if markdown:
         markdown.write_text(
             "\n".join(

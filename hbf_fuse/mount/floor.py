@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -85,11 +86,12 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
     before = fs.trace.count
     reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / probe.latency_ms)))
     command = [sys.executable, "-I", "-S", str(_PROBE), str(file), str(size), str(reads)]
-    probes = [
-        # In this process group: see daemon.py on automounts.
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for _ in range(readers)
-    ]
+    # In this process group (see daemon.py on automounts), so Ctrl-C would reach them, too.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        probes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(readers)]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     for reader in probes:
         fs.gate.invite(reader.pid)
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hbf_fuse
-from hbf_fuse import engine, linux, watcher
+from hbf_fuse import engine, linux, signals, watcher
 from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
@@ -99,16 +99,18 @@ def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
     with watcher.watching(str(config.mountpoint)):
         fs.gate.close()
-        with mountpoint.claimed(config.mountpoint):
-            mount.start()
         try:
+            # Interrupted between the mount and the note of it, it would be left behind.
+            with signals.deferred(), mountpoint.claimed(config.mountpoint):
+                mount.start()
             _settle(fs, mount, config, tell)
             fs.gate.open()
             yield mount
         finally:
-            if not mount.join(timeout=0):
-                mount.stop(lazy=True)
-            fs.trace.close()
+            with signals.deferred():
+                if not mount.join(timeout=0):
+                    mount.stop(lazy=True)
+                fs.trace.close()
             if fs.trace.stopped:
                 tell(f"the trace {config.trace} lacks reads: {fs.trace.stopped}")
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from hbf_fuse import signals
 from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import live, mountpoint, server
@@ -33,26 +34,33 @@ def mounted(config: MountConfig) -> Iterator[Path]:
     """
     # No pipe for its remarks: a full one that nobody reads would stop the server, and with it its readers.
     with tempfile.TemporaryFile("w+", errors="replace") as remarks:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hbf_fuse.mount.tied", _packed(config)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=remarks,
-            text=True,
-            start_new_session=True,
-            # Whoever supervises this process waits for its word, not for that of a mount which it makes.
-            env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
-        )
+        process = None
         try:
+            with signals.deferred():
+                process = _server(config, remarks)
             _wait_until_ready(process, remarks)
             yield config.mountpoint
         finally:
-            _end(process)
+            if process is not None:
+                _end(process)
 
 
 def stats(mountpoint: Path) -> dict[str, Any]:
     """The mount's stats.json."""
     return live.read_hidden(mountpoint, "stats.json")
+
+
+def _server(config: MountConfig, remarks: IO[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "hbf_fuse.mount.tied", _packed(config)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=remarks,
+        text=True,
+        start_new_session=True,
+        # Whoever supervises this process waits for its word, not for that of a mount which it makes.
+        env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+    )
 
 
 def _wait_until_ready(process: "subprocess.Popen[str]", remarks: IO[str]) -> None:
