@@ -2,14 +2,19 @@
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Layout
+from hbf_fuse.mount import live
 from hbf_fuse.report import page, summary
 from hbf_fuse.sweep import cell as cells
 from hbf_fuse.sweep import grid as grids
@@ -43,6 +48,33 @@ def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
     assert metrics["pp"] > 0 and metrics["tg"] > 0
     assert not (tmp_path / places.SCRATCH).exists()
     json.dumps(document)
+
+
+def _kill_server(place, model):
+    os.kill(live.read_hidden(place.mountpoint, "spec.json")["pid"], signal.SIGKILL)
+
+
+def _cut_source(place, model):
+    os.truncate(model, 1 << 20)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"), [(_kill_server, "the mount ended"), (_cut_source, "was changed since")]
+)
+def test_a_cell_ends_with_what_it_reads_from(tiny_model, llama_bench, tmp_path, harm, words):
+    """llama.cpp's mmap would have the kernel try the lost pages for ever."""
+    model = tmp_path / "copy.gguf"
+    shutil.copy(tiny_model, model)
+    cell = Cell(Model.of(model), TierSpec(25, 0), bench=QUICK, timeout_seconds=60)
+    begin = time.monotonic()
+    with places.lent(tmp_path) as place:
+        later = threading.Timer(2.5, harm, (place, model))
+        later.start()
+        with pytest.raises(HbfError, match=words):
+            cells.run(cell, place)
+        later.join()
+    assert time.monotonic() - begin < 20
+    assert not (tmp_path / places.SCRATCH).exists()
 
 
 def test_the_mixture_of_experts_preset_runs(llama_bench, tmp_path):

@@ -199,12 +199,9 @@ class Filesystem:
         return handle
 
     def _backing(self, node: Node, source: Path) -> Backing:
-        """A file's bytes, for one more user."""
-        known, _ = self._backings.get(node.ino, (None, 0))
+        """A file's bytes, for one more user; looked at each time, whoever else has it open."""
         # Not under the lock: a disk that hangs must hold up nobody else.
-        fresh = known or open_source(
-            source, node.size, node.mtime_ns, node.source_ino, uncached=self._uncached
-        )
+        fresh = open_source(source, node.size, node.mtime_ns, node.source_ino, uncached=self._uncached)
         with self._lock:
             backing, users = self._backings.get(node.ino, (fresh, 0))
             self._backings[node.ino] = (backing, users + 1)

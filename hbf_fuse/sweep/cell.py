@@ -10,7 +10,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -162,7 +162,7 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
 def _mapped(cell: Cell, place: Place, binary: Path) -> _Measured:
     with _mounted(cell, place) as file:
         resident = residency.resident_bytes(file)
-        bench = llama.run(binary, file, cell.bench, cell.timeout_seconds)
+        bench = _run_from_mount(cell, binary, file, cell.bench)
         return _Measured(bench, tied.stats(file.parent), resident)
 
 
@@ -184,7 +184,7 @@ def _streamed(cell: Cell, place: Place, binary: Path) -> _Measured:
     compute = llama.run(binary, cell.model.path, options, cell.timeout_seconds)
     with _mounted(cell, place) as file:
         resident = residency.resident_bytes(file)
-        bench = llama.run(binary, file, options, cell.timeout_seconds)
+        bench = _run_from_mount(cell, binary, file, options)
         stats = tied.stats(file.parent)
     if stats.get("trace_stopped"):
         raise HbfError(f"the reads could not be recorded ({stats['trace_stopped']}); make room for them")
@@ -198,6 +198,26 @@ def _throttled_by_kernel(cell: Cell, place: Place, binary: Path) -> _Measured:
         raise HbfError(why)
     bench, resident, own = iomax.measure(binary, cell.model.path, cell.spec, cell.bench, cell.timeout_seconds)
     return _Measured(bench, None, resident, own=own)
+
+
+def _run_from_mount(cell: Cell, binary: Path, file: Path, options: llama.BenchOptions) -> llama.BenchRun:
+    """Ended when the mount ends or the source changes. llama.cpp has the kernel populate its mapping, which
+    tries pages that give errors again and again (seen with Linux 6.18).
+    """
+    mountpoint = file.parent
+    device = mountpoint.stat().st_dev
+
+    def require_served() -> None:
+        try:
+            served = os.lstat(mountpoint).st_dev == device
+        except OSError:
+            served = False
+        if not served:
+            raise HbfError("the mount ended while llama-bench read from it")
+        with suppress(OSError):
+            cell.model.require_unchanged()
+
+    return llama.run(binary, file, options, cell.timeout_seconds, require=require_served)
 
 
 @contextmanager

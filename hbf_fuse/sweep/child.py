@@ -48,10 +48,12 @@ def run_group(
     pass_fds: Sequence[int] = (),
     watch: Watch | None = None,
     enter: Callable[[], None] | None = None,
+    require: Callable[[], None] | None = None,
 ) -> Ended:
     """Run to the end and leave nobody of the group behind, not even if this process is killed.
 
     enter: called by the child before anything of it runs; system calls only, for it may run beside threads.
+    require: called every 50 ms while it runs; what it raises ends the run.
     Raises OSError or subprocess.TimeoutExpired.
     """
     ended = Ended()
@@ -68,7 +70,7 @@ def run_group(
         listener = threading.Thread(target=_listen, args=(pipe, ended.lines), daemon=True)
         listener.start()
         try:
-            _await_end(process, timeout_seconds, watch)
+            _await_end(process, timeout_seconds, watch, require)
             ended.wall_seconds = time.monotonic() - begin
             if watch:
                 watch.ended(process.pid)
@@ -110,7 +112,10 @@ def _start(
 
 
 def _await_end(
-    process: "subprocess.Popen[bytes]", timeout_seconds: float | None, watch: Watch | None
+    process: "subprocess.Popen[bytes]",
+    timeout_seconds: float | None,
+    watch: Watch | None,
+    require: Callable[[], None] | None,
 ) -> None:
     """Return at the moment when it ends, without waiting for it as wait(2) does."""
     give_up = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -121,6 +126,8 @@ def _await_end(
         while not end.poll(_LOOK_MS):
             if watch:
                 watch.look(process.pid)
+            if require:
+                require()
             if give_up is not None and timeout_seconds is not None and time.monotonic() > give_up:
                 raise subprocess.TimeoutExpired(process.args, timeout_seconds)
     finally:

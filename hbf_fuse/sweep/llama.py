@@ -112,15 +112,17 @@ def run(
     timeout_seconds: float,
     pass_fds: Sequence[int] = (),
     enter: Callable[[], None] | None = None,
+    require: Callable[[], None] | None = None,
 ) -> BenchRun:
     """Run once. HbfError if it fails, prints nonsense, or takes longer than the timeout.
 
-    pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd. enter: see child.run_group.
+    pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd. enter, require: see
+    child.run_group.
     """
     line = command(binary, model, options)
     try:
         with stalls.counted() as watch:
-            said = child.run_group(line, timeout_seconds, pass_fds, watch, enter)
+            said = child.run_group(line, timeout_seconds, pass_fds, watch, enter, require)
             counted = watch.metrics(said.wall_seconds)
     except subprocess.TimeoutExpired as error:
         raise HbfError(f"llama-bench did not end within {timeout_seconds:g} s (--timeout)") from error

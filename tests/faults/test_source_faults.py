@@ -19,7 +19,7 @@ PLAIN_ROOT = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 
 MAPPED_READ = """
 import mmap, sys
-with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+with mmap.mmap(int(sys.argv[1]), 0, access=mmap.ACCESS_READ) as view:
     view[3 << 20]
 """
 
@@ -34,8 +34,9 @@ def test_a_source_truncated(serve, noise, engine):
         assert os.pread(file.fileno(), 4096, 0) == whole[:4096]
         for _ in range(2):
             assert error_of(lambda: os.pread(file.fileno(), 4096, 3 * MIB)) == errno.EIO
-        mapped = [sys.executable, "-c", MAPPED_READ, str(served.file)]
-        assert subprocess.run(mapped, timeout=SOON, check=False).returncode == -signal.SIGBUS
+        mapped = [sys.executable, "-c", MAPPED_READ, str(file.fileno())]
+        said = subprocess.run(mapped, pass_fds=(file.fileno(),), timeout=SOON, check=False)
+        assert said.returncode == -signal.SIGBUS
         assert os.pread(file.fileno(), 4096, MIB // 2) == whole[MIB // 2 : MIB // 2 + 4096]
     assert error_of(served.file.read_bytes) == errno.ESTALE
     assert served.process.poll() is None
@@ -63,7 +64,7 @@ SOURCE_LOST = {
 @ENGINES
 @pytest.mark.parametrize("loss", SOURCE_LOST)
 def test_a_source_lost(serve, noise, engine, loss):
-    """Who has the file open goes on reading what was mounted; nobody else can open it."""
+    """Who has the file open goes on reading what was mounted; nobody else can open it, not even meanwhile."""
     lose, code = SOURCE_LOST[loss]
     source = noise(2 * MIB)
     whole = source.read_bytes()
@@ -73,7 +74,7 @@ def test_a_source_lost(serve, noise, engine, loss):
         assert file.read(4 * MIB) == whole
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         assert os.pread(file.fileno(), 4 * MIB, 0) == whole
-    assert error_of(served.file.read_bytes) == code
+        assert error_of(served.file.read_bytes) == code
     seconds_until(served.is_idle, SOON, "no read is in flight")
 
 
