@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -266,6 +267,46 @@ def test_parts_of_pages_are_no_arrival_and_the_last_page_has_its_own_size(mount,
         assert staging_of(point)["arrived_bytes"] == 100
     finally:
         os.close(fd)
+
+
+def test_reads_that_begin_within_pages_are_not_believed(mount, noise):
+    """A page of two replies is counted by neither, and the time of both is."""
+    point = mount(noise(2 << 20), mbps=10)
+    buffer = mmap.mmap(-1, 10_000)
+    fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
+    try:
+        for place in range(0, 1 << 20, 10_000):
+            os.preadv(fd, [buffer], place)
+    finally:
+        os.close(fd)
+    staging = staging_of(point)["staging"]
+    assert not staging["valid"] and "within pages" in staging["why"]
+
+
+def test_a_server_that_stood_still_between_reads_is_told(mount, tmp_path):
+    """The read that came meanwhile was not seen to wait. What is read first after that is not spoilt."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    for name in ("a.gguf", "b.gguf"):
+        (folder / name).write_bytes(os.urandom(1 << 20))
+    point = mount(folder, mbps=20)
+    server = live.read_hidden(point, "spec.json")["pid"]
+    buffer = mmap.mmap(-1, 1 << 18)
+    verdicts = {}
+    for name in ("a.gguf", "b.gguf"):
+        fd = os.open(point / name, os.O_RDONLY | os.O_DIRECT)
+        try:
+            for place in range(0, 1 << 20, 1 << 18):
+                if name == "a.gguf" and place == 1 << 19:
+                    os.kill(server, signal.SIGSTOP)
+                    threading.Timer(0.5, os.kill, (server, signal.SIGCONT)).start()
+                os.preadv(fd, [buffer], place)
+        finally:
+            os.close(fd)
+        verdicts[name] = live.read_hidden(point, "stats.json")["files"][name]["staging"]
+    assert not verdicts["a.gguf"]["valid"] and "stopped" in verdicts["a.gguf"]["why"]
+    assert "stopped" not in verdicts["b.gguf"]["why"]
+    assert live.read_hidden(point, "stats.json")["stops"] == 1
 
 
 def test_the_model_of_a_single_read_is_the_latency_that_was_asked_for(mount, noise):

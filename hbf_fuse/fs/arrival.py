@@ -22,8 +22,13 @@ class Arrival:
         self.complete_ns = 0
         self.complete_deadline_ns = 0
         self.forgiven_ns = 0
+        self.stops = 0
+        """How often the server stood still meanwhile; see Counters."""
+        self.uncounted_bytes = 0
+        """Of pages that no reply has covered whole, as far as it was known when they came."""
         self._pages = -(-size // _PAGE)
         self._seen = bytearray(self._pages)
+        self._before: tuple[int, int] | None = None
         self._idle_before: float | None = None
         self._idle_after: float | None = None
 
@@ -36,11 +41,17 @@ class Arrival:
         missing = -self.size % _PAGE if self._pages and self._seen[-1] else 0
         return self.arrived_pages * _PAGE - missing
 
-    def add(self, service: Service, done_ns: int, forgiven_ns: int) -> None:
-        """A reply was visible at done_ns. Does nothing once all has arrived.
+    def begin(self, forgiven_ns: int, stops: int) -> None:
+        """A read has come. What was before the first one is not this file's.
 
         forgiven_ns: the lateness that the tier's schedule no longer holds, so far; see Lateness.
+        stops: how often the server stood still, so far.
         """
+        if self._before is None:
+            self._before = forgiven_ns, stops
+
+    def add(self, service: Service, done_ns: int, forgiven_ns: int, stops: int) -> None:
+        """A reply was visible at done_ns. Does nothing once all has arrived. Others as in begin."""
         if self.complete:
             return
         if not self.first_arrival_ns:
@@ -49,15 +60,28 @@ class Arrival:
         first = -(-service.offset // _PAGE)
         end_byte = service.offset + len(service.data)
         end = self._pages if end_byte >= self.size else end_byte // _PAGE
+        self.uncounted_bytes += self._parts(service.offset, end_byte)
         fresh = self._seen.count(0, first, end)
         if fresh:
             self._seen[first:end] = b"\x01" * (end - first)
             self.arrived_pages += fresh
             self.complete_ns = max(self.complete_ns, done_ns)
             self.complete_deadline_ns = max(self.complete_deadline_ns, service.deadline_ns)
-            self.forgiven_ns = forgiven_ns
+            forgiven_before, stops_before = self._before or (0, 0)
+            self.forgiven_ns = forgiven_ns - forgiven_before
+            self.stops = stops - stops_before
             if self.complete:
                 self._idle_after = _idle_core_seconds()
+
+    def _parts(self, offset: int, end_byte: int) -> int:
+        """How many bytes of a reply are in pages that it begins or ends within, and that have not arrived."""
+        bounds = {offset, end_byte} - {self.size}
+        parts = {bound // _PAGE for bound in bounds if bound % _PAGE}
+        return sum(
+            min(end_byte, (page + 1) * _PAGE) - max(offset, page * _PAGE)
+            for page in parts
+            if not self._seen[page]
+        )
 
     @property
     def seconds(self) -> float:

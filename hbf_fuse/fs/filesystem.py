@@ -319,6 +319,8 @@ class Filesystem:
             changed=self.pacer.changed,
             overfull=self.resident is not None and self.resident.overfull,
             floor_known=self.costs.floor.known,
+            stops=arrival.stops,
+            uncounted_bytes=arrival.uncounted_bytes,
         )
 
 

@@ -65,6 +65,8 @@ class Pacer:
             service.began_ns = arrival_ns
             service.parts = self._reserve(service, arrival_ns)
             service.deadline_ns = max(part.deadline_ns for part in service.parts)
+            if service.arrival is not None:
+                service.arrival.begin(self._lateness.forgiven_ns, self.counters.stops)
         service.pacer = self
 
     def _reserve(self, service: Service, arrival_ns: int) -> list[Part]:
@@ -139,7 +141,7 @@ class Pacer:
                     service.direct,
                 )
             if service.arrival is not None:
-                service.arrival.add(service, done_ns, self._lateness.forgiven_ns)
+                service.arrival.add(service, done_ns, self._lateness.forgiven_ns, self.counters.stops)
 
     def abandon(self, service: Service) -> None:
         """The read ended without data."""

@@ -51,6 +51,8 @@ def judge(  # noqa: PLR0911 - a verdict per case
     changed: bool = False,
     overfull: bool = False,
     floor_known: bool = True,
+    stops: int = 0,
+    uncounted_bytes: int = 0,
 ) -> Verdict:
     """Hold `nbytes` in `seconds` against the time that the model gives the very same reads.
 
@@ -62,15 +64,21 @@ def judge(  # noqa: PLR0911 - a verdict per case
     changed: whether the tier was exchanged meanwhile, which no single rate describes.
     floor_known: whether what a read takes beyond the tier is reckoned with.
     overfull: whether more was resident at some time than the budget allows.
+    stops: how often the server stood still meanwhile.
+    uncounted_bytes: what was read besides `nbytes`, in parts of pages.
     idle_cores: how many cores were idle meanwhile, None if unknown. With none idle, a reader's pauses may be
     the emulator's doing, and are not believed to be its own either.
     """
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
     unknowable = _unknowable(counters, changed, overfull)
+    if not unknowable and stops:
+        unknowable = "the server was stopped meanwhile (SIGSTOP): what waited for it then is in no figure"
     if not unknowable and not floor_known:
         unknowable = "what a read takes beyond the tier is not known: the machine was too busy at mount time"
     if not unknowable and seconds <= 0:
         unknowable = "no whole page has arrived"
+    if not unknowable and uncounted_bytes > nbytes * tolerance_pct(spec) / 100:
+        unknowable = "reads begin or end within pages, and parts of pages are not counted"
     if not unknowable and model_seconds <= 0 < forgiven_seconds:
         unknowable = f"readers were late by {forgiven_seconds:.1f} s in all, more than the tier's whole time"
     if not spec.throttled or seconds <= 0 or model_seconds <= 0:

@@ -77,6 +77,10 @@ def serve(
             if reason := preload.doubt(file, config.spec):
                 tell(reason)
     stop = _Stop()
+
+    def stood_still() -> None:
+        fs.pacer.counters.stops += 1
+
     if until_stdin_closes:
         threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
     with (
@@ -87,7 +91,7 @@ def serve(
         when_ready()
         linux.tell_supervisor("READY=1", f"STATUS=serving {config.source} at {config.mountpoint} ({fs.spec})")
         threading.Thread(target=_stop_when_ended, args=(mount, stop), daemon=True).start()
-        stop.wait()
+        stop.wait(stood_still)
         linux.tell_supervisor("STOPPING=1")
         if not mount.join(timeout=0):
             _stop(mount, tell)
@@ -152,7 +156,7 @@ def _trace_to(file: Path, fs: Filesystem) -> None:
 
 
 class _Stop:
-    """What the main thread waits for: SIGTERM, SIGINT or SIGHUP, or that somebody says now().
+    """What the main thread waits for: SIGTERM, SIGINT or SIGHUP, or that somebody says now(). Notes SIGCONT.
 
     A pipe, not an Event or a queue. The kernel may hand a signal to any thread; Python then runs its handler
     only when the main thread wakes up, which in the wait for a lock may be never (5 of 100 servers did not
@@ -164,14 +168,15 @@ class _Stop:
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCONT):
             signal.signal(number, lambda *_: None)
 
     def now(self) -> None:
         os.write(self._write_end, b"\0")
 
-    def wait(self) -> None:
-        os.read(self._read_end, 1)
+    def wait(self, continued: Callable[[], None]) -> None:
+        while os.read(self._read_end, 1) == bytes([signal.SIGCONT]):
+            continued()
 
 
 def _stop(mount: Engine, tell: Callable[[str], None]) -> None:

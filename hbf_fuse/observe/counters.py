@@ -22,6 +22,8 @@ class Counters:
         """How often no thread was left to see the next read arrive."""
         self.nameless = 0
         """Reads of threads that have no number here: those of another PID namespace."""
+        self.stops = 0
+        """How often the server stood still (SIGSTOP): what came meanwhile waited unseen."""
         self.first_arrival_ns = 0
         self.last_done_ns = 0
         self.lateness = Histogram()
@@ -67,6 +69,7 @@ class Counters:
             "starved_seconds": self.starved_ns / 1e9,
             "all_busy": self.all_busy,
             "nameless": self.nameless,
+            "stops": self.stops,
             "first_arrival_ns": self.first_arrival_ns,
             "last_done_ns": self.last_done_ns,
             "lateness_ns": self.lateness.summary(),
