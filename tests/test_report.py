@@ -203,6 +203,15 @@ def test_what_lies_in_several_tiers_has_no_knee_and_is_no_peer_of_what_does_not(
     assert "placed: ffn=dram, .*=hbf" in page.markdown(placed)
 
 
+def test_where_jitter_or_planes_take_time_too_there_is_no_knee():
+    jittered = [run(mbps, 1, mode="stage", stage=SIZE / 80e6) for mbps in (250, 500)]
+    for document in jittered:
+        document["cell"]["tier"]["jitter"] = "exponential:20"
+    text = meaning(jittered, target=30)
+    assert "knee" not in text and "No bandwidth for the target" in text
+    assert "jitter, planes or depth, as the model says" in checks(jittered)
+
+
 def test_small_figures_keep_their_digits():
     shown = [summary.cell_text(value) for value in (0.00124, 0.0, 1.23456, -0.0567, 100.0)]
     assert shown == ["0.00124", "0", "1.235", "-0.0567", "100"]

@@ -1,5 +1,6 @@
 """Traces, and whose bytes they show."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -141,6 +142,10 @@ def test_trace_summary_of_a_file_and_of_a_live_mount(mount, tiny_model, tmp_path
         line = [sys.executable, "-m", "hbf_fuse", "trace", "summary", str(source)]
         said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stdout
         assert "token_embd" in said and "load" in said and "reads in flight" in said
+    with (tmp_path / "kept.trace").open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stderr
+        assert "a mount still writes" in said
     broken = [sys.executable, "-m", "hbf_fuse", "trace", "summary", str(tiny_model)]
     said = subprocess.run(broken, capture_output=True, text=True, timeout=60, check=False)
     assert said.returncode == 1 and "not a trace" in said.stderr and "Traceback" not in said.stderr

@@ -153,7 +153,7 @@ def replay(
 
 def _read(path: Path) -> "Trace":
     from hbf_fuse.mount import live
-    from hbf_fuse.observe.trace import RING_RECORDS, Trace
+    from hbf_fuse.observe.trace import RING_RECORDS, Trace, is_being_written
 
     if path.is_dir():
         trace = live.read_trace(path)
@@ -161,6 +161,8 @@ def _read(path: Path) -> "Trace":
             tell(f"only the newest {RING_RECORDS} reads are known; `hbf-mount --trace FILE` keeps all")
         return trace
     try:
+        if is_being_written(path):
+            tell(f"a mount still writes {path}: its newest reads are not in it before `hbf-umount`")
         return Trace.read(path)
     except ValueError as error:
         raise HbfError(f"{path}: {error}; a trace is what `hbf-mount --trace FILE` writes") from error

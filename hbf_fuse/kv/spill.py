@@ -109,7 +109,7 @@ def token_seconds(spill: Spill, spec: TierSpec) -> float | None:
 
     Without prefetch reading and computing alternate; with one layer the longer of the two hides the other.
     """
-    if spec.jitter or spec.planes or spec.depth or spill.prefetch > 1:
+    if not spec.plain or spill.prefetch > 1:
         return None
     read, compute = layer_read_seconds(spill, spec), spill.compute_seconds / spill.layers
     layer = max(read, compute) if spill.prefetch and spill.spilled_tokens else read + compute

@@ -126,6 +126,16 @@ def may_be_written(path: Path) -> bool:
         return file.read(len(_BEGINNING)) in (b"", _BEGINNING)
 
 
+def is_being_written(path: Path) -> bool:
+    """Whether a mount has this trace open: its newest reads are not in the file yet."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def header_line(header: dict[str, Any]) -> bytes:
     """What a trace begins with."""
     return json.dumps({"format": FORMAT, **header}).encode() + b"\n"

@@ -47,6 +47,9 @@ def checks(series: Series) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
+_NO_ONE_RATE = "No bandwidth for the target is reckoned for placements, or for tiers with jitter, planes or depth."
+
+
 def meaning(series: Series, target_seconds: float | None = None) -> list[str]:
     """What dominates the first run, where the knee is, and what a target needs: of points that are valid."""
     points = [point for point in series.points if point.runs and point.valid]
@@ -54,11 +57,12 @@ def meaning(series: Series, target_seconds: float | None = None) -> list[str]:
         return []
     if series.mode == "stream":
         return decode.meaning(points)
-    # Of what lies in several tiers, one bandwidth says little.
+    # Of what lies in several tiers, or where jitter, planes or depth cost time, one bandwidth says little.
     placed = any(document["cell"].get("layout", {}).get("place") for document in points[0].documents)
-    found = [*_dominant(points), "" if placed else _knee(series, points), *_speed_once_loaded(points)]
-    if target_seconds is not None and not placed:
-        found += _break_even(series, points, target_seconds)
+    one_rate = not placed and all(point.spec.plain for point in points)
+    found = [*_dominant(points), _knee(series, points) if one_rate else "", *_speed_once_loaded(points)]
+    if target_seconds is not None:
+        found += _break_even(series, points, target_seconds) if one_rate else [_NO_ONE_RATE]
     return [sentence for sentence in found if sentence]
 
 
@@ -100,14 +104,20 @@ def _against_ideal(series: Series, points: list[Point]) -> str:
         return ""
     near = {point: error for point, error in errors.items() if abs(error) <= tolerance_pct(point.spec)}
     worst = max((abs(error) for error in near.values()), default=0.0)
-    text = f"Stage time follows {formula} within {worst:.2g}% in {len(near)} of {len(errors)} points."
+    text = (
+        f"Stage time follows {formula} within {worst:.2g}% in {len(near)} of {len(errors)} points."
+        if near
+        else f"Stage time follows {formula} in none of {len(errors)} points."
+    )
     bound = [
         f"{point.label} ({error:+.1f}%)"
         for point, error in errors.items()
         if point not in near and point.valid and error < 0
     ]
     if bound:
-        text += f" Bound by what was in flight, as the model says: {', '.join(bound)}."
+        plain = all(point.spec.plain for point in points)
+        by = "what was in flight" if plain else "what was in flight, jitter, planes or depth"
+        text += f" Bound by {by}, as the model says: {', '.join(bound)}."
     return text
 
 

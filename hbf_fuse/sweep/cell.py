@@ -287,8 +287,7 @@ def _follows_chunks(cell: Cell, staging: dict[str, Any]) -> bool:
     `stage` all pauses are known beforehand, so where both models agree there is nothing left to doubt.
     """
     ideal = expect.staging_mbps(cell.spec, chunked=True)
-    plain = not (cell.spec.jitter or cell.spec.planes or cell.spec.depth)
-    if cell.mode != "stage" or not ideal or not plain or staging["error_pct"] is None:
+    if cell.mode != "stage" or not ideal or not cell.spec.plain or staging["error_pct"] is None:
         return False
     errors = float(staging["error_pct"]), (float(staging["achieved_mbps"]) / ideal - 1) * 100
     return max(map(abs, errors)) <= tolerance_pct(cell.spec)

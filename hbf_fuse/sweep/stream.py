@@ -63,8 +63,7 @@ class Decode:
 
 def _seconds(spec: TierSpec, nbytes: float) -> float:
     """What a tier takes for this much, window by window."""
-    plain = not (spec.jitter or spec.planes or spec.depth)
-    rate = spec.chunked_mbps(WINDOW_BYTES) if plain else expect.closed_loop(spec, WINDOW_BYTES, depth=1)
+    rate = spec.chunked_mbps(WINDOW_BYTES) if spec.plain else expect.closed_loop(spec, WINDOW_BYTES, depth=1)
     return nbytes / (rate * 1e6) if rate else 0.0
 
 

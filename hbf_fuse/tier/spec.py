@@ -90,6 +90,11 @@ class TierSpec:
         """Whether a read ever waits for this tier."""
         return self.bandwidth_mbps is not None or self.mean_latency_ms > 0 or self.t_read_us > 0
 
+    @property
+    def plain(self) -> bool:
+        """Whether bandwidth and latency are all there is: no jitter, no flash planes, no queue depth."""
+        return not (self.jitter or self.planes or self.depth)
+
     def chunked_mbps(self, chunk_bytes: int, depth: int = 1) -> float | None:
         """Steady rate, in decimal MB/s, of a reader that keeps `depth` reads of `chunk_bytes` in flight.
 
