@@ -1,6 +1,7 @@
 """`hbf calibrate`: what this machine can emulate."""
 
 import io
+import os
 import random
 import re
 import tempfile
@@ -50,12 +51,16 @@ def calibrate(
     target.parent.mkdir(parents=True, exist_ok=True)
     for file in filter(None, (target, markdown, svg)):
         tempfile.TemporaryFile(dir=file.absolute().parent).close()  # before a quarter of an hour is spent
-    with tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder:
-        source, mountpoint = Path(folder) / "noise", Path(folder) / "mnt"
+    # In memory, so that nothing of that size is left behind by whoever is killed.
+    with (
+        tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder,
+        open(os.memfd_create("noise"), "wb") as noise,
+    ):
         block = random.Random(1).randbytes(1 << 24)  # noqa: S311 - data, not a secret
-        source.write_bytes(block * (calibration.SOURCE_BYTES // len(block)))
-        mountpoint.mkdir()
-        measured = calibration.Calibration(plan, source, mountpoint, tell)
+        for _ in range(calibration.SOURCE_BYTES // len(block)):
+            noise.write(block)
+        source = Path(f"/proc/self/fd/{noise.fileno()}")
+        measured = calibration.Calibration(plan, source, Path(folder), tell)
         # Ctrl-C keeps what there is.
         try:
             with suppress(KeyboardInterrupt), progress_of("calibrating", measured.steps) as advance:

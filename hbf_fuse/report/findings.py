@@ -47,7 +47,7 @@ def checks(series: Series) -> list[str]:
     return [sentence for sentence in found if sentence]
 
 
-_NO_ONE_RATE = "No bandwidth for the target is reckoned for placements, or for tiers with jitter, planes or depth."
+_NO_ONE_RATE = "No bandwidth for the target is reckoned with a placement, jitter, planes or a queue depth."
 
 
 def meaning(series: Series, target_seconds: float | None = None) -> list[str]:

@@ -184,6 +184,8 @@ def _run(fs: Filesystem, file: Path, point: Point, reads: int) -> Sample:
                 [*command, str(start), str(point.readers)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                # If we die, they do so over a mount that is gone, and nobody wants to hear of it.
+                stderr=subprocess.DEVNULL,
                 text=True,
                 # Ctrl-C is for us: we end the readers.
                 start_new_session=True,
