@@ -3,12 +3,14 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,7 @@ from hbf_fuse.sweep.llama import BenchOptions
 from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec, expect
 
+README = Path(__file__).parents[1] / "README.md"
 QUICK = BenchOptions(n_prompt=8, n_gen=4)
 
 
@@ -230,6 +233,13 @@ def test_a_toml_file_is_a_grid_and_options_override_it(tiny_model, tmp_path):
     file.write_text("mbps = [")
     with pytest.raises(HbfError, match="is not TOML"):
         grids.from_fields({}, file)
+
+
+def test_the_grid_in_the_readme_is_one(tmp_path):
+    (block,) = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+    file = tmp_path / "grid.toml"
+    file.write_text(block)
+    assert grids.from_fields({}, file).size > 1
 
 
 def test_a_profile_gives_the_axes_that_the_grid_does_not_name():
