@@ -135,6 +135,19 @@ def test_a_folder_of_another_sweep_is_refused(tiny_model, tmp_path):
         loop._claim(results, planned(tiny_model, mbps=[500], tier={"depth": 2})[0])
 
 
+def test_another_sweep_is_refused_before_anything_is_said_of_its_cells(tiny_model, llama_bench, tmp_path):
+    line = [sys.executable, "-m", "hbf_fuse", "sweep", "-m", tiny_model, "-o", tmp_path / "results"]
+    line += ["--mbps", "max", "--lat", "1", "--repeats", "1", "-p", "8", "-n", "2"]
+    subprocess.run(line, check=True, capture_output=True)
+    csv_file = tmp_path / "results/cells.csv"
+    csv_file.write_text(csv_file.read_text() + "mine")
+    refused = subprocess.run([*line, "--jitter", "normal:0.05"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and "holds another sweep" in refused.stderr
+    assert "already" not in refused.stderr and csv_file.read_text().endswith("mine")
+    again = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert "1 of 1 cells are there already" in again.stderr
+
+
 def test_a_model_that_is_replaced_meanwhile_is_not_measured_as_the_old_one(tiny_model, llama_bench, tmp_path):
     own = tmp_path / "model.gguf"
     shutil.copy(tiny_model, own)

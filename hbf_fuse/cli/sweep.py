@@ -128,10 +128,11 @@ def sweep(
     concerns = conditions.judge(source.stat().st_size, copied=not set(grid.mode) <= {"mmap", "cgroup"})
     _tell_concerns(concerns, strict)
     with loop.locked(output.absolute()) as folder:
-        if edited := folder.set_aside_edited_csv():
-            tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
         tell("reading the model once for its hash")
         planned = grid.cells(cells.Model.of(source))
+        loop.require_same(folder, planned[0])
+        if edited := folder.set_aside_edited_csv():
+            tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
         failed = _measure(planned, folder, concerns, sure=yes)
         documents = folder.all()
         report = write_report(folder, target_seconds)

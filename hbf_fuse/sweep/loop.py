@@ -87,24 +87,30 @@ def locked(folder: Path) -> Iterator[Results]:
         os.close(fd)
 
 
-def _claim(results: Results, first: Cell) -> None:
-    """Note what this folder holds before anything is measured, or make sure that it is the same sweep."""
+def require_same(results: Results, first: Cell) -> None:
+    """HbfError if this folder holds anything but runs of the sweep that `first` is of. Changes nothing."""
     path = results.folder / SWEEP_FILE
-    identity = _identity(first)
     if not path.exists():
         if results.all():
             raise _another_sweep(results, "runs of hbf bench")
         if foreign := next((name for name in _OVERWRITTEN if (results.folder / name).exists()), None):
             raise HbfError(f"{results.folder} has a {foreign} of something else; use another folder (-o)")
-        documents.write_whole(path, json.dumps(identity, indent=1) + "\n")
         return
     try:
         known = documents.read_json(path)
     except HbfError as error:
         raise HbfError(f"{path} is damaged; use another results folder") from error
-    for key, value in identity.items():
+    for key, value in _identity(first).items():
         if not isinstance(known, dict) or known.get(key) != value:
             raise _another_sweep(results, f"another {key}")
+
+
+def _claim(results: Results, first: Cell) -> None:
+    """Note what this folder holds before anything is measured, or make sure that it is the same sweep."""
+    require_same(results, first)
+    path = results.folder / SWEEP_FILE
+    if not path.exists():
+        documents.write_whole(path, json.dumps(_identity(first), indent=1) + "\n")
 
 
 def _identity(cell: Cell) -> dict[str, Any]:
