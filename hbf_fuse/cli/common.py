@@ -58,7 +58,9 @@ def new_app(**options: Any) -> typer.Typer:
 
 @contextmanager
 def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr with the time left; yields what counts one step and says what the last one was."""
+    """A bar on stderr with the time left; yields what counts one step and says what the last one was.
+    Without any steps there is no bar.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -68,7 +70,7 @@ def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
     )
     screen = console(to_stderr=True)
     # Steps may take minutes: the speed is that of the last hour.
-    with Progress(*columns, console=screen, speed_estimate_period=3600) as progress:
+    with Progress(*columns, console=screen, speed_estimate_period=3600, disable=not total) as progress:
         task = progress.add_task(what, total=total)
 
         def advance(last: str) -> None:
