@@ -2,12 +2,17 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from hbf_fuse.cli.app import app
 
 HBF = [sys.executable, "-m", "hbf_fuse"]
 
@@ -109,3 +114,30 @@ def test_an_early_interrupt_ends_a_command_without_a_traceback(seconds):
     # Before ours, it is Python itself that is loading.
     assert b"cli/app.py" not in said
     assert process.returncode in (0, 130, -signal.SIGINT, 1)
+
+
+def commands(group, *names):
+    """The names of every command, those of groups with the group's."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *names, name)
+        else:
+            yield (*names, name)
+
+
+def help_of(*names):
+    """What --help prints, in one line and without its boxes."""
+    said = CliRunner().invoke(app, [*names, "--help"])
+    assert said.exit_code == 0, said.output
+    return re.sub(r"[\s│]+", " ", said.output)
+
+
+@pytest.mark.parametrize("names", sorted(commands(typer.main.get_command(app))), ids=" ".join)
+def test_no_help_has_lost_what_stood_in_brackets(names):
+    assert " . " not in help_of(*names)
+
+
+def test_the_help_of_a_sweep_shows_what_it_measures_by_default():
+    said = help_of("sweep")
+    for default in ("mmap", "250,500,1000,2000", "0,1,5", "256", "25%,50%,75%", "pin", "3", "kernel", "3600"):
+        assert f"[default: {default}]" in said

@@ -30,7 +30,7 @@ from hbf_fuse.errors import HbfError
 
 DEFAULT_RESIDENT = "50%"
 Model = Annotated[
-    Path | None, typer.Option("-m", "--model", help="A GGUF [default: as for hbf-mount].", readable=False)
+    Path | None, typer.Option("-m", "--model", help="A GGUF. \\[default: as for hbf-mount]", readable=False)
 ]
 NPrompt = Annotated[int, typer.Option("-p", "--n-prompt", help="llama-bench's -p.", min=0)]
 NGen = Annotated[int, typer.Option("-n", "--n-gen", help="llama-bench's -n.", min=0)]
@@ -69,7 +69,7 @@ def bench(
         str | None,
         typer.Option(
             "--resident",
-            help="Of mode stream: the DRAM, as 256M or 25% of the model. [default: 50%]",
+            help="Of mode stream: the DRAM, as 256M or 25% of the model. \\[default: 50%]",
             rich_help_panel="Emulated DRAM",
             show_default=False,
         ),

@@ -210,7 +210,7 @@ def replay(
     context: Annotated[int, typer.Option("--context", help="Tokens.", min=1)],
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="The GGUF whose KV geometry counts [default: what is served]."),
+        typer.Option("-m", "--model", help="The GGUF whose KV geometry counts. \\[default: what is served]"),
     ] = None,
     resident: Resident = 0,
     compute_ms: Compute = None,

@@ -29,7 +29,7 @@ app = new_app(
 def make(
     preset: Annotated[str, typer.Argument(help="A preset's name, or `list`.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File to write [default: PRESET.gguf].")
+        Path | None, typer.Option("-o", "--output", help="File to write. \\[default: PRESET.gguf]")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.", min=0)] = 0,
 ) -> None:

@@ -34,7 +34,7 @@ Readahead = Annotated[
     int | None,
     typer.Option(
         "--readahead",
-        help="Readahead of the mount in KiB (raising it needs root). [default: 4096, with --resident 1024]",
+        help="Readahead of the mount in KiB (raising it needs root). \\[default: 4096, with --resident 1024]",
         min=4,
         max=1 << 20,
     ),

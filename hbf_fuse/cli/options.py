@@ -51,7 +51,7 @@ ProfileName = Annotated[
 ]
 Policy = Annotated[
     str | None,
-    _memory("What stays in it: pin keeps what came first, fifo drops that. [default: pin]", "--policy"),
+    _memory("What stays in it: pin keeps what came first, fifo drops that. \\[default: pin]", "--policy"),
 ]
 Place = Annotated[
     list[str] | None,

@@ -48,7 +48,7 @@ def run(
         Path | None,
         typer.Option(
             "--device",
-            help="The disk: a block device, or any file on it. [default: that of CMD's first argument that "
+            help="The disk: a block device, or any file on it. \\[default: that of CMD's first argument that "
             "is a file, else of the current directory]",
             show_default=False,
         ),

@@ -35,32 +35,34 @@ def sweep(
     ] = None,
     mode: Annotated[
         str | None,
-        _axis("--mode", about="mmap, stage, stream or cgroup, see docs/definitions.md. [default: mmap]"),
+        _axis("--mode", about="mmap, stage, stream or cgroup, see docs/definitions.md. \\[default: mmap]"),
     ] = None,
     mbps: Annotated[
         str | None,
-        _axis("--mbps", about="Bandwidths in MB/s; max is unthrottled. [default: 250,500,1000,2000]"),
+        _axis("--mbps", about="Bandwidths in MB/s; max is unthrottled. \\[default: 250,500,1000,2000]"),
     ] = None,
-    lat: Annotated[str | None, _axis("--lat", about="Latencies in ms. [default: 0,1,5]")] = None,
+    lat: Annotated[str | None, _axis("--lat", about="Latencies in ms. \\[default: 0,1,5]")] = None,
     n_prompt: Annotated[
-        str | None, _axis("-p", "--n-prompt", about="llama-bench's -p. [default: 256]")
+        str | None, _axis("-p", "--n-prompt", about="llama-bench's -p. \\[default: 256]")
     ] = None,
-    n_gen: Annotated[str | None, _axis("-n", "--n-gen", about="llama-bench's -n. [default: 256]")] = None,
+    n_gen: Annotated[str | None, _axis("-n", "--n-gen", about="llama-bench's -n. \\[default: 256]")] = None,
     threads: Annotated[
         str | None,
-        _axis("-t", "--threads", about="llama-bench's -t; 0 leaves it to llama-bench. [default: 0]"),
+        _axis("-t", "--threads", about="llama-bench's -t; 0 leaves it to llama-bench. \\[default: 0]"),
     ] = None,
     resident: Annotated[
         str | None,
-        _axis("--resident", about="Of mode stream: DRAM as 256M or 25% of the model. [default: 25%,50%,75%]"),
+        _axis(
+            "--resident", about="Of mode stream: DRAM as 256M or 25% of the model. \\[default: 25%,50%,75%]"
+        ),
     ] = None,
     policy: Annotated[
-        str | None, _axis("--policy", about="Of mode stream: what stays in it, pin or fifo. [default: pin]")
+        str | None, _axis("--policy", about="Of mode stream: what stays in it, pin or fifo. \\[default: pin]")
     ] = None,
     place: Place = None,
     tiers: Tiers = None,
     repeats: Annotated[
-        int | None, typer.Option("--repeats", help="How often each point is measured. [default: 3]", min=1)
+        int | None, typer.Option("--repeats", help="How often each point is measured. \\[default: 3]", min=1)
     ] = None,
     profile: Annotated[
         str | None, typer.Option("--profile", help="A known device's values for what is not given.")
@@ -68,13 +70,13 @@ def sweep(
     jitter: Annotated[str | None, typer.Option("--jitter", help="As for hbf-mount.")] = None,
     model: Model = None,
     engine: Annotated[
-        str | None, typer.Option("--engine", help="kernel or fusepy. [default: kernel]", show_default=False)
+        str | None, typer.Option("--engine", help="kernel or fusepy. \\[default: kernel]", show_default=False)
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Order of the cells. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Order of the cells. \\[default: 0]")] = None,
     timeout: Annotated[
         float | None,
         typer.Option(
-            "--timeout", help="Seconds after which a llama-bench counts as hung. [default: 3600]", min=1
+            "--timeout", help="Seconds after which a llama-bench counts as hung. \\[default: 3600]", min=1
         ),
     ] = None,
     strict: Annotated[
