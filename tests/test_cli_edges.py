@@ -137,6 +137,12 @@ def test_no_help_has_lost_what_stood_in_brackets(names):
     assert " . " not in help_of(*names)
 
 
+def test_the_help_says_what_it_means_to_leave_out_a_bandwidth():
+    assert "Left out: unlimited." in help_of("mount")
+    assert "Left out: as it was." in help_of("set")
+    assert "Left out: what is solved for." in help_of("kv", "solve")
+
+
 def test_the_help_of_a_sweep_shows_what_it_measures_by_default():
     said = help_of("sweep")
     for default in ("mmap", "250,500,1000,2000", "0,1,5", "256", "25%,50%,75%", "pin", "3", "kernel", "3600"):

@@ -10,7 +10,7 @@ import typer
 
 from hbf_fuse.cli.bench import Model, gguf_source
 from hbf_fuse.cli.common import Json, new_app, print_json, tell
-from hbf_fuse.cli.options import Jitter, Lat, Mbps, ProfileName, Seed, tier_spec
+from hbf_fuse.cli.options import Jitter, Lat, ProfileName, Seed, bandwidth, tier_spec
 from hbf_fuse.cli.sweep import numbers
 from hbf_fuse.documents import write_whole
 from hbf_fuse.errors import HbfError
@@ -166,7 +166,7 @@ def solve(
     tps: Annotated[str, typer.Option("--tps", help="Tokens/s to reach, with commas.")],
     model: Model = None,
     profile: ProfileName = None,
-    mbps: Mbps = None,
+    mbps: Annotated[float | None, bandwidth("what is solved for")] = None,
     lat: Lat = None,
     jitter: Jitter = None,
     seed: Seed = None,

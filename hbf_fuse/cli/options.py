@@ -31,7 +31,12 @@ def _memory(help_text: str, *names: str) -> typer.models.OptionInfo:
     return option
 
 
-Mbps = Annotated[float | None, _tier("Bandwidth in decimal MB/s. Left out: unlimited.", "--mbps")]
+def bandwidth(left_out: str) -> typer.models.OptionInfo:
+    """--mbps, and what it means to leave it out."""
+    return _tier(f"Bandwidth in decimal MB/s. Left out: {left_out}.", "--mbps")
+
+
+Mbps = Annotated[float | None, bandwidth("unlimited")]
 Lat = Annotated[float | None, _tier("Latency in ms of each read; reads in flight overlap.", "--lat")]
 Jitter = Annotated[
     str | None,

@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from hbf_fuse.cli.common import tell
-from hbf_fuse.cli.options import Depth, Jitter, Lat, Mbps, Page, Planes, Seed, TRead
+from hbf_fuse.cli.options import Depth, Jitter, Lat, Page, Planes, Seed, TRead, bandwidth
 
 
 def change(
     mountpoint: Annotated[Path, typer.Argument(help="A live mount.")],
-    mbps: Mbps = None,
+    mbps: Annotated[float | None, bandwidth("as it was")] = None,
     lat: Lat = None,
     jitter: Jitter = None,
     seed: Seed = None,
