@@ -147,6 +147,14 @@ def test_a_user_who_cannot_open_the_device_may_still_mount():
     assert line_of("/dev/fuse", root=False, device_failure="permission denied", mount=None).state == FAIL
 
 
+def test_a_device_that_is_closed_to_a_user_is_opened_by_its_mode_and_not_by_options_of_a_container():
+    closed = {"root": False, "mount": None, "device_failure": "permission denied"}
+    for container in (False, True):
+        assert "chmod 666" in line_of("/dev/fuse", container=container, **closed).mend
+    ruled = line_of("/dev/fuse", **{**closed, "device_failure": "operation not permitted"})
+    assert "--device /dev/fuse" in ruled.mend
+
+
 def test_a_mount_that_failed_says_why_and_what_to_do():
     line = line_of("mount", mount=None, mount_failure="cannot mount on /x: no; run it as root")
     assert (line.state, line.message, line.mend) == (FAIL, "cannot mount on /x: no", "run it as root")

@@ -1,5 +1,6 @@
 """Without root: through fusermount3, with /dev/fuse as udev sets it. And nobody else sees anything."""
 
+import json
 import subprocess
 import time
 
@@ -224,6 +225,20 @@ def test_a_tier_of_a_user_has_a_resident_budget_and_a_trace(ns, mounted):
 def test_a_poor_environment_is_enough(ns, mounted, environment):
     mounted(**environment)
     ns.sh("cmp m.gguf mnt/model.gguf")
+
+
+@ENGINES
+def test_a_device_that_is_closed_to_the_user_is_told_with_its_remedy(ns, engine):
+    ns.sh("chmod 600 /dev/fuse", uid=0)
+    try:
+        said = ns.hbf("mount", "--engine", engine, "m.gguf", "mnt")
+        looked = ns.hbf("doctor", "--json")
+    finally:
+        ns.sh("chmod 666 /dev/fuse", uid=0)
+    assert said.returncode == 1 and "`chmod 666 /dev/fuse` as root" in said.stderr
+    assert not is_mounted(ns)
+    lines = {line["name"]: line for line in json.loads(looked.stdout)["lines"]}
+    assert "chmod 666" in lines["/dev/fuse"]["mend"] and "chmod 666" in lines["mount"]["mend"]
 
 
 def test_without_fusermount3_the_remedy_is_named(ns):

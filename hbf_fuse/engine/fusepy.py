@@ -140,6 +140,7 @@ class FusepyEngine:
         give_up = time.monotonic() + _START_SECONDS
         while find(self._mountpoint) == before:
             if self._ended.wait(0.01) or time.monotonic() > give_up:
+                mounting.explain_closed_device(self._mountpoint)
                 raise HbfError(f"cannot mount on {self._mountpoint}: libfuse refused ({self._failure})")
         self._placed = mounting.Placed(self._mountpoint)
 

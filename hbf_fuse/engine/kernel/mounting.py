@@ -134,6 +134,17 @@ def require_user_allow_other() -> None:
         raise HbfError(f"--allow-other needs the line user_allow_other in {FUSE_CONF}; root can add it")
 
 
+def explain_closed_device(mountpoint: Path) -> None:
+    """HbfError if this user may not open the device, which is why a mount failed: fusermount3 opens it as who
+    calls it.
+    """
+    if os.geteuid() != 0 and Path(DEVICE).exists() and not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise HbfError(
+            f"cannot mount on {mountpoint}: {DEVICE} is closed to you; open it to all, as udev does, with "
+            f"`chmod 666 {DEVICE}` as root, or mount as root"
+        )
+
+
 def _open_device() -> int:
     try:
         return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
@@ -179,6 +190,7 @@ def _mount_as_user(mountpoint: Path, options: list[str]) -> int:
         theirs.close()
         fd = _receive_descriptor(ours) if result.returncode == 0 else None
     if fd is None:
+        explain_closed_device(mountpoint)
         said = result.stderr.strip().removeprefix(f"{command[0]}: ") or f"exit code {result.returncode}"
         raise HbfError(f"cannot mount on {mountpoint}: fusermount3: {said}")
     return fd
