@@ -54,7 +54,7 @@ def _describe(path: Path, must_answer: bool) -> dict[str, Any]:
 
 def _line(document: dict[str, Any]) -> str:
     if "error" in document:
-        return f"{document['mountpoint']}: {document['error']}"
+        return str(document["error"])  # begins with the mountpoint
     from hbf_fuse.tier import TierSpec
 
     spec, stats = document["spec"], document["stats"]

@@ -34,10 +34,7 @@ def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
         if mount_of(mountpoint).fstype != points.MOUNT_TYPE or not isinstance(content, dict):
             raise ValueError("it has a .hbf of something else")
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "unreadable answer"
-        raise HbfError(
-            f"{mountpoint} is no live hbf mount of yours ({reason}); `hbf status` lists them"
-        ) from error
+        raise _not_ours(mountpoint, error) from error
     return content
 
 
@@ -46,7 +43,7 @@ def read_trace(mountpoint: Path) -> Trace:
     try:
         return Trace.parse(points.answer(mountpoint, (mountpoint / ".hbf" / "trace").read_bytes))
     except (OSError, ValueError) as error:
-        raise HbfError(f"{mountpoint} is no live hbf mount of yours; `hbf status` lists them") from error
+        raise _not_ours(mountpoint, error) from error
 
 
 def send(mountpoint: Path, message: dict[str, Any]) -> None:
@@ -57,9 +54,22 @@ def send(mountpoint: Path, message: dict[str, Any]) -> None:
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise HbfError(f"the mount refused {json.dumps(message)}; the tier stays as it was") from error
-        raise HbfError(
-            f"{mountpoint} is no live hbf mount of yours ({error.strerror}); `hbf status` lists them"
-        ) from error
+        raise _not_ours(mountpoint, error) from error
+
+
+def _not_ours(mountpoint: Path, error: Exception) -> HbfError:
+    """Why a mountpoint gives no answer that is one of ours, and what to do."""
+    code = error.errno if isinstance(error, OSError) else None
+    entry = find(points.absolute(mountpoint))
+    if entry is not None and entry.fstype == points.MOUNT_TYPE:
+        if code in (errno.ENOTCONN, errno.ECONNABORTED):
+            return HbfError(
+                f"{mountpoint} is no live hbf mount: its server died; `hbf-umount {mountpoint}` clears it"
+            )
+        if code in (errno.EACCES, errno.EPERM):
+            return HbfError(f"{mountpoint} is no live hbf mount of yours: another user made it")
+    reason = getattr(error, "strerror", None) or "unreadable answer"
+    return HbfError(f"{mountpoint} is no live hbf mount of yours ({reason}); `hbf status` lists them")
 
 
 def unmount(mountpoint: Path, force: bool) -> None:

@@ -117,6 +117,18 @@ def test_mount_repairs_a_stale_mount_and_says_so(
     box.assert_clean()
 
 
+def test_status_says_of_a_stale_mount_that_umount_clears_it(box: Box, source: Path) -> None:
+    point = box.mount(source)
+    for pid in [*box.watchers(), *box.servers()]:
+        os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not box.processes(), 2)
+    box.run("hbf", "status", point).fails("its server died", f"`hbf-umount {point}`")
+    lines = box.run("hbf", "status").succeeds().out.splitlines()
+    (line,) = [line for line in lines if str(point) in line]
+    assert line.startswith(f"{point} is no live hbf mount: its server died")
+    box.run("hbf-umount", point).succeeds()
+
+
 def test_umount_clears_a_stale_mount(box: Box, source: Path) -> None:
     point = box.mount(source)
     for pid in [*box.watchers(), *box.servers()]:
