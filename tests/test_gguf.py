@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,18 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tiny_model
     synth.write(presets.load("tiny"), again)
     synth.write(presets.load("tiny"), other, seed=1)
     assert digest(again) == digest(tiny_model) != digest(other)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [(os.mkfifo, "is neither a file nor a directory"), (os.mkdir, "is a directory; name a GGUF")],
+    ids=["pipe", "directory"],
+)
+def test_what_is_no_file_is_refused_at_once(tmp_path, make, words):
+    make(tmp_path / "model.gguf")
+    line = [sys.executable, "-m", "hbf_fuse", "model", "info", tmp_path / "model.gguf"]
+    said = subprocess.run(line, capture_output=True, text=True, timeout=20, check=False)
+    assert said.returncode == 1 and words in said.stderr and "Traceback" not in said.stderr
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path):

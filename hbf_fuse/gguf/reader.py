@@ -6,6 +6,7 @@ data. Tensor data is never touched.
 
 import math
 import os
+import stat
 import struct
 from dataclasses import dataclass
 from itertools import pairwise
@@ -73,11 +74,21 @@ class GgufFile:
 
 def read(path: Path) -> GgufFile:
     """Read a header. GgufError for anything that is no sound GGUF, OSError if it cannot be opened."""
-    with path.open("rb") as file:
+    kind = path.stat().st_mode
+    if stat.S_ISDIR(kind):
+        raise GgufError(f"{path} is a directory; name a GGUF in it")
+    if not stat.S_ISREG(kind):
+        raise GgufError(f"{path} is neither a file nor a directory; name a GGUF")
+    with open(path, "rb", opener=_without_waiting) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 24:
             raise GgufError(f"{path} is not a GGUF: only {size} bytes long")
         return _parse(path, file, size)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Also of a pipe that was put there a moment ago: it would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class _Cursor:
