@@ -220,6 +220,22 @@ def test_where_the_source_lies_is_judged(fstype, options, state, words):
     assert (line.mend != "") == (state == WARN)
 
 
+def test_a_source_that_llama_cpp_will_not_load_is_a_warning(tiny_model, tmp_path):
+    content = tiny_model.read_bytes()
+    (tmp_path / "short.gguf").write_bytes(content[:-1])
+    (tmp_path / "README.md").write_text("# No model\n" * 9)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/README.md").write_text("# No model\n")
+    told = {"short.gguf": "is cut short: tensor", "README.md": "is not a GGUF", "folder": "holds no GGUF"}
+    for name, words in told.items():
+        line = line_of("model", source=facts._source(tmp_path / name))
+        assert line.state == WARN and words in line.message and line.mend
+    (tmp_path / "folder/model.gguf").symlink_to(tiny_model)
+    for source in (tiny_model, tmp_path / "folder"):
+        assert line_of("model", source=facts._source(source)).state == OK
+    assert line_of("model", source=Source(Path("/no/such.gguf"), None)) is None
+
+
 def test_memory_is_held_against_the_source():
     large = Source(Path("/m/model.gguf"), "ext4", "", 6 << 30)
     assert line_of("memory", source=large).state == WARN

@@ -117,6 +117,23 @@ def test_mount_repairs_a_stale_mount_and_says_so(
     box.assert_clean()
 
 
+def test_a_source_that_is_no_gguf_is_served_with_a_remark(box: Box, tiny: Path) -> None:
+    folder = box.work / "folder"
+    folder.mkdir()
+    (folder / "README.md").write_text("no model")
+    for served, words in ((folder / "README.md", "is no GGUF"), (folder, "holds no GGUF")):
+        point = box.mountpoint()
+        remarks = [
+            line for line in box.run("hbf-mount", served, point).succeeds().err.splitlines() if words in line
+        ]
+        assert len(remarks) == 1 and str(served) in remarks[0]
+        box.run("hbf-umount", point).succeeds()
+    (folder / "model.gguf").symlink_to(tiny)
+    for served in (tiny, folder):
+        assert "GGUF" not in box.run("hbf-mount", served, point).succeeds().err
+        box.run("hbf-umount", point).succeeds()
+
+
 def test_status_says_of_a_stale_mount_that_umount_clears_it(box: Box, source: Path) -> None:
     point = box.mount(source)
     for pid in [*box.watchers(), *box.servers()]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbf_fuse import mountinfo
+from hbf_fuse import gguf, mountinfo
 from hbf_fuse.engine.kernel import mounting
-from hbf_fuse.errors import HbfError
+from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.mount import envelope, live, tied
+from hbf_fuse.mount import source as sources
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.mountinfo import Mount
 from hbf_fuse.observe import machine, pressure, taskstats
@@ -47,12 +48,16 @@ class Bench:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model lies: the type and the options of its file system, None if there is no such file."""
+    """Where a model lies: the type and the options of its file system, None if there is no such file.
+
+    defect: why llama.cpp will not load it, "" if its header is sound and its tensors are all there.
+    """
 
     path: Path
     fstype: str | None
     options: str = ""
     size: int = 0
+    defect: str = ""
 
 
 @dataclass(frozen=True)
@@ -191,10 +196,21 @@ def _source(path: Path) -> Source:
     with suppress(OSError):
         found = path.resolve(strict=True)
         mount = mountinfo.mount_of(found)
-        return Source(
-            path, mount.fstype, ",".join(mount.options), 0 if found.is_dir() else found.stat().st_size
-        )
+        size = 0 if found.is_dir() else found.stat().st_size
+        return Source(path, mount.fstype, ",".join(mount.options), size, _defect(found))
     return Source(path, None)
+
+
+def _defect(found: Path) -> str:
+    if found.is_dir():
+        return sources.doubt(found)
+    try:
+        gguf.read(found)
+    except gguf.GgufError as error:
+        return str(error)
+    except OSError as error:
+        return in_one_line(error)
+    return ""
 
 
 def _said(file: Path) -> str | None:

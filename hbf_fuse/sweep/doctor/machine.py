@@ -106,4 +106,15 @@ def source(facts: Facts) -> Line | None:
     return Line("source", OK, f"on {fstype}")
 
 
-JUDGES = (governor, power, memory, load, page_cache, llama_bench, envelope, source)
+def model(facts: Facts) -> Line | None:
+    """Whether it is one: anything is served, but llama.cpp loads a whole GGUF only."""
+    if facts.source is None or facts.source.fstype is None:
+        return None
+    if facts.source.defect:
+        return Line(
+            "model", WARN, facts.source.defect, "name a whole GGUF: hbf model info FILE looks into one"
+        )
+    return Line("model", OK, "a sound GGUF" if facts.source.size else "holds a GGUF")
+
+
+JUDGES = (governor, power, memory, load, page_cache, llama_bench, envelope, source, model)
