@@ -40,6 +40,31 @@ def sweep(cells, results, done=lambda document, known: None):
     return loop.run(cells, results, [], done)
 
 
+def test_a_link_to_a_llama_bench_in_the_cache_hides_neither_a_newer_one_nor_one_on_path(
+    tmp_path, monkeypatch
+):
+    def made(folder, age):
+        folder.mkdir(parents=True)
+        (folder / "llama-bench").write_text("#!/bin/sh\n")
+        (folder / "llama-bench").chmod(0o755)
+        os.utime(folder / "llama-bench", (age, age))
+        return folder / "llama-bench"
+
+    old, new = (made(tmp_path / f"cache/hbf/llama-bench-{number}", number) for number in (1, 2))
+    bin_folder, own = tmp_path / "bin", made(tmp_path / "own", 1)
+    bin_folder.mkdir()
+    (bin_folder / "llama-bench").symlink_to(old)
+    monkeypatch.delenv("HBF_LLAMA_BENCH", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(bin_folder))
+    assert llama.find() == new
+    monkeypatch.setenv("PATH", f"{bin_folder}:{own.parent}")
+    assert llama.find() == own
+    (bin_folder / "llama-bench").unlink()
+    (bin_folder / "llama-bench").symlink_to(own)
+    assert llama.find() == bin_folder / "llama-bench"
+
+
 def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
     cell = Cell(Model.of(tiny_model), TierSpec(200, 0), bench=QUICK)
     with places.lent(tmp_path) as place:

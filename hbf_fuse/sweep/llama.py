@@ -52,8 +52,8 @@ def find() -> Path:
         if not os.access(named, os.X_OK):
             raise HbfError(f"$HBF_LLAMA_BENCH names {named}, which is not an executable file")
         return Path(named)
-    if found := shutil.which("llama-bench"):
-        return Path(found)
+    if found := _on_path():
+        return found
     built = sorted(cache_dir().glob("llama-bench-*/llama-bench"), key=lambda path: path.stat().st_mtime)
     if not built:
         raise HbfError(
@@ -61,6 +61,18 @@ def find() -> Path:
             "put one on PATH, or name one in $HBF_LLAMA_BENCH"
         )
     return built[-1]
+
+
+def _on_path() -> Path | None:
+    """The first on PATH that is no link into the cache, as tools/setup makes one: what is built there later
+    would stay unseen behind it.
+    """
+    for folder in os.get_exec_path():
+        if found := shutil.which("llama-bench", path=folder):
+            path = Path(found)
+            if not (path.is_symlink() and path.resolve().is_relative_to(cache_dir().resolve())):
+                return path
+    return None
 
 
 @cache
