@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -167,9 +168,9 @@ def test_real_reads_take_about_what_the_simulation_says(mount, noise, way):
     assert 0.7 < measured / (sum(simulated) / 4) < 2.5
 
 
-def hbf(*arguments):
+def hbf(*arguments, env=None):
     line = [sys.executable, "-m", "hbf_fuse", "kv", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(line, capture_output=True, text=True, timeout=100, check=False, env=env)
 
 
 def test_the_command_line_says_what_the_library_says(tiny_model, mount, tmp_path):
@@ -191,6 +192,22 @@ def test_the_command_line_says_what_the_library_says(tiny_model, mount, tmp_path
     point = mount(tiny_model, mbps=800)
     said = hbf("replay", point, "--context", 2048, "--compute-ms", 10, "--tokens", 3, "--json")
     assert json.loads(said.stdout)["measured_tps"] > 0
+
+
+def test_a_remark_is_told_once(tmp_path):
+    model = tmp_path / "cache/hbf/tiny.gguf"
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    for name in ("HBF_MODEL", "XDG_CONFIG_HOME"):
+        environment.pop(name, None)
+    line = ["--context", "8192,9000", "--compute-ms", 50]
+    for command, once in [
+        (["sim", *line, "--mbps", "9000,90000"], "no model named: making"),
+        (["solve", *line, "--tps", "2,8"], "no model named: taking"),
+    ]:
+        told = hbf(*command, env=environment).stderr.splitlines()
+        assert len(told) == 3 and once in told[0] and str(model) in told[0], told
+        for remark, context in zip(told[1:], (8192, 9000), strict=True):
+            assert f"a context of {context} is beyond the model's 4096" in remark
 
 
 def test_bad_input_is_told_in_a_line(tiny_model, noise, mount):

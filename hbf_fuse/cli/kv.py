@@ -137,25 +137,17 @@ def sim(
     from hbf_fuse.tier import TierSpec
 
     compute = _compute_seconds(compute_ms, bench)
-    rows = []
-    for tokens_of, link, latency, form in itertools.product(
-        _contexts(context), _floats(mbps, "--mbps"), _floats(lat, "--lat"), jitter or [""]
-    ):
-        spill = _spill(
-            model,
-            tokens_of,
-            resident,
-            compute,
-            cache_type_k,
-            cache_type_v,
-            chunk,
-            queue_depth,
-            prefetch,
-            write_mbps,
-        )
+    shared = (resident, compute, cache_type_k, cache_type_v, chunk, queue_depth, prefetch, write_mbps)
+    spills = _spills(model, _contexts(context), *shared)
+    for spill in spills:
         if not spill.spilled_tokens:
             tell(f"{resident} tokens in DRAM hold the whole context of {spill.context}: nothing is spilled")
-        rows.append(kv_sim.simulate(spill, TierSpec(link, latency, form, seed or 0), tokens).to_dict())
+    rows = [
+        kv_sim.simulate(spill, TierSpec(link, latency, form, seed or 0), tokens).to_dict()
+        for spill, link, latency, form in itertools.product(
+            spills, _floats(mbps, "--mbps"), _floats(lat, "--lat"), jitter or [""]
+        )
+    ]
     _keep(rows, output, svg, "speeds")
     _print_rows(rows, as_json)
 
@@ -192,7 +184,7 @@ def solve(
 
     compute = _compute_seconds(compute_ms, bench)
     shared = (resident, compute, cache_type_k, cache_type_v, chunk, queue_depth, prefetch, write_mbps)
-    spills = [_spill(model, tokens, *shared) for tokens in _contexts(context)]
+    spills = _spills(model, _contexts(context), *shared)
     spec = _spec(profile, mbps, lat, jitter, seed)
     targets = [_within(target, "--tps", 1e-6, 1e9) for target in _floats(tps, "--tps")]
     rows = requirements.table(spills, spec, targets, percentile)
@@ -239,9 +231,9 @@ def replay(
     path = points.absolute(mountpoint)
     known = live.read_hidden(path, "spec.json")
     compute = _compute_seconds(compute_ms, bench)
-    spill = _spill(
+    (spill,) = _spills(
         model or Path(known["source"]),
-        context,
+        [context],
         resident,
         compute,
         cache_type_k,
@@ -272,9 +264,9 @@ def replay(
         _print_rows([{key: value for key, value in document.items() if key != "token_seconds"}], as_json)
 
 
-def _spill(
+def _spills(
     model: Path | None,
-    context: int,
+    contexts: list[int],
     resident: int,
     compute_seconds: float,
     cache_type_k: str,
@@ -283,27 +275,31 @@ def _spill(
     depth: int,
     prefetch: int,
     write_mbps: float | None,
-) -> "Spill":
-    """The spill of a model's context. A context beyond the model's is a warning."""
+) -> "list[Spill]":
+    """The spill of each context of a model. One beyond the model's is a warning."""
     from hbf_fuse import gguf
     from hbf_fuse.gguf import kv
     from hbf_fuse.kv.spill import Spill
 
     described = gguf.read(gguf_source(model))
     trained = described.field("context_length")
-    if isinstance(trained, int) and context > trained:
-        tell(f"a context of {context} is beyond the model's {trained}")
-    return Spill(
-        kv_bytes=kv.bytes_per_token(described, cache_type_k, cache_type_v),
-        layers=kv.cached_layers(described),
-        context=context,
-        resident=resident,
-        compute_seconds=compute_seconds,
-        chunk_bytes=parse_size(chunk),
-        depth=depth,
-        prefetch=prefetch,
-        write_mbps=write_mbps,
-    )
+    for context in contexts:
+        if isinstance(trained, int) and context > trained:
+            tell(f"a context of {context} is beyond the model's {trained}")
+    return [
+        Spill(
+            kv_bytes=kv.bytes_per_token(described, cache_type_k, cache_type_v),
+            layers=kv.cached_layers(described),
+            context=context,
+            resident=resident,
+            compute_seconds=compute_seconds,
+            chunk_bytes=parse_size(chunk),
+            depth=depth,
+            prefetch=prefetch,
+            write_mbps=write_mbps,
+        )
+        for context in contexts
+    ]
 
 
 def _compute_seconds(compute_ms: float | None, bench: Path | None) -> float:

@@ -75,7 +75,7 @@ def preset_model(name: str, tell: Callable[[str], None]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         synth.write(presets.load(name), path)
     else:
-        tell(f"no model named: serving the synthetic model {path}")
+        tell(f"no model named: taking the synthetic model {path}")
     return path
 
 
