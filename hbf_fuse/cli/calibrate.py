@@ -26,7 +26,7 @@ def calibrate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="Where to store the envelope [default: ~/.cache/hbf/envelope.json]."
+            "-o", "--output", help="Where to store the envelope. \\[default: ~/.cache/hbf/envelope.json]"
         ),
     ] = None,
     markdown: Annotated[

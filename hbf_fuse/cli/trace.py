@@ -47,7 +47,7 @@ def summary(
     trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", readable=False)],
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="The GGUF [default: what was served].", readable=False),
+        typer.Option("-m", "--model", help="The GGUF. \\[default: what was served]", readable=False),
     ] = None,
     run: Annotated[
         Path | None,
