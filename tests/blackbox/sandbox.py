@@ -184,7 +184,7 @@ class Box:
                     .replace(b"\0", b" ")
                     .decode(errors="replace")
                 )
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                state = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
                 ours = f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
                 if state not in "ZX" and (ours or str(self.folder) in command):
                     found[int(entry.name)] = command
