@@ -177,13 +177,7 @@ class Box:
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
                 continue
             with contextlib.suppress(OSError):
-                command = (
-                    (entry / "cmdline")
-                    .read_bytes()
-                    .rstrip(b"\0")
-                    .replace(b"\0", b" ")
-                    .decode(errors="replace")
-                )
+                command = (entry / "cmdline").read_text(errors="replace").rstrip("\0").replace("\0", " ")
                 state = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
                 ours = f"{MARK}={self.mark}".encode() in (entry / "environ").read_bytes()
                 if state not in "ZX" and (ours or str(self.folder) in command):
