@@ -156,8 +156,6 @@ def mount(
 
     def ready() -> None:
         tell(f"{config.source} is served at {target} ({tier})")
-        if doubt := source.doubt(config.source):
-            tell(doubt)
 
     if foreground:
         server.serve(config, when_ready=ready, tell=tell)

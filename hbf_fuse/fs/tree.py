@@ -58,6 +58,8 @@ class Tree:
 
     def __init__(self, source: Path, hidden_names: tuple[bytes, ...], writable: bytes = b"") -> None:
         self.nodes: dict[int, Node] = {}
+        self.doubt = ""
+        """Why llama.cpp would load nothing of what is served, if so."""
         try:
             info = source.stat()
         except OSError as error:
@@ -72,7 +74,7 @@ class Tree:
         self.root.mtime_ns = info.st_mtime_ns
         if stat.S_ISDIR(info.st_mode):
             self._scan(source, self.root)
-            self._alias_first_gguf()
+            self._alias_first_gguf(source)
         elif stat.S_ISREG(info.st_mode):
             self._add_single_file(source)
         else:
@@ -121,6 +123,8 @@ class Tree:
         self._add_file(source, self.root, ALIAS)
         if os.fsencode(source.name) != ALIAS:
             self._add_link(self.root, os.fsencode(source.name), ALIAS)
+        if not _is_gguf(source):
+            self.doubt = f"{source} is no GGUF: it is served as it is, llama.cpp will not load it"
 
     def _scan(self, folder: Path, parent: Node, depth: int = 1) -> None:
         if depth > MAX_DEPTH:
@@ -143,13 +147,16 @@ class Tree:
         if parent is self.root and not parent.children:
             raise HbfError(f"{folder} is empty; put a GGUF into it, or make one: hbf model make tiny -o FILE")
 
-    def _alias_first_gguf(self) -> None:
+    def _alias_first_gguf(self, source: Path) -> None:
         if ALIAS in self.root.children:
             return
         for node in self.files():
             if node.source is not None and _is_gguf(node.source):
                 self._add_link(self.root, ALIAS, os.fsencode(self.path_of(node)))
                 return
+        # Links are not followed, and may lead to one.
+        if not any(node.name.endswith(b".gguf") for node in self.nodes.values()):
+            self.doubt = f"{source} holds no GGUF: it is served as it is, llama.cpp will find nothing to load"
 
     def _add_hidden(self, names: tuple[bytes, ...], writable: bytes) -> None:
         folder = self._add(stat.S_IFDIR | 0o500, ROOT, HIDDEN)

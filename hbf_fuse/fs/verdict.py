@@ -70,9 +70,7 @@ def judge(  # noqa: PLR0911 - a verdict per case
     the emulator's doing, and are not believed to be its own either.
     """
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
-    unknowable = _unknowable(counters, changed, overfull)
-    if not unknowable and stops:
-        unknowable = "the server was stopped meanwhile (SIGSTOP): what waited for it then is in no figure"
+    unknowable = _unknowable(counters, changed, overfull, stops)
     if not unknowable and not floor_known:
         unknowable = "what a read takes beyond the tier is not known: the machine was too busy at mount time"
     if not unknowable and seconds <= 0:
@@ -109,12 +107,14 @@ def judge(  # noqa: PLR0911 - a verdict per case
     return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
 
 
-def _unknowable(counters: Counters, changed: bool, overfull: bool) -> str:
+def _unknowable(counters: Counters, changed: bool, overfull: bool, stops: int) -> str:
     """Why no model can be held against these reads, if so."""
     if changed:
         return "the tier was changed meanwhile"
     if overfull:
         return "more was resident than --resident allows: pages came faster than this machine could drop them"
+    if stops:
+        return "the server was stopped meanwhile (SIGSTOP): what waited for it then is in no figure"
     if counters.all_busy:
         return f"all threads were busy with {counters.in_flight_max} reads in flight: more may have waited"
     if counters.nameless:

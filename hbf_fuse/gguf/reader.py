@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-MAGIC = b"GGUF"
 MAX_HEADER_BYTES = 64 << 20
 MAX_TENSORS = 50_000
 MAX_PAIRS = 10_000
@@ -85,17 +84,6 @@ def read(path: Path) -> GgufFile:
         if size < 24:
             raise GgufError(f"{path} is not a GGUF: only {size} bytes long")
         return _parse(path, file, size)
-
-
-def begins_as_one(path: Path) -> bool:
-    """Whether this is a file with a GGUF's first letters. False for what cannot be read."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with open(path, "rb", opener=_without_waiting) as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -207,7 +195,7 @@ class _Cursor:
 
 def _parse(path: Path, file: BinaryIO, size: int) -> GgufFile:
     cursor = _Cursor(path, file, size)
-    if cursor.take(len(MAGIC)) != MAGIC:
+    if cursor.take(4) != b"GGUF":
         raise GgufError(f"{path} is not a GGUF: it does not begin with the letters GGUF")
     version = cursor.number("I")
     if version not in (2, 3):

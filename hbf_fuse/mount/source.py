@@ -4,13 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from hbf_fuse import documents, gguf
+from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import presets, synth
 
 DEFAULT_PRESET = "tiny"
-_MOST_NAMES = 10_000
-"""That a folder is searched for a GGUF: links may lead round in circles."""
 
 
 def cache_dir() -> Path:
@@ -39,22 +37,6 @@ def resolve(source: Path | None, tell: Callable[[str], None]) -> Path:
     if named := _configured():
         return _existing(named_in(config_file(), named), f" (`model` in {config_file()})")
     return preset_model(DEFAULT_PRESET, tell)
-
-
-def doubt(source: Path) -> str:
-    """Why llama.cpp would load nothing of what is served; "" if it may, or if that is too much to look at."""
-    if not source.is_dir():
-        if gguf.begins_as_one(source):
-            return ""
-        return f"{source} is no GGUF: it is served as it is, llama.cpp will not load it"
-    looked = 0
-    for folder, _, names in os.walk(source, followlinks=True):
-        looked += 1 + len(names)
-        if looked > _MOST_NAMES:
-            return ""
-        if any(name.endswith(".gguf") or gguf.begins_as_one(Path(folder, name)) for name in names):
-            return ""
-    return f"{source} holds no GGUF: it is served as it is, llama.cpp will find nothing to load"
 
 
 def named_in(file: Path, name: str) -> Path:

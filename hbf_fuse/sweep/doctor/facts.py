@@ -15,8 +15,8 @@ from typing import Any
 from hbf_fuse import gguf, mountinfo
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError, in_one_line
+from hbf_fuse.fs.tree import Tree
 from hbf_fuse.mount import envelope, live, tied
-from hbf_fuse.mount import source as sources
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.mountinfo import Mount
 from hbf_fuse.observe import machine, pressure, taskstats
@@ -202,11 +202,11 @@ def _source(path: Path) -> Source:
 
 
 def _defect(found: Path) -> str:
-    if found.is_dir():
-        return sources.doubt(found)
     try:
+        if found.is_dir():
+            return Tree(found, ()).doubt
         gguf.read(found)
-    except gguf.GgufError as error:
+    except (HbfError, gguf.GgufError) as error:
         return str(error)
     except OSError as error:
         return in_one_line(error)
