@@ -124,7 +124,7 @@ class Tree:
         if os.fsencode(source.name) != ALIAS:
             self._add_link(self.root, os.fsencode(source.name), ALIAS)
         if not _is_gguf(source):
-            self.doubt = f"{source} is no GGUF: it is served as it is, llama.cpp will not load it"
+            self.doubt = f"{source} is no GGUF: llama.cpp will not load it"
 
     def _scan(self, folder: Path, parent: Node, depth: int = 1) -> None:
         if depth > MAX_DEPTH:
@@ -156,7 +156,7 @@ class Tree:
                 return
         # Links are not followed, and may lead to one.
         if not any(node.name.endswith(b".gguf") for node in self.nodes.values()):
-            self.doubt = f"{source} holds no GGUF: it is served as it is, llama.cpp will find nothing to load"
+            self.doubt = f"{source} holds no GGUF: llama.cpp will find nothing to load"
 
     def _add_hidden(self, names: tuple[bytes, ...], writable: bytes) -> None:
         folder = self._add(stat.S_IFDIR | 0o500, ROOT, HIDDEN)
