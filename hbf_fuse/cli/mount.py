@@ -116,6 +116,7 @@ def mount(
     SOURCE defaults to $HBF_MODEL, then to `model` in ~/.config/hbf/config.toml, then to a small
     synthetic model that is made once.
     """
+    from hbf_fuse.fs import tree
     from hbf_fuse.mount import daemon, mountpoint, server, source
     from hbf_fuse.units import parse_size
 
@@ -156,6 +157,8 @@ def mount(
 
     def ready() -> None:
         tell(f"{config.source} is served at {target} ({tier})")
+        if doubt := tree.doubt(config.source):
+            tell(doubt)
 
     if foreground:
         server.serve(config, when_ready=ready, tell=tell)

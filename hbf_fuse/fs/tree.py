@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hbf_fuse.errors import HbfError
+from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.units import format_size
 
 ROOT = 1
@@ -58,8 +58,6 @@ class Tree:
 
     def __init__(self, source: Path, hidden_names: tuple[bytes, ...], writable: bytes = b"") -> None:
         self.nodes: dict[int, Node] = {}
-        self.doubt = ""
-        """Why llama.cpp would load nothing of what is served, if so."""
         try:
             info = source.stat()
         except OSError as error:
@@ -74,7 +72,7 @@ class Tree:
         self.root.mtime_ns = info.st_mtime_ns
         if stat.S_ISDIR(info.st_mode):
             self._scan(source, self.root)
-            self._alias_first_gguf(source)
+            self._alias_first_gguf()
         elif stat.S_ISREG(info.st_mode):
             self._add_single_file(source)
         else:
@@ -123,8 +121,6 @@ class Tree:
         self._add_file(source, self.root, ALIAS)
         if os.fsencode(source.name) != ALIAS:
             self._add_link(self.root, os.fsencode(source.name), ALIAS)
-        if not _is_gguf(source):
-            self.doubt = f"{source} is no GGUF: llama.cpp will not load it"
 
     def _scan(self, folder: Path, parent: Node, depth: int = 1) -> None:
         if depth > MAX_DEPTH:
@@ -147,16 +143,13 @@ class Tree:
         if parent is self.root and not parent.children:
             raise HbfError(f"{folder} is empty; put a GGUF into it, or make one: hbf model make tiny -o FILE")
 
-    def _alias_first_gguf(self, source: Path) -> None:
+    def _alias_first_gguf(self) -> None:
         if ALIAS in self.root.children:
             return
         for node in self.files():
             if node.source is not None and _is_gguf(node.source):
                 self._add_link(self.root, ALIAS, os.fsencode(self.path_of(node)))
                 return
-        # Links are not followed, and may lead to one.
-        if not any(node.name.endswith(b".gguf") for node in self.nodes.values()):
-            self.doubt = f"{source} holds no GGUF: llama.cpp will find nothing to load"
 
     def _add_hidden(self, names: tuple[bytes, ...], writable: bytes) -> None:
         folder = self._add(stat.S_IFDIR | 0o500, ROOT, HIDDEN)
@@ -164,6 +157,21 @@ class Tree:
         for name in names:
             node = self._add(stat.S_IFREG | (0o600 if name == writable else 0o400), folder.ino, name)
             node.uid, node.gid = os.getuid(), os.getgid()
+
+
+def doubt(source: Path) -> str:
+    """Why llama.cpp would load nothing of what is served of `source`, or ""."""
+    try:
+        if not source.is_dir():
+            return "" if _is_gguf(source) else f"{source} is no GGUF: llama.cpp will not load it"
+        # Links are not followed, and may lead to one.
+        if any(node.name.endswith(b".gguf") for node in Tree(source, ()).nodes.values()):
+            return ""
+        return f"{source} holds no GGUF: llama.cpp will find nothing to load"
+    except HbfError as error:
+        return str(error)
+    except OSError as error:
+        return in_one_line(error)
 
 
 def _is_gguf(path: Path) -> bool:

@@ -71,8 +71,6 @@ def serve(
     fs = Filesystem(config.source, config.spec, config.layout, uncached=limited)
     for name in fs.unplaced:
         tell(f"{name} is not a GGUF: it is served from the one tier, without --place")
-    if fs.tree.doubt:
-        tell(fs.tree.doubt)
     files = [node.source for node in fs.tree.files() if node.source]
     if not limited and not (config.preload and preload.into_page_cache(files, tell)):
         for file in files[:1]:
