@@ -12,6 +12,8 @@ import pytest
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem, verdict
+from hbf_fuse.fs.arrival import Arrival, Disturbances, FirstPass
+from hbf_fuse.fs.service import Service
 from hbf_fuse.mount import envelope, floor, live
 from hbf_fuse.observe import Counters, machine
 from hbf_fuse.tier import TierSpec
@@ -20,21 +22,24 @@ GB = 1_000_000_000
 
 
 def judge(
-    spec, seconds, model_seconds, copy_ns=100_000, replies_seen=True, starved_ns=0, late_ns=0, idle_cores=1.0
+    spec,
+    seconds,
+    model_seconds,
+    copy_ns=100_000,
+    late_ns=0,
+    idle_cores=1.0,
+    ns_per_timed_read=5_000_000,
+    facts=None,
+    **disturbances,
 ):
     counters = Counters()
-    counters.began(0, 1 << 20, 1, starved_ns)
+    counters.began(0, 1 << 20, 1, 0)
     counters.finished(0, 0, late_ns, 1 << 20)
-    return verdict.judge(
-        spec,
-        GB,
-        seconds,
-        model_seconds,
-        counters,
-        copy_ns,
-        replies_seen=replies_seen,
-        idle_cores=idle_cores,
+    meanwhile = Disturbances(**disturbances)
+    reads = FirstPass(
+        GB, seconds, model_seconds, meanwhile, ns_per_timed_read=ns_per_timed_read, idle_cores=idle_cores
     )
+    return verdict.judge(spec, reads, counters, copy_ns, **facts or {})
 
 
 def test_agreement_within_one_percent_is_valid():
@@ -44,10 +49,7 @@ def test_agreement_within_one_percent_is_valid():
 
 
 def test_reads_that_may_have_waited_unseen_make_a_figure_invalid():
-    counters = Counters()
-    counters.began(0, 1 << 20, 1, 0)
-    counters.all_busy = 1
-    told = verdict.judge(TierSpec(1000), GB, 1.0, 1.0, counters, 100_000)
+    told = judge(TierSpec(1000), 1.0, 1.0, all_busy=1)
     assert not told.valid and "more may have waited" in told.why
 
 
@@ -118,8 +120,8 @@ def test_more_than_the_link_is_never_believed():
 
 
 def test_an_engine_that_cannot_see_its_replies_is_not_believed_below_the_link():
-    assert not judge(TierSpec(1000), 2.0, 2.0, replies_seen=False).valid
-    assert judge(TierSpec(1000), 1.0, 1.0, replies_seen=False).valid
+    assert not judge(TierSpec(1000), 2.0, 2.0, facts={"replies_seen": False}).valid
+    assert judge(TierSpec(1000), 1.0, 1.0, facts={"replies_seen": False}).valid
 
 
 def test_a_window_bound_walk_on_a_real_mount_is_reported_as_correct(mount, noise):
@@ -182,12 +184,10 @@ def test_an_envelope_that_cannot_be_written_is_an_error(tmp_path):
 
 def test_more_lateness_than_the_tier_takes_time_is_no_agreement():
     """Lateness that is not given back is summed over readers: four can be late by more than all time."""
-    counters = Counters()
-    counters.began(0, 1 << 20, 1, 0)
-    told = verdict.judge(TierSpec(100), GB, 3.4, -4.6, counters, 100_000, forgiven_seconds=8.0)
+    told = judge(TierSpec(100), 3.4, -4.6, forgiven_ns=8 * GB)
     assert not told.valid and told.model_mbps is None and "late by 8.0 s" in told.why
     # What lies in DRAM takes no time of the tier's at all.
-    assert verdict.judge(TierSpec(100), GB, 3.4, -0.001, counters, 100_000).valid
+    assert judge(TierSpec(100), 3.4, -0.001).valid
 
 
 def test_a_server_that_was_suspended_marks_what_many_readers_read(mount, noise):
@@ -213,9 +213,10 @@ def test_a_server_that_was_suspended_marks_what_many_readers_read(mount, noise):
 @pytest.mark.parametrize(
     ("facts", "word"),
     [
-        ({"replies_seen": False}, "libfuse"),
+        ({"facts": {"replies_seen": False}}, "libfuse"),
         ({"starved_ns": GB // 10}, "busy"),
         ({"idle_cores": 0.0}, "no core was idle"),
+        ({"ns_per_timed_read": 210_000}, "too little for reads of 0.21 ms"),
     ],
 )
 def test_where_no_link_vouches_a_busy_machine_is_doubted(spec, facts, word):
@@ -230,6 +231,22 @@ def test_from_the_tolerance_on_below_the_link_a_busy_machine_is_doubted():
     assert judge(TierSpec(2000), 0.51, 0.51, starved_ns=GB // 10).valid
 
 
+def test_what_happens_before_and_after_a_files_first_pass_is_not_held_against_it():
+    arrival = Arrival(8192)
+    for part, so_far in enumerate((Disturbances(GB, GB, 1, 1), Disturbances(GB, GB + 7, 1, 1))):
+        service = Service(memoryview(bytes(4096)), part * 4096, reader=1, arrival_ns=part * 1_000_000 + 1)
+        service.deadline_ns = service.arrival_ns + 800_000
+        arrival.begin(so_far)
+        arrival.add(service, service.deadline_ns + 100, so_far)
+    again = Service(memoryview(bytes(4096)), 0, reader=1, arrival_ns=9 * GB)
+    arrival.begin(Disturbances(GB, 3 * GB, 2, 2))
+    arrival.add(again, 9 * GB + 1, Disturbances(GB, 3 * GB, 2, 2))
+    reads = arrival.first_pass()
+    assert reads.disturbances == Disturbances(starved_ns=7)
+    assert (reads.nbytes, reads.seconds) == (8192, 1_800_100 / 1e9)
+    assert reads.ns_per_timed_read == 800_100
+
+
 def test_a_floor_that_could_not_be_measured_is_told_and_marks_every_figure(tmp_path, monkeypatch, noise):
     def too_busy(*_, **__):
         raise floor._TooBusy
@@ -240,13 +257,8 @@ def test_a_floor_that_could_not_be_measured_is_told_and_marks_every_figure(tmp_p
     fs.costs.floor = floor.measure(fs, tmp_path, fs.spec, told.append)
     assert len(told) == 1 and "too busy" in told[0]
     assert not fs.costs.to_dict()["floor_known"]
-    counters = Counters()
-    counters.began(0, 1 << 20, 1, 0)
-    verdicts = [
-        verdict.judge(TierSpec(1000), GB, 1.0, 1.0, counters, 100_000, floor_known=known)
-        for known in (True, False)
-    ]
-    assert verdicts[0].valid and not verdicts[1].valid
+    assert judge(TierSpec(1000), 1.0, 1.0, facts={"floor_known": True}).valid
+    assert not judge(TierSpec(1000), 1.0, 1.0, facts={"floor_known": False}).valid
 
 
 def staging_of(point):

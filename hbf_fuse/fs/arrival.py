@@ -1,12 +1,54 @@
 """Which bytes of a served file have reached a reader: the end of staging, when all have."""
 
-from typing import Any
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from hbf_fuse.fs.service import Service
 from hbf_fuse.observe import machine
 
 _PAGE = 4096
 _TICKS_SECONDS = 0.1
+
+
+class Disturbances(NamedTuple):
+    """What has come between the readers and the tier so far, whichever file they read."""
+
+    forgiven_ns: int = 0
+    """The lateness that the tier's schedule no longer holds; see Lateness."""
+    starved_ns: int = 0
+    all_busy: int = 0
+    stops: int = 0
+    """These three as Counters has them."""
+
+    def since(self, before: "Disturbances") -> "Disturbances":
+        """What has been added."""
+        return Disturbances(*(now - then for now, then in zip(self, before, strict=True)))
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """A file's first pass, as far as it has come: nbytes, the last of them `seconds` after the first read
+    began, and how long the tier's schedule takes for the very same reads.
+    """
+
+    nbytes: int
+    seconds: float
+    model_seconds: float
+    disturbances: Disturbances
+    """Meanwhile. model_seconds has been reduced by the forgiven part: of all readers together, so it may be
+    more than the time that the tier takes.
+    """
+    uncounted_bytes: int = 0
+    """What was read besides, in parts of pages."""
+    ns_per_timed_read: float = math.inf
+    """All reads' time, from where they began at their readers to the reply, by the reads that took the tier
+    time.
+    """
+    idle_cores: float | None = None
+    """How many cores were idle on average; None before all has arrived, if that took too short a time, or if
+    the machine did not tell.
+    """
 
 
 class Arrival:
@@ -21,14 +63,13 @@ class Arrival:
         self.first_arrival_ns = 0
         self.complete_ns = 0
         self.complete_deadline_ns = 0
-        self.forgiven_ns = 0
-        self.stops = 0
-        """How often the server stood still meanwhile; see Counters."""
-        self.uncounted_bytes = 0
+        self._uncounted_bytes = 0
         """Of pages that no reply has covered whole, as far as it was known when they came."""
+        self._timed_reads = self._reads_ns = 0
+        self._meanwhile = Disturbances()
         self._pages = -(-size // _PAGE)
         self._seen = bytearray(self._pages)
-        self._before: tuple[int, int] | None = None
+        self._before: Disturbances | None = None
         self._idle_before: float | None = None
         self._idle_after: float | None = None
 
@@ -41,17 +82,13 @@ class Arrival:
         missing = -self.size % _PAGE if self._pages and self._seen[-1] else 0
         return self.arrived_pages * _PAGE - missing
 
-    def begin(self, forgiven_ns: int, stops: int) -> None:
-        """A read has come. What was before the first one is not this file's.
-
-        forgiven_ns: the lateness that the tier's schedule no longer holds, so far; see Lateness.
-        stops: how often the server stood still, so far.
-        """
+    def begin(self, so_far: Disturbances) -> None:
+        """A read has come. What was before the first one is not this file's."""
         if self._before is None:
-            self._before = forgiven_ns, stops
+            self._before = so_far
 
-    def add(self, service: Service, done_ns: int, forgiven_ns: int, stops: int) -> None:
-        """A reply was visible at done_ns. Does nothing once all has arrived. Others as in begin."""
+    def add(self, service: Service, done_ns: int, so_far: Disturbances) -> None:
+        """A reply was visible at done_ns. Does nothing once all has arrived."""
         if self.complete:
             return
         if not self.first_arrival_ns:
@@ -60,16 +97,16 @@ class Arrival:
         first = -(-service.offset // _PAGE)
         end_byte = service.offset + len(service.data)
         end = self._pages if end_byte >= self.size else end_byte // _PAGE
-        self.uncounted_bytes += self._parts(service.offset, end_byte)
+        self._uncounted_bytes += self._parts(service.offset, end_byte)
+        self._timed_reads += service.deadline_ns > service.began_ns
+        self._reads_ns += done_ns - service.began_ns
         fresh = self._seen.count(0, first, end)
         if fresh:
             self._seen[first:end] = b"\x01" * (end - first)
             self.arrived_pages += fresh
             self.complete_ns = max(self.complete_ns, done_ns)
             self.complete_deadline_ns = max(self.complete_deadline_ns, service.deadline_ns)
-            forgiven_before, stops_before = self._before or (0, 0)
-            self.forgiven_ns = forgiven_ns - forgiven_before
-            self.stops = stops - stops_before
+            self._meanwhile = so_far.since(self._before or Disturbances())
             if self.complete:
                 self._idle_after = _idle_core_seconds()
 
@@ -83,26 +120,26 @@ class Arrival:
             if not self._seen[page]
         )
 
-    @property
-    def seconds(self) -> float:
-        """From the beginning of the first read until the newest first-time byte was with a reader."""
-        return (self.complete_ns - self.first_arrival_ns) / 1e9 if self.arrived_pages else 0.0
-
-    @property
-    def idle_cores(self) -> float | None:
-        """How many cores were idle on average until all had arrived; None before, if it was too short, or if
-        the machine did not tell.
-        """
-        if self._idle_before is None or self._idle_after is None or self.seconds < _TICKS_SECONDS:
-            return None
-        return (self._idle_after - self._idle_before) / self.seconds
-
-    @property
-    def model_seconds(self) -> float:
-        """The same by the tier's schedule, less the emulator's lateness that the schedule has swallowed."""
+    def first_pass(self) -> FirstPass:
+        """Until the newest first-time byte was with a reader."""
         if not self.arrived_pages:
-            return 0.0
-        return (self.complete_deadline_ns - self.first_arrival_ns - self.forgiven_ns) / 1e9
+            return FirstPass(0, 0.0, 0.0, self._meanwhile, self._uncounted_bytes)
+        seconds = (self.complete_ns - self.first_arrival_ns) / 1e9
+        model_ns = self.complete_deadline_ns - self.first_arrival_ns - self._meanwhile.forgiven_ns
+        return FirstPass(
+            self.arrived_bytes,
+            seconds,
+            model_ns / 1e9,
+            self._meanwhile,
+            self._uncounted_bytes,
+            self._reads_ns / self._timed_reads if self._timed_reads else math.inf,
+            self._idle_cores(seconds),
+        )
+
+    def _idle_cores(self, seconds: float) -> float | None:
+        if self._idle_before is None or self._idle_after is None or seconds < _TICKS_SECONDS:
+            return None
+        return (self._idle_after - self._idle_before) / seconds
 
     def to_dict(self) -> dict[str, Any]:
         """As stats.json holds it. Staging is over when arrived_bytes is size."""
@@ -113,7 +150,7 @@ class Arrival:
             "first_arrival_ns": self.first_arrival_ns,
             "complete_ns": self.complete_ns,
             "complete_deadline_ns": self.complete_deadline_ns,
-            "forgiven_ns": self.forgiven_ns,
+            "forgiven_ns": self._meanwhile.forgiven_ns,
         }
 
 

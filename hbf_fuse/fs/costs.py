@@ -11,6 +11,11 @@ _LARGE = _MIB // 8
 CROWD = 4
 """Readers at once for which the floor is measured as well."""
 
+FLOOR_UNCERTAINTY_NS = 50_000
+"""How well the floor is known: it is not the same for every reader, nor under every load. With an idle core,
+159 of 160 runs of tools/bench_small_reads were within this (docs/accuracy.md).
+"""
+
 
 @dataclass(frozen=True)
 class Floor:

@@ -307,20 +307,14 @@ class Filesystem:
         """Whether a file's first pass can be believed; see verdict.judge."""
         return verdict.judge(
             self.spec,
-            arrival.arrived_bytes,
-            arrival.seconds,
-            arrival.model_seconds,
+            arrival.first_pass(),
             self.pacer.counters,
             self.costs.copy_per_mib_ns,
             replies_seen=self.replies_seen,
-            forgiven_seconds=arrival.forgiven_ns / 1e9,
-            idle_cores=arrival.idle_cores,
             one_link=not self._placements,
             changed=self.pacer.changed,
             overfull=self.resident is not None and self.resident.overfull,
             floor_known=self.costs.floor.known,
-            stops=arrival.stops,
-            uncounted_bytes=arrival.uncounted_bytes,
         )
 
 

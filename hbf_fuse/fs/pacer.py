@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hbf_fuse import linux
+from hbf_fuse.fs.arrival import Disturbances
 from hbf_fuse.fs.costs import Costs
 from hbf_fuse.fs.placement import Placement
 from hbf_fuse.fs.service import Part, Service
@@ -66,7 +67,7 @@ class Pacer:
             service.parts = self._reserve(service, arrival_ns)
             service.deadline_ns = max(part.deadline_ns for part in service.parts)
             if service.arrival is not None:
-                service.arrival.begin(self._lateness.forgiven_ns, self.counters.stops)
+                service.arrival.begin(self._disturbances())
         service.pacer = self
 
     def _reserve(self, service: Service, arrival_ns: int) -> list[Part]:
@@ -141,7 +142,13 @@ class Pacer:
                     service.direct,
                 )
             if service.arrival is not None:
-                service.arrival.add(service, done_ns, self._lateness.forgiven_ns, self.counters.stops)
+                service.arrival.add(service, done_ns, self._disturbances())
+
+    def _disturbances(self) -> Disturbances:
+        counters = self.counters
+        return Disturbances(
+            self._lateness.forgiven_ns, counters.starved_ns, counters.all_busy, counters.stops
+        )
 
     def abandon(self, service: Service) -> None:
         """The read ended without data."""

@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hbf_fuse.fs.arrival import FirstPass
+from hbf_fuse.fs.costs import FLOOR_UNCERTAINTY_NS
 from hbf_fuse.observe import Counters
 from hbf_fuse.tier import TierSpec
 
@@ -38,87 +40,91 @@ class Verdict:
 
 def judge(  # noqa: PLR0911 - a verdict per case
     spec: TierSpec,
-    nbytes: int,
-    seconds: float,
-    model_seconds: float,
+    reads: FirstPass,
     counters: Counters,
     copy_ns_per_mib: int,
     *,
     replies_seen: bool = True,
-    forgiven_seconds: float = 0.0,
-    idle_cores: float | None = None,
     one_link: bool = True,
     changed: bool = False,
     overfull: bool = False,
     floor_known: bool = True,
-    stops: int = 0,
-    uncounted_bytes: int = 0,
 ) -> Verdict:
-    """Hold `nbytes` in `seconds` against the time that the model gives the very same reads.
+    """Hold a file's first pass against the time that the model gives the very same reads.
 
     replies_seen: whether the engine knows when its replies were sent; if not, its own slowness looks like
     a slow reader and is not believed to be one.
-    forgiven_seconds: the lateness that model_seconds has been reduced by: of all readers together, so it may
-    be more than the time that the tier takes.
     one_link: whether all bytes came over the link of `spec`; else its rate says nothing about theirs.
     changed: whether the tier was exchanged meanwhile, which no single rate describes.
     floor_known: whether what a read takes beyond the tier is reckoned with.
     overfull: whether more was resident at some time than the budget allows.
-    stops: how often the server stood still meanwhile.
-    uncounted_bytes: what was read besides `nbytes`, in parts of pages.
-    idle_cores: how many cores were idle meanwhile, None if unknown. With none idle, a reader's pauses may be
-    the emulator's doing, and are not believed to be its own either.
     """
+    nbytes, seconds, model_seconds = reads.nbytes, reads.seconds, reads.model_seconds
+    tolerance = tolerance_pct(spec) / 100
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
-    unknowable = _unknowable(counters, changed, overfull, stops)
-    if not unknowable and not floor_known:
-        unknowable = "what a read takes beyond the tier is not known: the machine was too busy at mount time"
-    if not unknowable and seconds <= 0:
-        unknowable = "no whole page has arrived"
-    if not unknowable and uncounted_bytes > nbytes * tolerance_pct(spec) / 100:
-        unknowable = "reads begin or end within pages, and parts of pages are not counted"
-    if not unknowable and model_seconds <= 0 < forgiven_seconds:
-        unknowable = f"readers were late by {forgiven_seconds:.1f} s in all, more than the tier's whole time"
+    unknowable = _unknowable(reads, counters, tolerance, changed, overfull, floor_known)
     if not spec.throttled or seconds <= 0 or model_seconds <= 0:
         return Verdict(seconds, achieved, None, None, not unknowable, unknowable)
     model = nbytes / model_seconds / 1e6
     error = (achieved / model - 1) * 100
     if unknowable:
         return Verdict(seconds, achieved, model, error, False, unknowable)
-    if one_link and spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance_pct(spec) / 100):
+    if one_link and spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance):
         excess = (achieved / spec.bandwidth_mbps - 1) * 100
         above = f"faster than the link by {excess:.1f}%: too much lateness was given back"
         return Verdict(seconds, achieved, model, error, False, above)
-    if abs(error) <= tolerance_pct(spec):
-        link = spec.bandwidth_mbps if one_link else None
-        if link and model >= link * (1 - tolerance_pct(spec) / 100):
-            return Verdict(seconds, achieved, model, error, True, "")
-        # No link vouches for the rate: what looks like the reader's pauses may be the emulator's doing.
+    if abs(error) > tolerance_pct(spec):
+        reason = _reason(reads, counters, copy_ns_per_mib)
+        return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
+    link = spec.bandwidth_mbps if one_link else None
+    if link and model >= link * (1 - tolerance):
+        return Verdict(seconds, achieved, model, error, True, "")
+    if doubt := _doubt(reads, tolerance, replies_seen):
         below = "below the link's rate" if link else "no one link says what the rate should be"
-        if not replies_seen:
-            doubt = f"{below}, and libfuse's own work cannot be told from the reader's pauses"
-            return Verdict(seconds, achieved, model, error, False, doubt)
-        starved = _starved(seconds, counters)
-        if starved or (idle_cores is not None and idle_cores < _IDLE_CORES):
-            doubt = f"{below}, on a busy machine: {starved or 'CPU starved (no core was idle)'}"
-            return Verdict(seconds, achieved, model, error, False, doubt)
-        return Verdict(seconds, achieved, model, error, True, _remark(link, model, counters))
-    reason = _reason(seconds, counters, copy_ns_per_mib)
-    return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
+        return Verdict(seconds, achieved, model, error, False, f"{below}, {doubt}")
+    return Verdict(seconds, achieved, model, error, True, _remark(link, model, counters))
 
 
-def _unknowable(counters: Counters, changed: bool, overfull: bool, stops: int) -> str:
+def _unknowable(  # noqa: PLR0911 - a reason per case
+    reads: FirstPass, counters: Counters, tolerance: float, changed: bool, overfull: bool, floor_known: bool
+) -> str:
     """Why no model can be held against these reads, if so."""
     if changed:
         return "the tier was changed meanwhile"
     if overfull:
         return "more was resident than --resident allows: pages came faster than this machine could drop them"
-    if stops:
+    if reads.disturbances.stops:
         return "the server was stopped meanwhile (SIGSTOP): what waited for it then is in no figure"
-    if counters.all_busy:
+    if reads.disturbances.all_busy:
         return f"all threads were busy with {counters.in_flight_max} reads in flight: more may have waited"
     if counters.nameless:
         return "the readers' PID namespace is not the server's: whose lateness is whose cannot be known"
+    if not floor_known:
+        return "what a read takes beyond the tier is not known: the machine was too busy at mount time"
+    if reads.seconds <= 0:
+        return "no whole page has arrived"
+    if reads.uncounted_bytes > reads.nbytes * tolerance:
+        return "reads begin or end within pages, and parts of pages are not counted"
+    if reads.model_seconds <= 0 < reads.disturbances.forgiven_ns:
+        late = reads.disturbances.forgiven_ns / 1e9
+        return f"readers were late by {late:.1f} s in all, more than the tier's whole time"
+    return ""
+
+
+def _doubt(reads: FirstPass, tolerance: float, replies_seen: bool) -> str:
+    """Why the readers' pauses may be the emulator's doing, where no link vouches for the rate."""
+    if not replies_seen:
+        return "and libfuse's own work cannot be told from the reader's pauses"
+    if starved := _starved(reads):
+        return f"on a busy machine: {starved}"
+    # With none idle, a reader may not have run when it wanted to.
+    if reads.idle_cores is not None and reads.idle_cores < _IDLE_CORES:
+        return "on a busy machine: CPU starved (no core was idle)"
+    if reads.ns_per_timed_read * tolerance < FLOOR_UNCERTAINTY_NS:
+        return (
+            f"and what a read takes beyond the tier is known to {FLOOR_UNCERTAINTY_NS // 1000} us: "
+            f"too little for reads of {reads.ns_per_timed_read / 1e6:.2g} ms"
+        )
     return ""
 
 
@@ -138,14 +144,14 @@ def _remark(link: float | None, model: float, counters: Counters) -> str:
     )
 
 
-def _reason(seconds: float, counters: Counters, copy_ns_per_mib: int) -> str:
+def _reason(reads: FirstPass, counters: Counters, copy_ns_per_mib: int) -> str:
     if copy_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
         # Before the CPU: whoever waits for memory holds one, and so lets others wait for it.
         return (
             f"source too slow, or memory short or slow to come (a reply of 1 MiB takes "
             f"{copy_ns_per_mib / 1e6:.1f} ms)"
         )
-    if starved := _starved(seconds, counters):
+    if starved := _starved(reads):
         return starved
     lateness = counters.lateness.percentile(50)
     if lateness > 1_000_000:
@@ -153,7 +159,8 @@ def _reason(seconds: float, counters: Counters, copy_ns_per_mib: int) -> str:
     return f"lateness (p99 {counters.lateness.percentile(99) / 1e6:.1f} ms)"
 
 
-def _starved(seconds: float, counters: Counters) -> str:
-    if counters.starved_ns <= _STARVED_SHARE * seconds * 1e9:
+def _starved(reads: FirstPass) -> str:
+    starved = reads.disturbances.starved_ns / 1e9
+    if starved <= _STARVED_SHARE * reads.seconds:
         return ""
-    return f"CPU starved (the server's threads waited {counters.starved_ns / 1e9:.2f} s for a CPU)"
+    return f"CPU starved (the server's threads waited {starved:.2f} s for a CPU)"

@@ -1,0 +1,110 @@
+"""What a mount's own verdict is worth where a read costs the machine nearly as much as the tier.
+
+One reader outside the server reads a fresh mount past the page cache, one read in flight, at latencies so
+short that what passes outside the server (entering the kernel, waking up) is much of each read's time. The
+mount can only reckon with that. Every round measures every combination once, in a new order. Prints JSON:
+per latency, size and load, each run's error as the reader sees it, in percent of the tier's rate; the floor
+that the mount measured and reckoned with; and whether it said "valid".
+
+    tools/bench_small_reads --lat 0.1,0.2,0.5,1,2 --rounds 5
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from readers import make_source
+
+from hbf_fuse.mount import live, tied
+from hbf_fuse.mount.server import MountConfig
+from hbf_fuse.observe import machine
+from hbf_fuse.tier import TierSpec, expect
+
+PROBE = Path(tied.__file__).with_name("probe.py")
+SIZES = {4096: 1024, 1 << 17: 256}
+"""Bytes of a read, and how many reads to a run."""
+
+Combination = tuple[float, int, int]
+"""Latency in ms, bytes of a read, cores kept busy."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lat", default="0.1,0.2,0.5,1,2", help="latencies in ms with commas")
+    parser.add_argument("--rounds", default=5, type=int)
+    options = parser.parse_args()
+    latencies = [float(text) for text in options.lat.split(",")]
+    cores = os.cpu_count() or 1
+    runs: dict[Combination, list[dict[str, float]]] = {
+        (latency, size, busy): [] for busy in range(cores + 1) for size in SIZES for latency in latencies
+    }
+    with tempfile.TemporaryDirectory(prefix="hbf-bench-") as name:
+        folder = Path(name)
+        (folder / "mnt").mkdir()
+        for _ in range(options.rounds):
+            for combination in random.sample(list(runs), len(runs)):
+                runs[combination].append(_measure(folder, *combination))
+    print(
+        json.dumps(
+            {
+                "rounds": options.rounds,
+                "cells": [_summary(combination, runs[combination]) for combination in sorted(runs)],
+                "environment": {**machine.facts(), **machine.now()},
+            },
+            indent=1,
+        )
+    )
+
+
+def _measure(folder: Path, latency: float, size: int, busy: int) -> dict[str, float]:
+    spec, reads = TierSpec(None, latency), SIZES[size]
+    source = make_source(folder, reads * size)
+    command = [sys.executable, "-I", "-S", str(PROBE), str(folder / "mnt/model.gguf"), str(size), str(reads)]
+    with _hogs(busy), tied.mounted(MountConfig(source, folder / "mnt", spec)) as mount:
+        said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+        stats = live.read_hidden(mount, "stats.json")
+    rate = reads * size * 1e3 / sum(json.loads(said))
+    model = expect.closed_loop(spec, size, depth=1) or 0.0
+    costs, staging = stats["costs"], stats["files"]["model.gguf"]["staging"]
+    floor_ns = costs["floor_ns"] + costs["floor_ns_per_mib"] * size / (1 << 20)
+    return {
+        "error_pct": (rate / model - 1) * 100,
+        "floor_us": floor_ns / 1000,
+        "valid": staging["valid"],
+    }
+
+
+@contextmanager
+def _hogs(count: int) -> Iterator[None]:
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+
+def _summary(combination: Combination, runs: list[dict[str, float]]) -> dict[str, object]:
+    latency, size, busy = combination
+    columns = {f"{key}_runs": [round(run[key], 2) for run in runs] for key in ("error_pct", "floor_us")}
+    return {
+        "lat_ms": latency,
+        "size": size,
+        "busy_cores": busy,
+        **columns,
+        "valid_runs": [bool(run["valid"]) for run in runs],
+    }
+
+
+if __name__ == "__main__":
+    main()
