@@ -18,6 +18,7 @@ from hbf_fuse.mount import live
 from hbf_fuse.observe import attribution, chains
 from hbf_fuse.observe.attribution import Phase
 from hbf_fuse.observe.trace import RECORD, RING_RECORDS, Read, Recorder, Trace, header_line
+from hbf_fuse.tier import TierSpec
 
 DATA = Path(__file__).parent / "data"
 HEADER = {"tiers": {"hbf": {}}, "files": {"2": {"path": "model.gguf", "size": 1000}}}
@@ -203,3 +204,5 @@ def test_a_read_of_two_tiers_waits_once():
     assert shares.tiers["slow", "blk.0.attn_q.weight"].stall_ns == pytest.approx(10 * 100 / 400)
     assert attribution.sizes(reads) == {100: 1, 400: 1}
     assert max(attribution.depths(reads)) == 2
+    assert chains.elsewhere(reads, [], TierSpec(latency_ms=1))["reads"] == 2
+    assert [(one.offset, one.nbytes) for one in chains.Chains(reads).reads] == [(100, 400), (0, 100)]

@@ -134,8 +134,7 @@ def replay(
         _require_run_of(run, reads)
     if len({read.tier for read in reads}) > 1:
         tell("these reads came from several tiers; all of them are replayed on the one")
-    document: dict[str, Any] = {"tier": str(spec), "reads": len(reads)}
-    document.update(chains.elsewhere(reads, _phases(run), spec))
+    document: dict[str, Any] = {"tier": str(spec), **chains.elsewhere(reads, _phases(run), spec)}
     told = document["readahead_share"]
     if told is not None and told < _MOSTLY and _is_slower(spec, recorded):
         tell(

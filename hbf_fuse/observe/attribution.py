@@ -5,13 +5,12 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf.reader import GgufFile, Tensor
-from hbf_fuse.observe.trace import Read, Trace
+from hbf_fuse.observe.trace import Read, Trace, joined, wholes
 
 HEADER = "(header)"
 """What is read and belongs to no tensor."""
@@ -107,9 +106,10 @@ def attribute(
     Decoded tokens are told apart by time: a decode phase is divided evenly among its tokens.
     """
     found, known = Attribution(), TensorMap(tensors)
-    for parts in _wholes(trace):
-        phase, token = _when(parts[0].arrival_ns, phases)
-        stall, size = parts[0].done_ns - parts[0].arrival_ns, _size(parts)
+    for parts in wholes(trace):
+        whole = joined(parts)
+        phase, token = _when(whole.arrival_ns, phases)
+        stall, size = whole.done_ns - whole.arrival_ns, whole.nbytes
         found.phases[phase].add(size, stall)
         if token is not None:
             found.tokens[token].add(size, stall)
@@ -123,16 +123,6 @@ def attribute(
                 for expert, part in _experts(tensor, offset, nbytes):
                     found.experts[layer_of(name), expert].add(part, share * part / nbytes)
     return found
-
-
-def _wholes(trace: Iterable[Read]) -> Iterator[list[Read]]:
-    """Reads with all their parts: one that several tiers brought has a record for each, in a row."""
-    together = groupby(trace, key=lambda read: (read.arrival_ns, read.done_ns, read.reader, read.ino))
-    return (list(parts) for _, parts in together)
-
-
-def _size(parts: Sequence[Read]) -> int:
-    return sum(part.nbytes for part in parts)
 
 
 def _when(arrival_ns: int, phases: Sequence[Phase]) -> tuple[str, int | None]:
@@ -162,13 +152,13 @@ def _experts(tensor: Tensor | None, offset: int, nbytes: int) -> Iterator[tuple[
 
 def sizes(trace: Iterable[Read]) -> dict[int, int]:
     """How many reads there were of each size in bytes."""
-    return dict(sorted(Counter(map(_size, _wholes(trace))).items()))
+    return dict(sorted(Counter(joined(parts).nbytes for parts in wholes(trace)).items()))
 
 
 def depths(trace: Iterable[Read]) -> dict[int, int]:
     """At how many arrivals how many reads were in flight, the arriving one among them."""
-    wholes = (parts[0] for parts in _wholes(trace))
-    events = sorted(event for read in wholes for event in ((read.arrival_ns, 1), (read.done_ns, -1)))
+    reads = map(joined, wholes(trace))
+    events = sorted(event for read in reads for event in ((read.arrival_ns, 1), (read.done_ns, -1)))
     found: Counter[int] = Counter()
     in_flight = 0
     for _, step in events:

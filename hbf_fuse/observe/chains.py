@@ -14,7 +14,7 @@ from typing import Any
 
 from hbf_fuse.observe import readahead
 from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.observe.trace import Read
+from hbf_fuse.observe.trace import Read, joined, wholes
 from hbf_fuse.tier import Tier, TierSpec
 from hbf_fuse.tier.virtual import START, Request, replay
 
@@ -33,7 +33,7 @@ class Chains:
     """
 
     def __init__(self, reads: Sequence[Read]) -> None:
-        self.reads = sorted(reads, key=lambda read: read.arrival_ns)
+        self.reads = sorted(map(joined, wholes(reads)), key=lambda read: read.arrival_ns)
         self.start_ns = self.reads[0].arrival_ns if self.reads else 0
         self._cached: dict[int, list[int]] = defaultdict(list)
         direct: dict[int, list[int]] = defaultdict(list)
@@ -134,6 +134,7 @@ def elsewhere(reads: Sequence[Read], phases: Sequence[Phase], spec: TierSpec) ->
     ordered, start_ns = chains.reads, chains.start_ns
     done = replay(chains.requests(marks), Tier(spec))
     found: dict[str, Any] = {
+        "reads": len(ordered),
         "stage_seconds": first_pass_ns(ordered, done) / 1e9,
         "recorded_stage_seconds": (first_pass_ns(ordered, [read.done_ns for read in ordered]) - start_ns)
         / 1e9,

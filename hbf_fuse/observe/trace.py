@@ -8,7 +8,7 @@ import fcntl
 import io
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
@@ -139,6 +139,31 @@ def is_being_written(path: Path) -> bool:
 def header_line(header: dict[str, Any]) -> bytes:
     """What a trace begins with."""
     return json.dumps({"format": FORMAT, **header}).encode() + b"\n"
+
+
+def wholes(records: Iterable[Read]) -> Iterator[list[Read]]:
+    """Reads with all their parts: one that several tiers brought has a record for each, in a row."""
+    parts: list[Read] = []
+    for record in records:
+        if parts and not _goes_on(parts[-1], record):
+            yield parts
+            parts = []
+        parts.append(record)
+    if parts:
+        yield parts
+
+
+def _goes_on(part: Read, record: Read) -> bool:
+    known = part.arrival_ns, part.done_ns, part.reader, part.ino
+    same = known == (record.arrival_ns, record.done_ns, record.reader, record.ino)
+    return same and record.offset == part.offset + part.nbytes
+
+
+def joined(parts: Sequence[Read]) -> Read:
+    """A read's parts as the one read that they were; its tier is the first part's."""
+    return parts[0]._replace(
+        deadline_ns=max(part.deadline_ns for part in parts), nbytes=sum(part.nbytes for part in parts)
+    )
 
 
 @dataclass(frozen=True)
