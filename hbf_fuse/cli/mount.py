@@ -116,7 +116,6 @@ def mount(
     SOURCE defaults to $HBF_MODEL, then to `model` in ~/.config/hbf/config.toml, then to a small
     synthetic model that is made once.
     """
-    from hbf_fuse.fs import tree
     from hbf_fuse.mount import daemon, mountpoint, server, source
     from hbf_fuse.units import parse_size
 
@@ -155,16 +154,15 @@ def mount(
     if target == config.source or target in config.source.parents:
         raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")
 
-    def ready() -> None:
+    def ready(remark: str) -> None:
         tell(f"{config.source} is served at {target} ({tier})")
-        if doubt := tree.doubt(config.source):
-            tell(doubt)
+        if remark:
+            tell(remark)
 
     if foreground:
         server.serve(config, when_ready=ready, tell=tell)
     else:
-        daemon.start(config, tell)
-        ready()
+        ready(daemon.start(config, tell))
 
 
 def _warn(tier: TierSpec, engine: str, io_max: float | None) -> None:

@@ -160,6 +160,8 @@ def _read(path: Path) -> "Trace":
             tell(f"only the newest {RING_RECORDS} reads are known; `hbf-mount --trace FILE` keeps all")
         return trace
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("no file that can be read again")
         if is_being_written(path):
             tell(f"a mount still writes {path}: its newest reads are not in it before `hbf-umount`")
         return Trace.read(path)

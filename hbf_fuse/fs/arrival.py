@@ -1,6 +1,5 @@
 """Which bytes of a served file have reached a reader: the end of staging, when all have."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,10 +40,10 @@ class FirstPass:
     """
     uncounted_bytes: int = 0
     """What was read besides, in parts of pages."""
-    ns_per_timed_read: float = math.inf
-    """All reads' time, from where they began at their readers to the reply, by the reads that took the tier
-    time.
-    """
+    timed: bool = True
+    """Whether any of the reads came from a tier that takes time."""
+    unsure_share: float = 0.0
+    """Of the time of these, the part by which what the machine adds is not known; see costs.unsure_ns."""
     idle_cores: float | None = None
     """How many cores were idle on average; None before all has arrived, if that took too short a time, or if
     the machine did not tell.
@@ -65,7 +64,7 @@ class Arrival:
         self.complete_deadline_ns = 0
         self._uncounted_bytes = 0
         """Of pages that no reply has covered whole, as far as it was known when they came."""
-        self._timed_reads = self._reads_ns = 0
+        self._timed_ns = self._unsure_ns = 0
         self._meanwhile = Disturbances()
         self._pages = -(-size // _PAGE)
         self._seen = bytearray(self._pages)
@@ -86,20 +85,22 @@ class Arrival:
         """A read has come. What was before the first one is not this file's."""
         if self._before is None:
             self._before = so_far
+            self._idle_before = _idle_core_seconds()
 
-    def add(self, service: Service, done_ns: int, so_far: Disturbances) -> None:
-        """A reply was visible at done_ns. Does nothing once all has arrived."""
+    def add(self, service: Service, done_ns: int, so_far: Disturbances, unsure_ns: int = 0) -> None:
+        """A reply was visible at done_ns. Does nothing once all has arrived.
+
+        unsure_ns: by how much the read's own time is uncertain, or 0 if no tier takes time for it.
+        """
         if self.complete:
             return
-        if not self.first_arrival_ns:
-            self._idle_before = _idle_core_seconds()
         self.first_arrival_ns = min(self.first_arrival_ns or service.began_ns, service.began_ns)
         first = -(-service.offset // _PAGE)
         end_byte = service.offset + len(service.data)
         end = self._pages if end_byte >= self.size else end_byte // _PAGE
         self._uncounted_bytes += self._parts(service.offset, end_byte)
-        self._timed_reads += service.deadline_ns > service.began_ns
-        self._reads_ns += done_ns - service.began_ns
+        self._timed_ns += done_ns - service.began_ns if unsure_ns else 0
+        self._unsure_ns += unsure_ns
         fresh = self._seen.count(0, first, end)
         if fresh:
             self._seen[first:end] = b"\x01" * (end - first)
@@ -132,8 +133,9 @@ class Arrival:
             model_ns / 1e9,
             self._meanwhile,
             self._uncounted_bytes,
-            self._reads_ns / self._timed_reads if self._timed_reads else math.inf,
-            self._idle_cores(seconds),
+            timed=self._unsure_ns > 0,
+            unsure_share=self._unsure_ns / self._timed_ns if self._timed_ns else 0.0,
+            idle_cores=self._idle_cores(seconds),
         )
 
     def _idle_cores(self, seconds: float) -> float | None:

@@ -11,10 +11,8 @@ _LARGE = _MIB // 8
 CROWD = 4
 """Readers at once for which the floor is measured as well."""
 
-FLOOR_UNCERTAINTY_NS = 50_000
-"""How well the floor is known: it is not the same for every reader, nor under every load. With an idle core,
-159 of 160 runs of tools/bench_small_reads were within this (docs/accuracy.md).
-"""
+_UNSURE_NS = 50_000
+_UNSURE_NS_PER_MIB = 100_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,13 @@ class Floor:
         """For a read of this size, with `others` in flight."""
         crowd_ns = self.crowd_ns * min(others, CROWD - 1) // (CROWD - 1)
         return self.fixed_ns + self.per_mib_ns * nbytes // _MIB + crowd_ns
+
+
+def unsure_ns(nbytes: int) -> int:
+    """How well the floor of a read of this size is known: it is not the same for every reader, nor under
+    every load. With an idle core nearly all runs of tools/bench_small_reads are within (docs/accuracy.md).
+    """
+    return _UNSURE_NS + _UNSURE_NS_PER_MIB * nbytes // _MIB
 
 
 class Costs:

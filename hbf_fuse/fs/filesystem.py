@@ -306,12 +306,11 @@ class Filesystem:
     def _judge(self, arrival: Arrival) -> Verdict:
         """Whether a file's first pass can be believed; see verdict.judge."""
         return verdict.judge(
-            self.spec,
+            list(self.layout.specs(self.spec).values()) if self._placements else [self.spec],
             arrival.first_pass(),
             self.pacer.counters,
             self.costs.copy_per_mib_ns,
             replies_seen=self.replies_seen,
-            one_link=not self._placements,
             changed=self.pacer.changed,
             overfull=self.resident is not None and self.resident.overfull,
             floor_known=self.costs.floor.known,

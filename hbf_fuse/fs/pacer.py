@@ -14,12 +14,15 @@ from typing import Any
 
 from hbf_fuse import linux
 from hbf_fuse.fs.arrival import Disturbances
-from hbf_fuse.fs.costs import Costs
+from hbf_fuse.fs.costs import Costs, unsure_ns
 from hbf_fuse.fs.placement import Placement
 from hbf_fuse.fs.service import Part, Service
 from hbf_fuse.observe import Counters, CpuWait, Recorder
 from hbf_fuse.tier import Tier, TierSpec
 from hbf_fuse.tier.lateness import MAX_READERS, Lateness
+
+_BLIND_NS = 1_000_000_000
+"""So long after the server saw all reads again it may still come upon one that had waited before."""
 
 _INTERRUPTIBLE_NS = 50_000_000
 _SLICE_SECONDS = 0.02
@@ -63,11 +66,12 @@ class Pacer:
             floor_ns = self.costs.floor.of(nbytes, self.counters.in_flight)
             arrival_ns = service.arrival_ns - starved_ns - floor_ns
             self.counters.began(service.arrival_ns, nbytes, service.reader, starved_ns)
-            service.began_ns = arrival_ns
+            # On the real device, that is: so much sooner the reader would have come.
+            service.began_ns = arrival_ns - self._lateness.owed(service.reader, arrival_ns)
             service.parts = self._reserve(service, arrival_ns)
             service.deadline_ns = max(part.deadline_ns for part in service.parts)
             if service.arrival is not None:
-                service.arrival.begin(self._disturbances())
+                service.arrival.begin(self._disturbances_before(service))
         service.pacer = self
 
     def _reserve(self, service: Service, arrival_ns: int) -> list[Part]:
@@ -142,13 +146,24 @@ class Pacer:
                     service.direct,
                 )
             if service.arrival is not None:
-                service.arrival.add(service, done_ns, self._disturbances())
+                service.arrival.add(service, done_ns, self._disturbances(), self._unsure_ns(service))
 
     def _disturbances(self) -> Disturbances:
         counters = self.counters
         return Disturbances(
             self._lateness.forgiven_ns, counters.starved_ns, counters.all_busy, counters.stops
         )
+
+    def _disturbances_before(self, service: Service) -> Disturbances:
+        """All of those that a read may have waited for unseen are taken to come after it has begun."""
+        so_far = self._disturbances()
+        if service.arrival_ns - self.counters.blind_ns > _BLIND_NS:
+            return so_far
+        return so_far._replace(all_busy=0, stops=0)
+
+    def _unsure_ns(self, service: Service) -> int:
+        """By how much a read's own time is uncertain, if it is one that a tier times."""
+        return unsure_ns(len(service.data)) if self._is_timed(service) else 0
 
     def abandon(self, service: Service) -> None:
         """The read ended without data."""

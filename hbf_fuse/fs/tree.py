@@ -4,6 +4,7 @@ A single file appears under its own name and as `model.gguf`; a directory appear
 `model.gguf` for its first GGUF. `.hbf/` can be opened by name but is not listed, as ZFS does with `.zfs`.
 """
 
+import contextlib
 import os
 import stat
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hbf_fuse.errors import HbfError, in_one_line
+from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
 ROOT = 1
@@ -58,6 +59,7 @@ class Tree:
 
     def __init__(self, source: Path, hidden_names: tuple[bytes, ...], writable: bytes = b"") -> None:
         self.nodes: dict[int, Node] = {}
+        self._source = source
         try:
             info = source.stat()
         except OSError as error:
@@ -82,6 +84,18 @@ class Tree:
     def files(self) -> Iterator[Node]:
         """Every regular file that has a source."""
         return (node for node in self.nodes.values() if node.source is not None)
+
+    def doubt(self) -> str:
+        """Why llama.cpp would load nothing of what is served, or "". Looks into a source that is one file."""
+        if not self._source.is_dir():
+            with contextlib.suppress(OSError):
+                if not _is_gguf(self._source):
+                    return f"{self._source} is no GGUF: llama.cpp will not load it"
+            return ""
+        # Links are not followed, and may lead to one.
+        if any(node.target or (node.source and node.name.endswith(b".gguf")) for node in self.nodes.values()):
+            return ""
+        return f"{self._source} holds no GGUF: llama.cpp will find nothing to load"
 
     def path_of(self, node: Node) -> str:
         """The node's path inside the mount, without a leading slash."""
@@ -159,21 +173,11 @@ class Tree:
             node.uid, node.gid = os.getuid(), os.getgid()
 
 
-def doubt(source: Path) -> str:
-    """Why llama.cpp would load nothing of what is served of `source`, or ""."""
-    try:
-        if not source.is_dir():
-            return "" if _is_gguf(source) else f"{source} is no GGUF: llama.cpp will not load it"
-        # Links are not followed, and may lead to one.
-        if any(node.name.endswith(b".gguf") for node in Tree(source, ()).nodes.values()):
-            return ""
-        return f"{source} holds no GGUF: llama.cpp will find nothing to load"
-    except HbfError as error:
-        return str(error)
-    except OSError as error:
-        return in_one_line(error)
-
-
 def _is_gguf(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
         return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Also of a pipe that was put there a moment ago: it would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -1,10 +1,10 @@
 """Whether a measurement can be believed: achieved against model, and the reason where they differ."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from hbf_fuse.fs.arrival import FirstPass
-from hbf_fuse.fs.costs import FLOOR_UNCERTAINTY_NS
 from hbf_fuse.observe import Counters
 from hbf_fuse.tier import TierSpec
 
@@ -39,47 +39,46 @@ class Verdict:
 
 
 def judge(  # noqa: PLR0911 - a verdict per case
-    spec: TierSpec,
+    specs: Sequence[TierSpec],
     reads: FirstPass,
     counters: Counters,
     copy_ns_per_mib: int,
     *,
     replies_seen: bool = True,
-    one_link: bool = True,
     changed: bool = False,
     overfull: bool = False,
     floor_known: bool = True,
 ) -> Verdict:
     """Hold a file's first pass against the time that the model gives the very same reads.
 
+    specs: of the tiers that bytes may have come from. The link of a single one vouches for a rate.
     replies_seen: whether the engine knows when its replies were sent; if not, its own slowness looks like
     a slow reader and is not believed to be one.
-    one_link: whether all bytes came over the link of `spec`; else its rate says nothing about theirs.
     changed: whether the tier was exchanged meanwhile, which no single rate describes.
     floor_known: whether what a read takes beyond the tier is reckoned with.
     overfull: whether more was resident at some time than the budget allows.
     """
     nbytes, seconds, model_seconds = reads.nbytes, reads.seconds, reads.model_seconds
-    tolerance = tolerance_pct(spec) / 100
+    tolerance = min(tolerance_pct(spec) for spec in specs) / 100
+    link = specs[0].bandwidth_mbps if len(specs) == 1 else None
     achieved = nbytes / seconds / 1e6 if seconds > 0 else 0.0
     unknowable = _unknowable(reads, counters, tolerance, changed, overfull, floor_known)
-    if not spec.throttled or seconds <= 0 or model_seconds <= 0:
+    if not reads.timed or seconds <= 0 or model_seconds <= 0:
         return Verdict(seconds, achieved, None, None, not unknowable, unknowable)
     model = nbytes / model_seconds / 1e6
     error = (achieved / model - 1) * 100
     if unknowable:
         return Verdict(seconds, achieved, model, error, False, unknowable)
-    if one_link and spec.bandwidth_mbps and achieved > spec.bandwidth_mbps * (1 + tolerance):
-        excess = (achieved / spec.bandwidth_mbps - 1) * 100
+    if link and achieved > link * (1 + tolerance):
+        excess = (achieved / link - 1) * 100
         above = f"faster than the link by {excess:.1f}%: too much lateness was given back"
         return Verdict(seconds, achieved, model, error, False, above)
-    if abs(error) > tolerance_pct(spec):
+    if abs(error) > tolerance * 100:
         reason = _reason(reads, counters, copy_ns_per_mib)
         return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
-    link = spec.bandwidth_mbps if one_link else None
     if link and model >= link * (1 - tolerance):
         return Verdict(seconds, achieved, model, error, True, "")
-    if doubt := _doubt(reads, tolerance, replies_seen):
+    if doubt := _doubt(reads, tolerance - abs(error) / 100, replies_seen):
         below = "below the link's rate" if link else "no one link says what the rate should be"
         return Verdict(seconds, achieved, model, error, False, f"{below}, {doubt}")
     return Verdict(seconds, achieved, model, error, True, _remark(link, model, counters))
@@ -99,20 +98,23 @@ def _unknowable(  # noqa: PLR0911 - a reason per case
         return f"all threads were busy with {counters.in_flight_max} reads in flight: more may have waited"
     if counters.nameless:
         return "the readers' PID namespace is not the server's: whose lateness is whose cannot be known"
-    if not floor_known:
-        return "what a read takes beyond the tier is not known: the machine was too busy at mount time"
     if reads.seconds <= 0:
         return "no whole page has arrived"
     if reads.uncounted_bytes > reads.nbytes * tolerance:
         return "reads begin or end within pages, and parts of pages are not counted"
-    if reads.model_seconds <= 0 < reads.disturbances.forgiven_ns:
+    if not floor_known:
+        return "what a read takes beyond the tier is not known: the machine was too busy at mount time"
+    if reads.timed and reads.model_seconds <= 0:
         late = reads.disturbances.forgiven_ns / 1e9
         return f"readers were late by {late:.1f} s in all, more than the tier's whole time"
     return ""
 
 
-def _doubt(reads: FirstPass, tolerance: float, replies_seen: bool) -> str:
-    """Why the readers' pauses may be the emulator's doing, where no link vouches for the rate."""
+def _doubt(reads: FirstPass, left: float, replies_seen: bool) -> str:
+    """Why the readers' pauses may be the emulator's doing, where no link vouches for the rate.
+
+    left: of the tolerance, as a share of the reads' time, what the error leaves.
+    """
     if not replies_seen:
         return "and libfuse's own work cannot be told from the reader's pauses"
     if starved := _starved(reads):
@@ -120,11 +122,9 @@ def _doubt(reads: FirstPass, tolerance: float, replies_seen: bool) -> str:
     # With none idle, a reader may not have run when it wanted to.
     if reads.idle_cores is not None and reads.idle_cores < _IDLE_CORES:
         return "on a busy machine: CPU starved (no core was idle)"
-    if reads.ns_per_timed_read * tolerance < FLOOR_UNCERTAINTY_NS:
-        return (
-            f"and what a read takes beyond the tier is known to {FLOOR_UNCERTAINTY_NS // 1000} us: "
-            f"too little for reads of {reads.ns_per_timed_read / 1e6:.2g} ms"
-        )
+    if reads.unsure_share > left:
+        known = f"{reads.unsure_share:.1%} of their time"
+        return f"and what the machine adds to reads so short is known to {known} only"
     return ""
 
 

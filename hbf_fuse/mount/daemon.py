@@ -13,12 +13,14 @@ from typing import NoReturn
 from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.mount.server import MountConfig, serve
 
-_READY = "ready"
+_READY = "ready\n"
 _STDERR = 2
 
 
-def start(config: MountConfig, tell: Callable[[str], None]) -> None:
-    """Serve in a new background process; returns once the mount answers. HbfError if it cannot begin."""
+def start(config: MountConfig, tell: Callable[[str], None]) -> str:
+    """Serve in a new background process; returns once the mount answers, with a remark on what is served or
+    "". HbfError if it cannot begin.
+    """
     _occupy_standard_streams()
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -31,8 +33,8 @@ def start(config: MountConfig, tell: Callable[[str], None]) -> None:
     os.waitpid(child, 0)
     with os.fdopen(read_end, errors="replace") as pipe:
         said = pipe.read()
-    if said == _READY:
-        return
+    if said.startswith(_READY):
+        return said.removeprefix(_READY)
     raise HbfError(said or "the server ended before the mount answered; try -f to see why")
 
 
@@ -74,11 +76,11 @@ def _run(config: MountConfig, write_end: int, tell: Callable[[str], None]) -> No
             os.write(write_end, message.encode(errors="backslashreplace"))
             os.close(write_end)
 
-    def when_ready() -> None:
+    def when_ready(remark: str) -> None:
         Path(config.mountpoint).stat()
         # From here on, no terminal can end it.
         os.setsid()
-        answer(_READY)
+        answer(_READY + remark)
         # The terminal is the parent's: keep it for remarks only until the mount answers.
         os.dup2(0, 2)
 

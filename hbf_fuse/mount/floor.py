@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.costs import CROWD, Floor
-from hbf_fuse.observe.trace import Read
+from hbf_fuse.observe.trace import Read, joined, wholes
 from hbf_fuse.tier import TierSpec
 
 USUAL_LATENCY_MS = 0.5
@@ -105,7 +105,9 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
     unseen = sorted(ns for pid, text in said for ns in _differences(text, pid, fs.trace.since(before)))
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]
     counters = fs.pacer.counters
-    floor_ns = round(statistics.mean(usual)) if usual else 0
+    if not usual:
+        raise _TooBusy
+    floor_ns = round(statistics.mean(usual))
     # The threads that serve a crowd also wait for each other.
     starved_ns = counters.starved_ns // max(1, counters.reads) // min(readers, 2)
     if floor_ns > MOST_NS or starved_ns > MOST_STARVED_NS:
@@ -114,7 +116,8 @@ def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int
 
 
 def _differences(said: str, reader: int, reads: list[Read]) -> Iterator[int]:
-    at_server = [read.done_ns - read.arrival_ns for read in reads if read.reader == reader]
+    served = map(joined, wholes(reads))
+    at_server = [read.done_ns - read.arrival_ns for read in served if read.reader == reader]
     at_reader = json.loads(said) if said else []
     each = max(1, len(at_server) // max(1, len(at_reader)))
     for place, there in enumerate(at_reader):

@@ -5,6 +5,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,12 +54,13 @@ class MountConfig:
 
 def serve(
     config: MountConfig,
-    when_ready: Callable[[], None],
+    when_ready: Callable[[str], None],
     tell: Callable[[str], None],
     until_stdin_closes: bool = False,
 ) -> None:
     """Mount, call when_ready, and return when the mount has ended: by SIGTERM, SIGINT, SIGHUP or umount.
 
+    when_ready: takes a remark on what is served, or "".
     tell: where remarks go, a line each.
     until_stdin_closes: end with that, too: the mount of a process that may die without a word.
     A supervisor such as systemd is told when the mount answers and when it begins to end.
@@ -71,6 +73,8 @@ def serve(
     fs = Filesystem(config.source, config.spec, config.layout, uncached=limited)
     for name in fs.unplaced:
         tell(f"{name} is not a GGUF: it is served from the one tier, without --place")
+    # A source that the limit is for stays as cold as it is.
+    remark = "" if limited else fs.tree.doubt()
     files = [node.source for node in fs.tree.files() if node.source]
     if not limited and not (config.preload and preload.into_page_cache(files, tell)):
         for file in files[:1]:
@@ -79,7 +83,8 @@ def serve(
     stop = _Stop()
 
     def stood_still() -> None:
-        fs.pacer.counters.stops += 1
+        counters = fs.pacer.counters
+        counters.stops, counters.blind_ns = counters.stops + 1, time.monotonic_ns()
 
     if until_stdin_closes:
         threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
@@ -88,7 +93,7 @@ def serve(
         mounted_here(fs, config, tell) as mount,
         under_limit,
     ):
-        when_ready()
+        when_ready(remark)
         linux.tell_supervisor("READY=1", f"STATUS=serving {config.source} at {config.mountpoint} ({fs.spec})")
         threading.Thread(target=_stop_when_ended, args=(mount, stop), daemon=True).start()
         stop.wait(stood_still)

@@ -95,7 +95,7 @@ def _unpacked(text: str) -> MountConfig:
     return MountConfig(**{**fields, **paths, "spec": TierSpec.from_dict(fields["spec"]), "layout": layout})
 
 
-def _ready() -> None:
+def _ready(_remark_on_source: str) -> None:
     print(READY, end="", flush=True)
     # Remarks are for whoever waits for the mount; later ones would only pile up.
     with open(os.devnull, "wb") as nowhere:

@@ -20,10 +20,12 @@ class Counters:
         self.starved_ns = 0
         self.all_busy = 0
         """How often no thread was left to see the next read arrive."""
-        self.nameless = 0
-        """Reads of threads that have no number here: those of another PID namespace."""
         self.stops = 0
         """How often the server stood still (SIGSTOP): what came meanwhile waited unseen."""
+        self.blind_ns = 0
+        """When it was last over that reads might wait unseen, by what the two above count."""
+        self.nameless = 0
+        """Reads of threads that have no number here: those of another PID namespace."""
         self.first_arrival_ns = 0
         self.last_done_ns = 0
         self.lateness = Histogram()

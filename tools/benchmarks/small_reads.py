@@ -28,7 +28,7 @@ from hbf_fuse.observe import machine
 from hbf_fuse.tier import TierSpec, expect
 
 PROBE = Path(tied.__file__).with_name("probe.py")
-SIZES = {4096: 1024, 1 << 17: 256}
+SIZES = {4096: 1024, 1 << 17: 256, 1 << 20: 64}
 """Bytes of a read, and how many reads to a run."""
 
 Combination = tuple[float, int, int]

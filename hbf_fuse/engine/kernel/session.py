@@ -115,6 +115,8 @@ class Session:
                 if self._idle >= MAX_IDLE_THREADS:
                     self._threads -= 1
                     return
+                if not self._idle:
+                    self.fs.pacer.counters.blind_ns = time.monotonic_ns()
                 self._idle += 1
         self.ended.set()
 

@@ -15,7 +15,7 @@ from typing import Any
 from hbf_fuse import gguf, mountinfo
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError, in_one_line
-from hbf_fuse.fs import tree
+from hbf_fuse.fs.tree import Tree
 from hbf_fuse.mount import envelope, live, tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.mountinfo import Mount
@@ -202,11 +202,11 @@ def _source(path: Path) -> Source:
 
 
 def _defect(found: Path) -> str:
-    if found.is_dir():
-        return tree.doubt(found)
     try:
+        if found.is_dir():
+            return Tree(found, ()).doubt()
         gguf.read(found)
-    except gguf.GgufError as error:
+    except (HbfError, gguf.GgufError) as error:
         return str(error)
     except OSError as error:
         return in_one_line(error)
