@@ -40,6 +40,10 @@ class FirstPass:
     """
     uncounted_bytes: int = 0
     """What was read besides, in parts of pages."""
+    owed_seconds: float = 0.0
+    """By how much the first read's reader came late, for what it had read before. It counts as having come
+    sooner.
+    """
     timed: bool = True
     """Whether any of the reads came from a tier that takes time."""
     unsure_share: float = 0.0
@@ -64,6 +68,7 @@ class Arrival:
         self.complete_deadline_ns = 0
         self._uncounted_bytes = 0
         """Of pages that no reply has covered whole, as far as it was known when they came."""
+        self._in_flight = self._owed_ns = 0
         self._timed_ns = self._unsure_ns = 0
         self._meanwhile = Disturbances()
         self._pages = -(-size // _PAGE)
@@ -83,18 +88,27 @@ class Arrival:
 
     def begin(self, so_far: Disturbances) -> None:
         """A read has come. What was before the first one is not this file's."""
+        self._in_flight += 1
         if self._before is None:
             self._before = so_far
             self._idle_before = _idle_core_seconds()
+
+    def abandon(self) -> None:
+        """A read ended without data: if it was the first, the next one is."""
+        self._in_flight -= 1
+        if not self._in_flight and not self.first_arrival_ns:
+            self._before = None
 
     def add(self, service: Service, done_ns: int, so_far: Disturbances, unsure_ns: int = 0) -> None:
         """A reply was visible at done_ns. Does nothing once all has arrived.
 
         unsure_ns: by how much the read's own time is uncertain, or 0 if no tier takes time for it.
         """
+        self._in_flight -= 1
         if self.complete:
             return
-        self.first_arrival_ns = min(self.first_arrival_ns or service.began_ns, service.began_ns)
+        if not self.first_arrival_ns or service.began_ns < self.first_arrival_ns:
+            self.first_arrival_ns, self._owed_ns = service.began_ns, service.owed_ns
         first = -(-service.offset // _PAGE)
         end_byte = service.offset + len(service.data)
         end = self._pages if end_byte >= self.size else end_byte // _PAGE
@@ -133,6 +147,7 @@ class Arrival:
             model_ns / 1e9,
             self._meanwhile,
             self._uncounted_bytes,
+            owed_seconds=self._owed_ns / 1e9,
             timed=self._unsure_ns > 0,
             unsure_share=self._unsure_ns / self._timed_ns if self._timed_ns else 0.0,
             idle_cores=self._idle_cores(seconds),

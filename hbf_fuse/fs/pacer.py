@@ -66,8 +66,8 @@ class Pacer:
             floor_ns = self.costs.floor.of(nbytes, self.counters.in_flight)
             arrival_ns = service.arrival_ns - starved_ns - floor_ns
             self.counters.began(service.arrival_ns, nbytes, service.reader, starved_ns)
-            # On the real device, that is: so much sooner the reader would have come.
-            service.began_ns = arrival_ns - self._lateness.owed(service.reader, arrival_ns)
+            service.owed_ns = self._lateness.owed(service.reader, arrival_ns)
+            service.began_ns = arrival_ns - service.owed_ns
             service.parts = self._reserve(service, arrival_ns)
             service.deadline_ns = max(part.deadline_ns for part in service.parts)
             if service.arrival is not None:
@@ -170,6 +170,8 @@ class Pacer:
         with self._lock:
             self.counters.abandoned(service.interrupted)
             self._lateness.nothing_owed(service.reader)
+            if service.arrival is not None:
+                service.arrival.abandon()
 
     def answered(self) -> None:
         """This thread has answered a request, of whatever kind. What it waited for a CPU until now, the next

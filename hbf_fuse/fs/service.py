@@ -21,9 +21,9 @@ class Part(NamedTuple):
 
 class Service:
     """A read in flight. `data` is what the reader gets; it may be seen from deadline_ns on. arrival_ns: when
-    the server saw it; began_ns: when its reader began it, as far as is known. direct: it goes past the page
-    cache. signalled: a signal has reached the reader, which may be about to die of it.
-    interrupted: it was.
+    the server saw it; owed_ns: how much sooner it would have come on the real device; began_ns: when it would
+    have begun there, as far as is known. direct: it goes past the page cache. signalled: a signal has reached
+    the reader, which may be about to die of it. interrupted: it was.
 
     pacer and arrival are None for bytes that do not come from the tier, resident for bytes that the page
     cache will not hold, or may hold as long as it likes.
@@ -39,6 +39,7 @@ class Service:
         "ino",
         "interrupted",
         "offset",
+        "owed_ns",
         "pacer",
         "parts",
         "reader",
@@ -56,6 +57,7 @@ class Service:
         self.ino = ino
         self.direct = direct
         self.began_ns = self.deadline_ns = arrival_ns
+        self.owed_ns = 0
         self.parts: list[Part] = []
         self.signalled = False
         self.interrupted = False

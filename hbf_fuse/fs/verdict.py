@@ -102,8 +102,13 @@ def _unknowable(  # noqa: PLR0911 - a reason per case
         return "no whole page has arrived"
     if reads.uncounted_bytes > reads.nbytes * tolerance:
         return "reads begin or end within pages, and parts of pages are not counted"
-    if not floor_known:
-        return "what a read takes beyond the tier is not known: the machine was too busy at mount time"
+    if reads.timed and not floor_known:
+        return "what a read takes beyond the tier is not known: it could not be measured at mount time"
+    if reads.timed and reads.owed_seconds > tolerance * reads.seconds:
+        return (
+            f"the first reader was owed {reads.owed_seconds * 1e3:.2g} ms for what it had read before: "
+            "with the tier's own it would have come sooner"
+        )
     if reads.timed and reads.model_seconds <= 0:
         late = reads.disturbances.forgiven_ns / 1e9
         return f"readers were late by {late:.1f} s in all, more than the tier's whole time"

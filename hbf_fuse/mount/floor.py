@@ -60,13 +60,16 @@ def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec, tell: Callable[[st
         alone = Floor(fixed, per_mib)
         crowded = _usual(fs, file, probe, MIDDLE, readers=CROWD)
     except _TooBusy:
-        tell("too busy to find out what a read takes beyond the tier: this mount's figures are not valid")
+        tell(
+            "cannot find out what a read takes beyond the tier (too busy, or the source fails): "
+            "this mount's figures are not valid"
+        )
         return Floor(known=False)
     return Floor(fixed, per_mib, max(0, crowded - alone.of(MIDDLE, others=0)))
 
 
 class _TooBusy(Exception):
-    """What was measured is no floor."""
+    """What was measured, if anything, is no floor."""
 
 
 def _usual(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int) -> int:
