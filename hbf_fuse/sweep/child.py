@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Protocol, TextIO
 
-from hbf_fuse import linux
+from hbf_fuse import linux, signals
 
 _LOOK_MS = 50
 _LISTEN_SECONDS = 2.0
@@ -60,26 +60,23 @@ def run_group(
     read_end, write_end = os.pipe()
     with (
         os.fdopen(read_end, errors="replace") as pipe,
+        os.fdopen(write_end, "wb") as their_end,
         tempfile.TemporaryFile("w+", errors="replace") as said,
     ):
         begin = time.monotonic()
-        try:
-            process = _start(line, pass_fds, said, write_end, enter)
-        finally:
-            os.close(write_end)
         listener = threading.Thread(target=_listen, args=(pipe, ended.lines), daemon=True)
         listener.start()
-        try:
+        with contextlib.ExitStack() as at_end:
+            # Who has left the group may hold our pipe for as long as it likes.
+            at_end.callback(listener.join, _LISTEN_SECONDS)
+            # Interrupted between its start and the note of it, it would be left behind.
+            with signals.deferred(), their_end:
+                process = _start(line, pass_fds, said, their_end, enter)
+                at_end.callback(_end_group, process)
             _await_end(process, timeout_seconds, watch, require)
             ended.wall_seconds = time.monotonic() - begin
             if watch:
                 watch.ended(process.pid)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            # Who has left the group may hold our pipe for as long as it likes.
-            listener.join(_LISTEN_SECONDS)
         said.seek(0)
         ended.stdout = said.read()
     ended.returncode = process.returncode
@@ -90,7 +87,7 @@ def _start(
     line: list[str],
     pass_fds: Sequence[int],
     stdout: IO[str],
-    stderr: int,
+    stderr: IO[bytes],
     enter: Callable[[], None] | None,
 ) -> "subprocess.Popen[bytes]":
     def before_exec() -> None:
@@ -109,6 +106,12 @@ def _start(
         # Safe beside threads: system calls, nothing imported, no lock that another thread may hold.
         preexec_fn=before_exec,  # noqa: PLW1509
     )
+
+
+def _end_group(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _await_end(
