@@ -433,7 +433,8 @@ def test_a_mountpoint_within_its_source_is_not_read_through(tmp_path):
     source = tmp_path / "models"
     point = source / "inside"
     point.mkdir(parents=True)
-    (source / "model.gguf").write_bytes(b"GGUF" + os.urandom(1 << 20))
+    # Not model.gguf: a GGUF of that name is looked for, and the mount comes before this one.
+    (source / "z.gguf").write_bytes(b"GGUF" + os.urandom(1 << 20))
     hbf = [sys.executable, "-m", "hbf_fuse"]
     subprocess.run([*hbf, "mount", "--lat", "200", str(source), str(point)], check=True, timeout=30)
     try:
