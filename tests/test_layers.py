@@ -8,7 +8,7 @@ import pytest
 import hbf_fuse
 
 PACKAGE = Path(hbf_fuse.__file__).parent
-GROUND = {"documents", "errors", "linux", "mountinfo", "signals", "units", "watcher"}
+GROUND = {"compiled", "documents", "errors", "linux", "mountinfo", "signals", "units", "watcher"}
 ROOMS = [
     {"tier", "gguf"},
     {"observe"},
