@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hbf_fuse.tier import SpecError, Tier, TierSpec
-from hbf_fuse.tier.lateness import LIFETIME_NS, MAX_OWED_NS, MAX_READERS, PAUSE_NS, Lateness
-from hbf_fuse.tier.link import MAX_GAPS, REMEMBERED_NS, Link
+from hbf_fuse.tier.bounds import FOREVER_NS, MAX_GAPS, NOTHING, REMEMBERED_NS
+from hbf_fuse.tier.heap import Heap
+from hbf_fuse.tier.link import Link
 
 MS = 1_000_000
 specs = st.builds(
@@ -22,20 +23,15 @@ sizes = st.integers(1, 8 << 20)
 gaps = st.integers(0, 50 * MS)
 
 
-def reply(tier, reader, deadline, done):
-    tier.lateness.replying(reader, deadline, done)
-    tier.lateness.replied(reader, deadline, done)
-
-
-@given(specs, st.lists(st.tuples(gaps, sizes, st.integers(0, 3)), min_size=2, max_size=40))
+@given(specs, st.lists(st.tuples(gaps, sizes), min_size=2, max_size=40))
 def test_no_window_is_faster_than_the_link_and_order_is_kept(spec, reads):
     tier, arrival, deadlines = Tier(spec), 0, []
-    for gap, nbytes, reader in reads:
+    for gap, nbytes in reads:
         arrival += gap
-        deadlines.append(tier.reserve(arrival, 0, nbytes, reader))
+        deadlines.append(tier.reserve(arrival, 0, nbytes))
     assert deadlines == sorted(deadlines)
     for first, last in itertools.combinations(range(len(reads)), 2):
-        moved = sum(nbytes for _, nbytes, _ in reads[first + 1 : last + 1])
+        moved = sum(nbytes for _, nbytes in reads[first + 1 : last + 1])
         assert deadlines[last] - deadlines[first] >= moved * 1e9 / spec.bytes_per_second - 2
 
 
@@ -52,44 +48,19 @@ def test_the_link_gives_no_moment_twice_and_wastes_none_that_is_wanted(reads):
         assert end == expected[-1] + 1
 
 
-def test_a_reader_brought_late_gets_the_link_time_that_stood_idle_for_it():
+def test_a_read_brought_late_gets_the_link_time_that_stood_idle_for_it():
     tier = Tier(TierSpec(bandwidth_mbps=1000))
-    assert tier.reserve(0, 0, 1000, reader=1) == 1000
-    reply(tier, 1, 1000, 9000)
-    assert tier.reserve(5000, 0, 1000, reader=2) == 6000
-    assert tier.reserve(9000, 0, 1000, reader=1) == 2000
-    assert tier.reserve(9000, 0, 1000, reader=2) == 10_000
+    assert tier.reserve(0, 0, 1000) == 1000
+    assert tier.reserve(5000, 0, 1000) == 6000
+    assert tier.reserve(1000, 0, 1000) == 2000
+    assert tier.reserve(9000, 0, 1000) == 10_000
 
 
 @given(specs, sizes, st.integers(1, 50))
 def test_latency_overlaps_between_reads_in_flight(spec, nbytes, count):
     tier = Tier(spec)
-    last = [tier.reserve(0, 0, nbytes, reader) for reader in range(count)][-1]
+    last = [tier.reserve(0, 0, nbytes) for _ in range(count)][-1]
     assert last == pytest.approx(count * nbytes * 1e9 / spec.bytes_per_second + spec.latency_ns, abs=2)
-
-
-@given(specs, sizes, st.lists(st.integers(0, 20 * MS), min_size=1, max_size=50))
-def test_an_unlucky_server_costs_one_reader_nothing_but_the_last_lateness(spec, nbytes, stalls):
-    tier, now, deadline = Tier(spec), 0, 0
-    for stall in stalls:
-        deadline = tier.reserve(now, 0, nbytes)
-        # A reply cannot leave before its request was there, however late that request came.
-        now = max(now, deadline) + stall
-        reply(tier, 0, deadline, now)
-    ideal = len(stalls) * (nbytes * 1e9 / spec.bytes_per_second + spec.latency_ns)
-    assert deadline == pytest.approx(ideal, abs=len(stalls) + 2)
-
-
-@given(specs, sizes, st.integers(0, 10 * MS), st.lists(st.integers(0, 80 * MS), min_size=1, max_size=30))
-def test_think_time_is_never_given_back(spec, nbytes, stall, thinks):
-    tier, now, deadline = Tier(spec), 0, 0
-    for think in thinks:
-        now += think
-        deadline = tier.reserve(now, 0, nbytes)
-        now = max(now, deadline) + stall
-        reply(tier, 0, deadline, now)
-    each = nbytes * 1e9 / spec.bytes_per_second + spec.latency_ns
-    assert deadline == pytest.approx(sum(thinks) + len(thinks) * each, abs=len(thinks) + 2)
 
 
 def test_the_rate_is_exact_over_a_million_reads_whose_transfers_are_no_whole_ns():
@@ -107,68 +78,6 @@ def test_the_same_reads_get_the_same_deadlines(spec, reads):
         return [tier.reserve(arrival, 0, size) for arrival, (_, size) in zip(arrivals, reads, strict=True)]
 
     assert deadlines() == deadlines()
-
-
-def test_lateness_of_long_ago_is_forgiven_and_counted():
-    tier = Tier(TierSpec(latency_ms=1))
-    reply(tier, 7, 0, 5 * MS)
-    arrival = 5 * MS + LIFETIME_NS + 1
-    assert tier.reserve(arrival, 0, 1, reader=7) == arrival + MS
-    assert tier.lateness.forgiven_ns == 5 * MS
-
-
-def test_no_more_than_a_second_is_given_back_and_the_rest_is_counted():
-    tier = Tier(TierSpec(latency_ms=1))
-    reply(tier, 7, 0, MAX_OWED_NS + 3)
-    assert tier.reserve(MAX_OWED_NS + 3, 0, 1, reader=7) == 3 + MS
-    assert tier.lateness.forgiven_ns == 3
-
-
-def test_a_reader_that_is_back_before_its_reply_was_noted_had_no_time_to_think():
-    tier = Tier(TierSpec(latency_ms=1))
-    tier.lateness.replying(7, deadline_ns=0, foreseen_ns=MS)
-    assert tier.reserve(3 * MS, 0, 1, reader=7) == MS
-    tier.lateness.replied(7, deadline_ns=-1, done_ns=9 * MS)
-    assert tier.lateness.owed(7, 4 * MS) == 4 * MS
-
-
-def test_lateness_beyond_what_is_given_back_is_forgiven_once():
-    lateness = Lateness()
-    lateness.replying(1, 0, 0)
-    lateness.replied(1, 0, 3 * MAX_OWED_NS)
-    assert [lateness.owed(1, 3 * MAX_OWED_NS + MS) for _ in range(3)] == [MAX_OWED_NS] * 3
-    assert lateness.forgiven_ns == 2 * MAX_OWED_NS
-
-
-def test_after_a_pause_a_reader_is_owed_what_its_process_was_late_last():
-    """Three threads of a process, one of another; the last reply lets all of the process go on."""
-    lateness = Lateness(lambda reader: reader // 10)
-    for reader, late in ((11, 5 * MS), (12, 2 * MS), (21, 3 * MS)):
-        lateness.replying(reader, deadline_ns=0, foreseen_ns=late)
-    for reader, late in ((12, 2 * MS), (21, 3 * MS), (11, 5 * MS)):
-        lateness.replied(reader, deadline_ns=0, done_ns=late)
-    lateness.replying(13, 20 * MS, 20 * MS)
-    lateness.replied(13, deadline_ns=20 * MS, done_ns=20 * MS + 7)
-    assert lateness.owed(11, 5 * MS + PAUSE_NS) == 5 * MS
-    assert lateness.owed(11, 21 * MS) == lateness.owed(12, 21 * MS) == 7
-    assert lateness.owed(21, 21 * MS) == 3 * MS
-
-
-def test_lateness_belongs_to_its_own_reader():
-    tier = Tier(TierSpec(latency_ms=1))
-    reply(tier, 1, 0, MS)
-    assert tier.reserve(MS, 0, 1, reader=2) == 2 * MS
-
-
-def test_readers_that_come_and_go_do_not_fill_the_memory():
-    tier = Tier(TierSpec(latency_ms=1))
-    steady = -1
-    for reader in range(3 * MAX_READERS):
-        reply(tier, reader, 0, MS)
-        reply(tier, steady, 0, MS)
-    assert tier.lateness.owed(0, MS) == 0
-    assert tier.lateness.owed(steady, MS) == MS
-    assert tier.lateness.owed(3 * MAX_READERS - 1, MS) == MS
 
 
 @pytest.mark.parametrize("mbps", [0, -1, math.nan, math.inf, 1e10, 1e-7, "500", True])
@@ -239,5 +148,48 @@ def test_many_late_small_reads_cost_no_more_than_few_and_lose_no_idle_time():
     assert [link.carry(*read, read[0]) for read in reads] == list(_carried_with_all_idle_time_kept(reads))
     for at in range(0, 400_000_000, 20_000):
         link.carry(MS * 2000 + at, 8192, MS * 2000 + at)
-    assert len(link._gaps) <= MAX_GAPS
-    assert link._gaps[0][1] >= link._gaps[-1][1] - REMEMBERED_NS
+    idle = link.idle_times()
+    assert len(idle) <= MAX_GAPS
+    assert idle[0][1] >= idle[-1][1] - REMEMBERED_NS
+
+
+@given(st.integers(1, 10**15), st.lists(st.integers(1, 1 << 44), min_size=1, max_size=5))
+def test_huge_reads_take_what_a_single_exact_division_says(rate, sizes):
+    tier = Tier(TierSpec(rate / 1e6))
+    rate = tier.spec.bytes_per_second
+    taken = [tier.reserve(0, 0, nbytes) for nbytes in sizes]
+    exact = [total * 10**9 // rate for total in itertools.accumulate(sizes)]
+    assert taken == [min(each, FOREVER_NS) for each in exact]
+
+
+def test_no_tier_is_so_slow_that_its_times_overflow():
+    slow = TierSpec(1e-6, 60_000, "lognormal:60000,4", planes=1, page_bytes=1, t_read_us=6e7, depth=1)
+    tier, deadline = Tier(slow), 0
+    for _ in range(20):
+        before, deadline = deadline, tier.reserve(deadline, 0, 1 << 44)
+        assert before <= deadline < 2 * FOREVER_NS or deadline >= FOREVER_NS
+
+
+@given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-(1 << 63), (1 << 63) - 1)), max_size=40))
+def test_a_heap_gives_its_entries_in_the_order_of_key_and_item(entries):
+    heap = Heap(len(entries))
+    assert all(heap.push(*entry) for entry in entries)
+    assert not heap.push(0, 0)
+    assert heap.count == len(entries)
+    found = []
+    while heap.count:
+        found.append((heap.first_key(), heap.pop()))
+    assert found == sorted(entries)
+    assert heap.pop() == NOTHING and heap.first_key() == (1 << 63) - 1
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.data())
+def test_whatever_leaves_a_heap_early_the_rest_stays_in_order(keys, data):
+    heap, left = Heap(64), {}
+    for item, key in enumerate(keys):
+        heap.push(key, item)
+        left[item] = key
+    for item in data.draw(st.lists(st.integers(0, 45), max_size=20)):
+        assert heap.remove(item) == (left.pop(item, None) is not None)
+    assert [heap.pop() for _ in left] == sorted(left, key=lambda item: (left[item], item))
+    assert not heap.count

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hbf_fuse import compiled
 from hbf_fuse.tier import SpecError, Tier, TierSpec, expect, jitter, profiles
 
 US, MS = 1000, 1_000_000
@@ -40,6 +41,16 @@ def test_the_seed_decides_the_jitter():
         return [tier.reserve(0, 0, 1) for _ in range(50)]
 
     assert draws(1) == draws(1) != draws(2)
+    seeds = (0, 1, -1, 1 << 62, -(1 << 62), (1 << 63) - 1, 1 - (1 << 63))
+    assert len({tuple(draws(seed)) for seed in seeds}) == len(seeds)
+
+
+def test_a_rare_event_is_as_rare_as_it_should_be():
+    latencies = jitter.latencies(jitter.parse("tail:1e-6,1000"), 0, seed=5)
+    draws = 20_000_000 if not compiled.why_not() else 200_000
+    seen = sum(latencies.draw() > 0 for _ in range(draws))
+    expected = draws * 1e-6
+    assert abs(seen - expected) <= 4 * expected**0.5 + 1
 
 
 @pytest.mark.parametrize(
@@ -83,7 +94,7 @@ def test_readers_share_the_link_evenly():
     tier, done, shares = Tier(TierSpec(500, 0.3)), dict.fromkeys(range(4), 0), dict.fromkeys(range(4), 0)
     for _ in range(4000):
         reader = min(done, key=done.get)
-        done[reader] = tier.reserve(done[reader], 0, 1 << 17, reader)
+        done[reader] = tier.reserve(done[reader], 0, 1 << 17)
         shares[reader] += 1
     assert max(shares.values()) - min(shares.values()) <= 1
 

@@ -8,7 +8,7 @@ from hbf_fuse.observe import chains, readahead
 from hbf_fuse.observe.attribution import Phase
 from hbf_fuse.observe.trace import Read
 from hbf_fuse.tier import Tier, TierSpec, expect
-from hbf_fuse.tier.virtual import START, Request, replay
+from hbf_fuse.tier.virtual import START, Replay, Request, replay
 
 MIB = 1 << 20
 SPECS = [
@@ -26,11 +26,9 @@ def test_deadlines_are_those_of_the_real_time_path(spec, reads):
     """The filesystem calls reserve as reads arrive; replay must say the same for the same arrivals."""
     reads = sorted(reads)
     tier = Tier(spec)
-    expected = [
-        tier.reserve(arrival, place * MIB, nbytes, 1) for place, (arrival, nbytes) in enumerate(reads)
-    ]
+    expected = [tier.reserve(arrival, place * MIB, nbytes) for place, (arrival, nbytes) in enumerate(reads)]
     requests = [
-        Request(((START, arrival),), place * MIB, nbytes, 1) for place, (arrival, nbytes) in enumerate(reads)
+        Request(((START, arrival),), place * MIB, nbytes) for place, (arrival, nbytes) in enumerate(reads)
     ]
     assert replay(requests, Tier(spec)) == expected
 
@@ -39,7 +37,7 @@ def test_deadlines_are_those_of_the_real_time_path(spec, reads):
 def test_a_chain_of_reads_gets_what_a_closed_loop_gets(depth):
     spec, count = TierSpec(500, 1), 400
     requests = [
-        Request(((place - depth if place >= depth else START, 0),), place * MIB, MIB, place % depth)
+        Request(((place - depth if place >= depth else START, 0),), place * MIB, MIB)
         for place in range(count)
     ]
     rate = count * MIB * 1e3 / max(replay(requests, Tier(spec)))
@@ -51,6 +49,21 @@ def test_marks_take_no_time_of_the_tier():
     assert replay(requests, Tier(TierSpec(1, 100))) == [5, 12]
 
 
+def test_a_replay_refuses_what_waits_for_nothing_that_exists_and_leaves_circles_out():
+    with pytest.raises(IndexError, match="waits for 2"):
+        replay([Request(((2, 0),), 0, 1), Request(((0, 0),), 0, 1)], Tier(TierSpec(1)))
+    circle = [Request(((1, 0),), 0, 1), Request(((0, 0),), 0, 1), Request(((START, 3),), 0, 0)]
+    assert replay(circle, Tier(TierSpec(1))) == [0, 0, 3]
+    assert replay([], Tier(TierSpec(1))) == []
+
+
+def test_one_replay_can_be_made_on_several_tiers():
+    requests = [Request(((place - 1, 10),), place * MIB, MIB) for place in range(50)]
+    flat = Replay(requests)
+    for spec in SPECS:
+        assert flat.on(Tier(spec)) == replay(requests, Tier(spec))
+
+
 def recorded(spec, think_ns, count=200, windows=1):
     """A trace of a thread that asks for `windows` reads at once, waits for the last, and thinks."""
     tier, now, found = Tier(spec), 1_000_000, []
@@ -58,7 +71,7 @@ def recorded(spec, think_ns, count=200, windows=1):
         arrival = now
         for window in range(windows):
             offset = (round_number * windows + window) * MIB
-            done = tier.reserve(arrival, offset, MIB, 7)
+            done = tier.reserve(arrival, offset, MIB)
             found.append(Read(arrival, done, done, offset, MIB, 7, 2, 0))
         now = found[-1].done_ns + think_ns
     return found
@@ -91,7 +104,7 @@ def read_ahead(spec, using_ns, windows=150, of=8):
         for place in range(window * of, (window + 1) * of):
             # A few us lie between the arrivals of what was asked for at once.
             arrival = now + place % of * 3_000
-            done = tier.reserve(arrival, place * MIB, MIB, 7)
+            done = tier.reserve(arrival, place * MIB, MIB)
             found.append(Read(arrival, done, done, place * MIB, MIB, 7, 2, 0))
         came.append([read.done_ns for read in found[-of:]])
 

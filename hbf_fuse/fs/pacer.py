@@ -15,11 +15,11 @@ from typing import Any
 from hbf_fuse import linux
 from hbf_fuse.fs.arrival import Disturbances
 from hbf_fuse.fs.costs import Costs, unsure_ns
+from hbf_fuse.fs.lateness import MAX_READERS, Lateness
 from hbf_fuse.fs.placement import Placement
 from hbf_fuse.fs.service import Part, Service
 from hbf_fuse.observe import Counters, CpuWait, Recorder
 from hbf_fuse.tier import Tier, TierSpec
-from hbf_fuse.tier.lateness import MAX_READERS, Lateness
 
 _BLIND_NS = 1_000_000_000
 """So long after the server saw all reads again it may still come upon one that had waited before."""
@@ -42,8 +42,7 @@ class Pacer:
         costs: Costs,
         trace: Recorder,
     ) -> None:
-        lateness = Lateness(_process_of)
-        self.tiers = [Tier(spec, lateness) for spec in specs.values()]
+        self.tiers = [Tier(spec) for spec in specs.values()]
         self.changed = False
         """Whether a tier was exchanged for another since counting began."""
         self.counters = Counters()
@@ -52,7 +51,7 @@ class Pacer:
         self._places = {name: place for place, name in enumerate(specs)}
         self._bytes = [0] * len(self.tiers)
         self._placements = placements
-        self._lateness = lateness
+        self._lateness = Lateness(_process_of)
         self._trace = trace
         self._throttled = any(spec.throttled for spec in specs.values())
         self._lock = threading.Lock()
@@ -68,7 +67,7 @@ class Pacer:
             self.counters.began(service.arrival_ns, nbytes, service.reader, starved_ns)
             service.owed_ns = self._lateness.owed(service.reader, arrival_ns)
             service.began_ns = arrival_ns - service.owed_ns
-            service.parts = self._reserve(service, arrival_ns)
+            service.parts = self._reserve(service, service.began_ns)
             service.deadline_ns = max(part.deadline_ns for part in service.parts)
             if service.arrival is not None:
                 service.arrival.begin(self._disturbances_before(service))
@@ -82,7 +81,7 @@ class Pacer:
             named = placement.pieces(service.offset, len(service.data))
             pieces = ((self._places[name], offset, nbytes) for name, offset, nbytes in named)
         return [
-            Part(place, offset, nbytes, self.tiers[place].reserve(arrival_ns, offset, nbytes, service.reader))
+            Part(place, offset, nbytes, self.tiers[place].reserve(arrival_ns, offset, nbytes))
             for place, offset, nbytes in pieces
         ]
 

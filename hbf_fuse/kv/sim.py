@@ -1,6 +1,5 @@
 """KV spill in virtual time, on the very device that mounts emulate."""
 
-import heapq
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,8 @@ import numpy as np
 from hbf_fuse.errors import HbfError
 from hbf_fuse.kv.spill import Spill, ceiling_tps, layer_read_seconds, token_seconds
 from hbf_fuse.tier import Tier, TierSpec
+from hbf_fuse.tier.bounds import FOREVER_NS
+from hbf_fuse.tier.window import Window
 
 TOKENS = 64
 WARM_UP = 2
@@ -65,34 +66,34 @@ class Simulated:
 
 
 def simulate(spill: Spill, spec: TierSpec, tokens: int = TOKENS) -> Simulated:
-    """Decode `tokens` tokens. Deterministic for the tier's seed. HbfError where no token takes any time."""
-    tier = Tier(spec)
+    """Decode `tokens` tokens. Deterministic for the tier's seed. HbfError where no token takes any time, or
+    where they take decades.
+    """
+    window = Window(Tier(spec), spill.depth)
     write_ns = round(spill.written_bytes * 1e3 / spill.write_mbps) if spill.write_mbps else 0
     compute_ns = round(spill.compute_seconds / spill.layers * 1e9)
-    chunks, slots = spill.chunks(), [(0, slot) for slot in range(spill.depth)]
+    layer_bytes, chunk_bytes = spill.layer_bytes, spill.chunk_bytes
+    if spill.token_bytes > FOREVER_NS:
+        raise HbfError(f"a token reads {spill.token_bytes:.3g} bytes; at most {FOREVER_NS:.3g} are simulated")
     starts: list[int] = []
     ends: list[int] = []
     end = written = 0
-    pop, push, reserve = heapq.heappop, heapq.heappush, tier.reserve
     for token in range(tokens + WARM_UP):
         for layer in range(spill.layers):
             job = token * spill.layers + layer
             ahead = job - spill.prefetch
             issued = end if not spill.prefetch else starts[ahead] if ahead >= 0 else 0
-            ready, base = issued, layer * spill.layer_bytes
-            for offset, nbytes in chunks:
-                free, slot = pop(slots)
-                deadline = reserve(max(free, issued), base + offset, nbytes, slot)
-                push(slots, (deadline, slot))
-                ready = max(ready, deadline)
+            ready = window.read(issued, layer * layer_bytes, layer_bytes, chunk_bytes)
             starts.append(max(end, ready))
             end = starts[-1] + compute_ns
+            if end >= FOREVER_NS:
+                raise HbfError("decoding would take decades: this tier is too slow for so large a context")
         # The token's keys and values are written behind its back, one token's at most.
         end = max(end, written)
-        written = max(written, end) + write_ns
+        written = end + write_ns
         ends.append(end)
     if not end:
         raise HbfError("neither reading nor computing takes any time: there is no speed to tell")
     counted = np.diff(np.array(ends, dtype=float))[WARM_UP - 1 :] / 1e9
-    reads = (tokens + WARM_UP) * spill.layers * len(chunks)
+    reads = (tokens + WARM_UP) * spill.layers * -(-layer_bytes // chunk_bytes)
     return Simulated(spill, spec, tuple(counted.tolist()), reads)

@@ -18,7 +18,6 @@ from hbf_fuse.observe.trace import Read, joined, wholes
 from hbf_fuse.tier import Tier, TierSpec
 from hbf_fuse.tier.virtual import START, Request, replay
 
-MARK_READER = 0
 PAGE = 4096
 
 After = tuple[tuple[int, int], ...]
@@ -55,12 +54,12 @@ class Chains:
         for the newest read of any thread.
         """
         found = [
-            Request(after, read.offset, read.nbytes, read.reader)
+            Request(after, read.offset, read.nbytes)
             for after, read in zip(self._after, self.reads, strict=True)
         ]
         everybody = self._ends(range(len(self.reads)))
         marks = self._comings + [self._newest(mark, everybody) for mark in marks_ns]
-        return found + [Request(after, 0, 0, MARK_READER) for after in marks]
+        return found + [Request(after, 0, 0) for after in marks]
 
     def _windows(self, places: Sequence[int]) -> int:
         """Let windows of readahead wait as the kernel does; returns the bytes in them."""

@@ -1,11 +1,10 @@
 """Latency that varies: distributions by name, each drawn from a seeded generator, so that runs repeat."""
 
 import math
-import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
+from hbf_fuse.tier.draws import Latencies
 from hbf_fuse.tier.errors import SpecError
 
 FORMS = {
@@ -57,22 +56,6 @@ class Part:
         """How far under the latency it may reach."""
         return {"uniform": 1, "normal": NORMAL_REACH}.get(self.kind, 0) * self.values[0]
 
-    def drawn_from(self, generator: random.Random) -> Callable[[], float]:
-        """A function that draws one value, in ms."""
-        first, second = (*self.values, 0.0)[:2]
-        match self.kind:
-            case "uniform":
-                return partial(generator.uniform, -first, first)
-            case "normal":
-                return partial(generator.gauss, 0.0, first)
-            case "exponential" if first:
-                return partial(generator.expovariate, 1 / first)
-            case "lognormal" if first:
-                return partial(generator.lognormvariate, math.log(first) - second**2 / 2, second)
-            case "tail":
-                return lambda: second if generator.random() < first else 0.0
-        return lambda: 0.0
-
 
 def parse(text: str) -> tuple[Part, ...]:
     """The parts of "normal:0.1+tail:1e-4,2"; empty for no jitter. SpecError says which part is wrong."""
@@ -82,18 +65,10 @@ def parse(text: str) -> tuple[Part, ...]:
     return tuple(_part(piece.strip()) for piece in pieces)
 
 
-def sampler(parts: tuple[Part, ...], latency_ms: float, seed: int) -> Callable[[], int]:
-    """A function that draws latency with jitter, in ns, never below 0."""
-    generator = random.Random(seed)  # noqa: S311 - a distribution, not a secret
-    draws = [part.drawn_from(generator) for part in parts]
-
-    def draw() -> int:
-        drawn_ms = latency_ms
-        for each in draws:
-            drawn_ms += each()
-        return round(drawn_ms * 1e6) if drawn_ms > 0 else 0
-
-    return draw
+def latencies(parts: Sequence[Part], latency_ms: float, seed: int) -> Latencies:
+    """Latencies with jitter, drawn one by one."""
+    coded = [(part.kind, part.values[0], part.values[-1]) for part in parts]
+    return Latencies(latency_ms, coded, seed)
 
 
 def _part(piece: str) -> Part:

@@ -1,12 +1,10 @@
 """The link: one pipe, busy or idle, on the device's own time scale."""
 
-from bisect import bisect_left, bisect_right
+from array import array
 
-REMEMBERED_NS = 100_000_000
-"""How far back idle time can still be used; as long as lateness is given back (see Lateness)."""
+from hbf_fuse.tier.bounds import FOREVER_NS, MAX_GAPS, REMEMBERED_NS
 
-MAX_GAPS = 4096
-"""Idle times remembered at once; the oldest go first. Twice what small reads leave within REMEMBERED_NS."""
+_ROOM = 2 * MAX_GAPS
 
 
 class Link:
@@ -19,51 +17,91 @@ class Link:
 
     def __init__(self) -> None:
         self._free_ns = 0
-        self._gaps: list[tuple[int, int]] = []
+        # Idle times, oldest first, in the places from _first up to _end.
+        self._starts = array("q", bytes(8 * _ROOM))
+        self._ends = array("q", bytes(8 * _ROOM))
+        self._first = self._end = 0
 
     def carry(self, arrival_ns: int, duration_ns: int, now_ns: int) -> int:
         """Take the pipe for duration_ns from arrival_ns on, as early as it is idle; returns the end.
 
-        now_ns: when this was asked for. arrival_ns may be far behind it (a reader that was late) or ahead of
-        it (a plane that has yet to read).
+        now_ns: when this was asked for. arrival_ns may be ahead of it (a plane that has yet to read). None
+        may be beyond FOREVER_NS; nor is what is returned.
         """
         free_ns = self._free_ns
         if arrival_ns >= free_ns:
             # Before the first read there was nothing that anybody could have used.
             if arrival_ns > free_ns > 0:
                 self._remember(free_ns, arrival_ns, now_ns)
-            self._free_ns = arrival_ns + duration_ns
+            self._free_ns = min(arrival_ns + duration_ns, FOREVER_NS)
             return self._free_ns
-        if duration_ns and self._gaps and self._gaps[-1][1] > arrival_ns:
-            end_ns, duration_ns = self._fill(arrival_ns, duration_ns)
-            if not duration_ns:
-                return end_ns
-        self._free_ns = free_ns + duration_ns
-        return self._free_ns
+        end_ns, left_ns = arrival_ns, duration_ns
+        at = self._first_after(arrival_ns)
+        while left_ns and at < self._end:
+            begin_ns = max(self._starts[at], arrival_ns)
+            end_ns = min(self._ends[at], begin_ns + left_ns)
+            left_ns -= end_ns - begin_ns
+            at = self._use(at, begin_ns, end_ns)
+        if left_ns or not duration_ns:
+            self._free_ns = end_ns = min(free_ns + left_ns, FOREVER_NS)
+        return end_ns
+
+    def idle_times(self) -> list[tuple[int, int]]:
+        """Those that can still be used, oldest first, each as (start, end) in ns."""
+        return [(self._starts[at], self._ends[at]) for at in range(self._first, self._end)]
 
     def _remember(self, start_ns: int, end_ns: int, now_ns: int) -> None:
-        gaps = self._gaps
-        gaps.append((start_ns, end_ns))
-        del gaps[: bisect_left(gaps, min(now_ns, end_ns) - REMEMBERED_NS, key=_end)]
-        del gaps[:-MAX_GAPS]
+        self._insert(self._end, start_ns, end_ns)
+        oldest_ns = min(now_ns, end_ns) - REMEMBERED_NS
+        while self._ends[self._first] < oldest_ns:
+            self._first += 1
 
-    def _fill(self, arrival_ns: int, duration_ns: int) -> tuple[int, int]:
-        """Use idle time from arrival_ns on. Returns the end of the last piece and what is left to carry."""
-        gaps, left = self._gaps, []
-        end_ns = arrival_ns
-        first = at = bisect_right(gaps, arrival_ns, key=_end)
-        while duration_ns and at < len(gaps):
-            start, end = gaps[at]
-            begin = max(start, arrival_ns)
-            end_ns = min(end, begin + duration_ns)
-            duration_ns -= end_ns - begin
-            left += [piece for piece in ((start, begin), (end_ns, end)) if piece[0] < piece[1]]
-            at += 1
-        # Using the middle of one leaves two.
-        gaps[first:at] = left
-        del gaps[:-MAX_GAPS]
-        return end_ns, duration_ns
+    def _use(self, at: int, begin_ns: int, end_ns: int) -> int:
+        """Take the time from begin_ns to end_ns out of an idle time; returns the place of the next one."""
+        start_ns, stop_ns = self._starts[at], self._ends[at]
+        if start_ns == begin_ns and end_ns == stop_ns:
+            self._remove(at)
+            return at
+        if start_ns == begin_ns:
+            self._starts[at] = end_ns
+            return at + 1
+        self._ends[at] = begin_ns
+        if end_ns == stop_ns:
+            return at + 1
+        # Using the middle of one leaves two. Places move when the oldest make room, but not from the end.
+        behind = self._end - at - 1
+        self._insert(at + 1, end_ns, stop_ns)
+        return self._end - behind
 
+    def _first_after(self, moment_ns: int) -> int:
+        """The place of the first idle time that ends after a moment."""
+        low, high = self._first, self._end
+        while low < high:
+            middle = (low + high) // 2
+            if self._ends[middle] > moment_ns:
+                high = middle
+            else:
+                low = middle + 1
+        return low
 
-def _end(gap: tuple[int, int]) -> int:
-    return gap[1]
+    def _insert(self, at: int, start_ns: int, end_ns: int) -> None:
+        """Put an idle time at a place; of more than MAX_GAPS the oldest goes."""
+        if self._end == _ROOM:
+            at -= self._first
+            self._to_the_front()
+        for place in range(self._end, at, -1):
+            self._starts[place], self._ends[place] = self._starts[place - 1], self._ends[place - 1]
+        self._starts[at], self._ends[at] = start_ns, end_ns
+        self._end += 1
+        self._first = max(self._first, self._end - MAX_GAPS)
+
+    def _remove(self, at: int) -> None:
+        self._end -= 1
+        for place in range(at, self._end):
+            self._starts[place], self._ends[place] = self._starts[place + 1], self._ends[place + 1]
+
+    def _to_the_front(self) -> None:
+        for place in range(self._first, self._end):
+            self._starts[place - self._first] = self._starts[place]
+            self._ends[place - self._first] = self._ends[place]
+        self._first, self._end = 0, self._end - self._first

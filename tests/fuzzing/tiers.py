@@ -38,7 +38,7 @@ def _drive(spec: TierSpec) -> None:
     device = Tier(spec)
     for count in range(20):
         arrival = count * 1000
-        assert device.reserve(arrival, count << 20, 1 << (count % 12), count % 3) >= arrival
+        assert device.reserve(arrival, count << 20, 1 << (count % 12)) >= arrival
     assert str(spec) and spec.mean_latency_ms >= 0
     assert TierSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
     rate = expect.closed_loop(spec, 4096, 2, reads=20)

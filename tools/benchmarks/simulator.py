@@ -23,8 +23,7 @@ SPILL = Spill(kv_bytes=36_864, layers=36, context=131_072, resident=8192, comput
 
 def main() -> None:
     chained = [
-        Request(((place - 8 if place >= 8 else START, 1000),), place * MIB, MIB, place % 8)
-        for place in range(READS)
+        Request(((place - 8 if place >= 8 else START, 1000),), place * MIB, MIB) for place in range(READS)
     ]
     cases: dict[str, Callable[[], int]] = {
         "closed loop": lambda: _counted(expect.closed_loop(SPEC, MIB, 8, READS), READS),
