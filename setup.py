@@ -27,6 +27,8 @@ DIRECTIVES = {
 # No fused multiply and add: Python has none, and what is compiled must give the same numbers.
 FLAGS = ["-O2", "-g0", "-ffp-contract=off", "-Wno-unused-function"]
 BUILT = "hbf_fuse/_built.py"
+PACKAGE = str(ROOT / "hbf_fuse")
+SOURCES = compiled.sources(PACKAGE)
 
 
 class BuildAllOrNone(build_ext):
@@ -35,6 +37,8 @@ class BuildAllOrNone(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.parallel = self.parallel or os.cpu_count()
+        # In place, as in development, what has not changed is not built again; else nothing old is trusted.
+        self.force = self.force or not self.inplace
 
     def build_extensions(self) -> None:
         try:
@@ -47,10 +51,7 @@ class BuildAllOrNone(build_ext):
             self._built().unlink(missing_ok=True)
             self.extensions = []
         else:
-            text = f'DIGEST = "{compiled.digest(str(ROOT / "hbf_fuse"))}"\nSUFFIX = "{compiled.SUFFIX}"\n'
-            self._built().write_text(
-                f'"""What the compiled modules were made from, and for which Python."""\n\n{text}'
-            )
+            self._built().write_text(compiled.record(compiled.digest(SOURCES, PACKAGE)))
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
@@ -78,5 +79,5 @@ def extension(source: str) -> Extension:
 
 setup(
     cmdclass={"build_ext": BuildAllOrNone},
-    ext_modules=[extension(source) for source in compiled.modules(str(ROOT / "hbf_fuse"))],
+    ext_modules=[extension(source) for source in compiled.modules(SOURCES)],
 )

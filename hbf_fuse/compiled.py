@@ -7,11 +7,9 @@ which Python. pathlib and hashlib would take longer to import than all of this.
 
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module, invalidate_caches
+from collections.abc import Iterable, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from types import ModuleType
-from typing import Any
 
 try:
     from _sha2 import sha256  # type: ignore[import-not-found]
@@ -26,6 +24,7 @@ SUFFIX = EXTENSION_SUFFIXES[0]
 """Of modules that this Python can load, such as `.cpython-311-x86_64-linux-gnu.so`."""
 
 _AGAIN = "run `pip install` again, or tools/setup"
+_STALE = f"the compiled modules are older than their sources: {_AGAIN}"
 _state = {"why_not": ""}
 
 
@@ -34,29 +33,9 @@ def why_not() -> str:
     return _state["why_not"]
 
 
-def modules(package: str = PACKAGE) -> list[str]:
-    """The sources of what is compiled, as paths within the package such as `tier/link.py`, sorted."""
-    files = set(_files(package))
-    stems = {name.rpartition(".")[0] for name in files if name.endswith((".pxd", ".pyx"))}
-    # A .pxd may also stand alone: declarations.
-    return sorted(
-        name
-        for stem in stems
-        for name in (f"{stem}.pyx", f"{stem}.py")
-        if name in files and _first(name, files)
-    )
-
-
-def digest(package: str = PACKAGE) -> str:
-    """SHA-256 over all that the compiled modules are made from."""
-    declared = [name for name in _files(package) if name.endswith((".pxd", ".pyx"))]
-    whole = sha256()
-    for name in sorted({*declared, *modules(package)}):
-        with open(os.path.join(package, name), "rb") as file:
-            content = file.read()
-        whole.update(f"{name} {len(content)}\n".encode())
-        whole.update(content)
-    return str(whole.hexdigest())
+def is_stale() -> bool:
+    """Whether there are compiled modules that are older than their sources."""
+    return why_not() == _STALE
 
 
 def decide() -> None:
@@ -67,21 +46,50 @@ def decide() -> None:
         sys.meta_path.insert(0, _Uncompiled())
 
 
+def sources(package: str = PACKAGE) -> list[str]:
+    """All that the compiled modules are made from, as paths within the package such as `tier/link.pxd`."""
+    files = set(_files(package))
+    declared = {name for name in files if name.endswith((".pxd", ".pyx"))}
+    # A .pxd may also stand alone, or beside a .pyx.
+    return sorted(declared | {name[:-3] + "py" for name in declared} & files)
+
+
+def modules(names: Iterable[str]) -> list[str]:
+    """Those of `sources` that become a module each."""
+    known = set(names)
+    return sorted(name for name in known if not name.endswith(".pxd") and name + "x" not in known)
+
+
+def digest(names: Iterable[str], package: str = PACKAGE) -> str:
+    """SHA-256 over the names and the contents of sources."""
+    whole = sha256()
+    for name in names:
+        with open(os.path.join(package, name), "rb") as file:
+            content = file.read()
+        whole.update(f"{name} {len(content)}\n".encode() + content)
+    return str(whole.hexdigest())
+
+
+def record(made_from: str) -> str:
+    """The text of `_built.py`, for what was made from sources with this digest."""
+    about = "From what the compiled modules were made, and for which Python."
+    return f'"""{about}"""\n\nDIGEST = "{made_from}"\nSUFFIX = "{SUFFIX}"\n'
+
+
 def _reason() -> str:
     if os.environ.get("HBF_UNCOMPILED"):
         return "HBF_UNCOMPILED is set: unset it to use the compiled modules"
-    sys.modules.pop("hbf_fuse._built", None)
-    invalidate_caches()
     try:
-        built: Any = import_module("hbf_fuse._built")
-        suffix, made_from = built.SUFFIX, built.DIGEST
-    except (ImportError, AttributeError):
+        with open(os.path.join(PACKAGE, "_built.py"), encoding="utf-8") as file:
+            built = file.read()
+    except OSError:
         return f"the compiled modules were not built: install gcc and python3-dev, then {_AGAIN}"
-    if suffix != SUFFIX:
-        return f"the compiled modules are another Python's ({suffix}): {_AGAIN}"
-    if made_from != digest():
-        return f"the compiled modules are older than their sources: {_AGAIN}"
-    missing = [name for name in modules() if not os.path.exists(library(name))]
+    if f'SUFFIX = "{SUFFIX}"' not in built:
+        return f"the compiled modules were built for another Python: {_AGAIN}"
+    names = sources()
+    if f'DIGEST = "{digest(names)}"' not in built:
+        return _STALE
+    missing = [name for name in modules(names) if not os.path.exists(library(name))]
     return f"the compiled module of {missing[0]} is missing: {_AGAIN}" if missing else ""
 
 
@@ -105,11 +113,6 @@ def _files(package: str) -> list[str]:
                 else:
                     found.append(folder + entry.name)
     return found
-
-
-def _first(name: str, files: set[str]) -> bool:
-    """Whether no .pyx goes before this source."""
-    return name.endswith(".pyx") or name + "x" not in files
 
 
 class _Uncompiled:

@@ -1,13 +1,35 @@
 """Real mounts, real models: each test gets its own directory and leaves nothing behind."""
 
+import importlib
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from hbf_fuse import compiled
+
+
+def _build_what_is_stale() -> None:
+    """Tests of what was compiled from other sources would tell nothing."""
+    if not compiled.is_stale():
+        return
+    root = Path(compiled.PACKAGE).parent
+    line = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    built = subprocess.run(line, cwd=root, capture_output=True, text=True, check=False)
+    importlib.invalidate_caches()
+    compiled.decide()
+    if compiled.is_stale():
+        pytest.exit(f"{compiled.why_not()}\n{built.stderr.strip()}", returncode=3)
+
+
+# Before anything that may be compiled is imported.
+_build_what_is_stale()
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import presets, synth
