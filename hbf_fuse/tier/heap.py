@@ -16,9 +16,8 @@ class Heap:
     def __init__(self, room: int) -> None:
         self.count = 0
         self._room = room
-        # One more, since a view of nothing is refused.
-        self._keys = array("q", bytes(8 * (room + 1)))
-        self._items = array("q", bytes(8 * (room + 1)))
+        self._keys = array("q", bytes(8 * room))
+        self._items = array("q", bytes(8 * room))
 
     def push(self, key: int, item: int) -> bool:
         """Put an entry in. False, and nothing done, where there is no room."""
