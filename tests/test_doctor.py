@@ -75,6 +75,12 @@ def now(**changes):
     return {"now": {**GOOD.now, **changes}}
 
 
+def test_an_uncompiled_read_path_is_told_with_its_remedy():
+    assert line_of("read path").state == OK
+    line = line_of("read path", uncompiled="the compiled modules were not built: install gcc")
+    assert line.state == WARN and "not built" in line.message and line.mend == "install gcc"
+
+
 def test_a_good_machine_has_nothing_to_mend():
     lines = doctor.examine(GOOD)
     assert {line.state for line in lines} == {OK}

@@ -13,6 +13,7 @@ GROUND = {"compiled", "documents", "errors", "linux", "mountinfo", "signals", "u
 ROOMS = [
     {"tier", "gguf"},
     {"observe"},
+    {"pacing"},
     {"fs"},
     {"engine"},
     {"limits"},

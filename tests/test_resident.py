@@ -9,37 +9,35 @@ import pytest
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.fs.resident import HEADROOM_BYTES, MIN_BYTES, WINDOW_BYTES, Resident
 from hbf_fuse.mount import live, tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe.residency import resident_bytes
+from hbf_fuse.pacing.resident import HEADROOM_BYTES, MIN_BYTES, WINDOW_BYTES, Resident
 from hbf_fuse.tier import TierSpec
 
 MIB = 1 << 20
-INO = 7
+FILE = 1
 SIZE = 64 * MIB
 
 
 class Kernel:
-    """Takes what a Resident drops, at once, in the thread that drops it."""
+    """Takes what a Resident drops, at once."""
 
     def __init__(self, policy, budget=MIN_BYTES):
         self.dropped = []
-        self.resident = Resident(budget, policy, {INO: SIZE})
-        self.resident.start(lambda ino, offset, nbytes: self.dropped.append((offset, nbytes)))
+        self.resident = Resident(budget, policy, [4096, SIZE])
 
     def read(self, offset, nbytes=MIB):
-        self.resident.coming(INO, offset, nbytes)
-        self.resident.came(INO, offset, nbytes, arrived=True)
+        self.resident.coming(FILE, offset, nbytes)
+        self.settle()
+        self.resident.came(FILE, offset, nbytes)
         self.settle()
 
     def settle(self):
-        deadline = time.monotonic() + 5
-        while (
-            self.resident.resident_bytes > self.resident.budget - HEADROOM_BYTES
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.001)
+        while self.resident.next_drop():
+            assert self.resident.drop_file == FILE
+            first, end = self.resident.drop_first, self.resident.drop_end
+            self.dropped.append((first * 4096, (end - first) * 4096))
 
 
 def test_fifo_drops_what_came_first_and_never_more_than_must_go():
@@ -74,10 +72,10 @@ def test_a_page_that_the_kernel_dropped_itself_is_counted_once():
 def test_replies_are_not_remembered_for_ever_where_the_budget_is_never_reached():
     kernel = Kernel("fifo")
     kernel.read(0, 4096)
-    for count in range(10_000):
+    for count in range(30_000):
         kernel.read(4096 * (1 + count % 100), 4096)
     assert kernel.resident.resident_bytes == 101 * 4096
-    assert len(kernel.resident._queue) < 2000
+    assert kernel.resident._count <= 2 * MIN_BYTES // 4096
     for place in range(1, 40):
         kernel.read(place * MIB)
     assert kernel.dropped[:3] == [(0, 4096), (4096, 4096), (8192, 4096)]
@@ -93,14 +91,14 @@ def test_more_replies_than_32_bits_can_count_are_no_trouble():
 
 def test_pages_of_a_read_that_failed_are_not_counted():
     kernel = Kernel("fifo")
-    kernel.resident.coming(INO, 0, MIB)
-    kernel.resident.came(INO, 0, MIB, arrived=False)
+    kernel.resident.coming(FILE, 0, MIB)
+    kernel.resident.abandoned(MIB)
     assert kernel.resident.resident_bytes == 0
 
 
 def test_exempt_pages_are_neither_counted_nor_dropped():
     kernel = Kernel("fifo")
-    kernel.resident.exempt(INO, 0, 8 * MIB)
+    kernel.resident.exempt(FILE, 0, 8 * MIB)
     for place in range(40):
         kernel.read(place * MIB)
     assert min(offset for offset, _ in kernel.dropped) == 8 * MIB
@@ -117,7 +115,7 @@ def test_part_of_a_reply_that_came_again_is_dropped_once():
 
 def test_a_budget_that_cannot_work_is_refused():
     with pytest.raises(HbfError, match="thrashes"):
-        Resident(MIN_BYTES - 1, "pin", {INO: SIZE})
+        Resident(MIN_BYTES - 1, "pin", [4096, SIZE])
     with pytest.raises(HbfError, match="lru"):
         Layout(SIZE, "lru")
 

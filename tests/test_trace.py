@@ -17,11 +17,14 @@ from hbf_fuse.gguf.reader import Tensor
 from hbf_fuse.mount import live
 from hbf_fuse.observe import attribution, chains
 from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.observe.trace import RECORD, RING_RECORDS, Read, Recorder, Trace, header_line
+from hbf_fuse.observe.bounds import RING_RECORDS
+from hbf_fuse.observe.ring import Ring
+from hbf_fuse.observe.trace import RECORD, Read, Trace, TraceFile, header_line
 from hbf_fuse.tier import TierSpec
 
 DATA = Path(__file__).parent / "data"
 HEADER = {"tiers": {"hbf": {}}, "files": {"2": {"path": "model.gguf", "size": 1000}}}
+TIERS = b'"tiers": {"a": {}, "b": {}, "c": {}, "d": {}}'
 TENSORS = [
     Tensor("token_embd.weight", (10, 10), "F32", 100, 100),
     Tensor("blk.0.attn_q.weight", (10, 10), "F32", 200, 300),
@@ -33,40 +36,64 @@ def read(arrival=0, offset=0, nbytes=100, done=None, reader=1, tier=0):
     return Read(arrival, arrival, done if done is not None else arrival + 10, offset, nbytes, reader, 2, tier)
 
 
-def test_what_is_recorded_is_read_back(tmp_path):
-    recorder = Recorder()
-    recorder.write_to(tmp_path / "trace", HEADER)
-    reads = [read(arrival=place, offset=place * 10) for place in range(50)]
+def parsed(records):
+    return [Read(*fields) for fields in RECORD.iter_unpack(records)]
+
+
+def recorded(path, reads):
+    ring = Ring()
+    file = TraceFile(path, HEADER, ring)
     for one in reads:
-        recorder.add(*one)
-    recorder.close()
-    trace = Trace.parse((tmp_path / "trace").read_bytes())
-    assert list(trace) == reads == recorder.since(0)
-    assert recorder.since(48) == reads[48:] and recorder.since(50) == []
+        ring.add(*one)
+    file.close()
+    assert not file.stopped
+    return ring
+
+
+def test_what_is_recorded_is_read_back(tmp_path):
+    reads = [read(arrival=place, offset=place * 10, reader=(1 << 22) - 1, tier=3) for place in range(50)]
+    ring = recorded(tmp_path / "trace", reads)
+    trace = Trace.parse((tmp_path / "trace").read_bytes().replace(b'"tiers": {"hbf": {}}', TIERS))
+    assert list(trace) == reads == parsed(ring.since(0)[0])
+    assert parsed(ring.since(48)[0]) == reads[48:] and ring.since(50) == (b"", 0)
     assert attribution.of_file(trace, "model.gguf") == reads
     assert attribution.of_file(trace, "other.gguf") == []
 
 
-def test_the_ring_keeps_the_newest():
-    recorder = Recorder()
+def test_the_ring_keeps_the_newest_and_counts_what_it_lost():
+    ring = Ring()
     for place in range(RING_RECORDS + 5):
-        recorder.add(*read(arrival=place))
-    kept = Trace.parse(header_line(HEADER) + recorder.recent())
-    assert [each.arrival_ns for each in kept] == list(range(5, RING_RECORDS + 5))
-    assert [each.arrival_ns for each in recorder.since(RING_RECORDS + 3)] == [
-        RING_RECORDS + 3,
-        RING_RECORDS + 4,
-    ]
+        ring.add(*read(arrival=place))
+    kept = Trace.parse(header_line(HEADER) + ring.since(0)[0])
+    # The place of the oldest may be written to at any moment.
+    assert [each.arrival_ns for each in kept] == list(range(6, RING_RECORDS + 5))
+    assert ring.since(0)[1] == 6 and ring.since(4)[1] == 2
+    records, lost = ring.since(RING_RECORDS + 3)
+    assert [each.arrival_ns for each in parsed(records)] == [RING_RECORDS + 3, RING_RECORDS + 4] and not lost
 
 
-def test_a_full_disk_ends_the_file_and_nothing_else():
-    recorder = Recorder()
-    recorder.write_to(Path("/dev/full"), HEADER)
-    for place in range(5000):
-        recorder.add(*read(arrival=place))
-    recorder.close()
-    assert recorder.count == 5000
-    assert "No space" in recorder.stopped
+def test_a_full_disk_is_told_when_the_trace_begins():
+    with pytest.raises(OSError, match="No space"):
+        TraceFile(Path("/dev/full"), HEADER, Ring())
+
+
+def test_a_disk_that_becomes_full_ends_the_file_and_nothing_else(tmp_path):
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+from hbf_fuse.observe.bounds import RING_RECORDS
+from hbf_fuse.observe.ring import Ring
+from hbf_fuse.observe.trace import TraceFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+ring = Ring()
+file = TraceFile(Path({str(tmp_path / "trace")!r}), {HEADER!r}, ring)
+for place in range(5000):
+    ring.add(place, place, place + 1, 0, 100, 1, 2, 0, 0)
+file.close()
+assert ring.count == 5000 and "large" in file.stopped, file.stopped
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"[]\n", b'{"format": "other"}\n', b"\x00" * 5000])
@@ -173,10 +200,7 @@ def test_the_first_pass_over_two_files_is_over_when_both_have_come():
 
 def test_the_run_of_another_trace_is_refused(tmp_path):
     document = json.loads((DATA / "run-mmap.json").read_text())
-    recorder = Recorder()
-    recorder.write_to(tmp_path / "trace", HEADER)
-    recorder.add(*read(arrival=10))
-    recorder.close()
+    recorded(tmp_path / "trace", [read(arrival=10)])
     document["tier_stats"].update(first_arrival_ns=1000, last_done_ns=2000)
     name = tmp_path / f"{document['cell']['name']}.json"
     name.write_text(json.dumps(document))

@@ -10,12 +10,15 @@ import time
 
 import pytest
 
+from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem, verdict
-from hbf_fuse.fs.arrival import Arrival, Disturbances, FirstPass
-from hbf_fuse.fs.service import Service
-from hbf_fuse.mount import envelope, floor, live
+from hbf_fuse.mount import envelope, floor, live, server
+from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import Counters, machine
+from hbf_fuse.pacing.coverage import Coverage, Disturbances, FirstPass
+from hbf_fuse.pacing.credit import Credit
+from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec
 
 GB = 1_000_000_000
@@ -34,13 +37,13 @@ def judge(
     **disturbances,
 ):
     counters = Counters()
-    counters.began(0, 1 << 20, 1, 0)
-    counters.finished(0, 0, late_ns, 1 << 20)
+    counters.began(0, 1 << 20, 1)
+    counters.finished(0, 0, late_ns - copy_ns, late_ns, 1 << 20)
     meanwhile = Disturbances(**disturbances)
     reads = FirstPass(
         GB, seconds, model_seconds, meanwhile, unsure_share=unsure_share, timed=timed, idle_cores=idle_cores
     )
-    return verdict.judge([spec], reads, counters, copy_ns, **facts or {})
+    return verdict.judge([spec], reads, counters, **facts or {})
 
 
 def test_agreement_within_one_percent_is_valid():
@@ -232,20 +235,27 @@ def test_from_the_tolerance_on_below_the_link_a_busy_machine_is_doubted():
     assert judge(TierSpec(2000), 0.51, 0.51, starved_ns=GB // 10).valid
 
 
-def test_what_happens_before_and_after_a_files_first_pass_is_not_held_against_it():
-    arrival = Arrival(8192)
-    for part, so_far in enumerate((Disturbances(GB, GB, 1, 1), Disturbances(GB, GB + 7, 1, 1))):
-        service = Service(memoryview(bytes(4096)), part * 4096, reader=1, arrival_ns=part * 1_000_000 + 1)
-        service.deadline_ns = service.arrival_ns + 800_000
-        arrival.begin(so_far)
-        arrival.add(service, service.deadline_ns + 100, so_far, unsure_ns=8000)
-    again = Service(memoryview(bytes(4096)), 0, reader=1, arrival_ns=9 * GB)
-    arrival.begin(Disturbances(GB, 3 * GB, 2, 2))
-    arrival.add(again, 9 * GB + 1, Disturbances(GB, 3 * GB, 2, 2))
-    reads = arrival.first_pass()
+def test_what_happens_before_and_after_a_files_first_pass_is_not_held_against_it(monkeypatch):
+    counters, credit = Counters(), Credit()
+    starved_ns = iter((GB, GB + 7, 9 * GB))
+    monkeypatch.setattr(machine, "own_threads_starved_ns", lambda: next(starved_ns))
+    coverage = Coverage([4096, 8192], counters, credit)
+    counters.all_busy, counters.stops, credit.forgiven_ns = 1, 1, GB
+    for part in range(2):
+        arrival = 20 * GB + part * 1_000_000
+        coverage.begin(1, arrival, arrival, 0)
+        coverage.look()
+        coverage.add(1, part * 4096, 4096, arrival + 800_000, arrival + 800_100, 800_100, 8000)
+    coverage.look()
+    counters.all_busy, counters.stops, credit.forgiven_ns = 2, 2, 2 * GB
+    coverage.begin(1, 29 * GB, 29 * GB, 0)
+    coverage.add(1, 0, 4096, 29 * GB, 29 * GB + 1, 1, 1)
+    coverage.look()
+    reads = coverage.first_pass(1)
     assert reads.disturbances == Disturbances(starved_ns=7)
     assert (reads.nbytes, reads.seconds) == (8192, 1_800_100 / 1e9)
     assert reads.timed and reads.unsure_share == 2 * 8000 / (2 * 800_100)
+    assert coverage.begun() == [1]
 
 
 def test_a_floor_that_could_not_be_measured_is_told_and_marks_every_figure(tmp_path, monkeypatch, noise):
@@ -253,11 +263,15 @@ def test_a_floor_that_could_not_be_measured_is_told_and_marks_every_figure(tmp_p
         raise floor._TooBusy
 
     monkeypatch.setattr(floor, "_unseen", too_busy)
+    assert not floor.measure("kernel", TierSpec(1000)).known
     told = []
-    fs = Filesystem(noise(4 << 20), TierSpec(1000))
-    fs.costs.floor = floor.measure(fs, tmp_path, fs.spec, told.append)
-    assert len(told) == 1 and "too busy" in told[0]
-    assert not fs.costs.to_dict()["floor_known"]
+    (tmp_path / "mnt").mkdir()
+    source = noise(4 << 20)
+    fs = Filesystem(source, TierSpec(1000))
+    config = MountConfig(source, tmp_path / "mnt", TierSpec(1000))
+    with server.mounted_here(fs, config, told.append, Floor(known=False)):
+        assert len(told) == 1 and "too busy" in told[0]
+    assert not fs.stats_document()["floor"]["known"]
     assert judge(TierSpec(1000), 1.0, 1.0, facts={"floor_known": True}).valid
     assert not judge(TierSpec(1000), 1.0, 1.0, facts={"floor_known": False}).valid
     assert judge(TierSpec(), 1.0, 0.0, timed=False, facts={"floor_known": False}).valid
@@ -355,10 +369,8 @@ def test_what_a_thread_waited_for_a_cpu_before_is_not_a_readers_time(mount, nois
 def served(fs, name, size, late_s=0.0, reader=1):
     """Read a file whole, as an engine does. late_s: by how much the reply comes too late. Its verdict."""
     handle = fs.open(fs.lookup(1, name.encode()).ino, os.O_RDONLY)
-    service = fs.read(handle, 0, size, reader, time.monotonic_ns(), direct=True)
-    assert service.wait()
-    time.sleep(late_s)
-    service.finish(time.monotonic_ns())
+    read = fs.read(fs.opened(handle), 0, size, reader, time.monotonic_ns(), direct=True)
+    read.serve(fs.pacer, lambda: time.sleep(late_s))
     fs.release(handle)
     return fs.stats_document()["files"][name]["staging"]
 
@@ -381,12 +393,13 @@ def test_a_files_first_read_may_have_waited_for_a_thread(two_files):
     assert "more may have waited" not in served(fs, "b.gguf", 1 << 20)["why"]
 
 
-def test_a_read_that_came_to_nothing_is_not_a_files_first(two_files):
+def test_an_abandoned_read_is_not_a_files_first(two_files):
     fs = Filesystem(two_files, TierSpec(latency_ms=1))
-    handle = fs.open(fs.lookup(1, b"a.gguf").ino, os.O_RDONLY)
-    fs.read(handle, 0, 4096, 1, time.monotonic_ns()).abandon()
-    fs.pacer.counters.starved_ns += GB
-    assert "CPU starved (the server" not in served(fs, "a.gguf", 1 << 20)["why"]
+    place = fs.place(fs.lookup(1, b"a.gguf"))
+    fs.pacer.admit(place, 0, 4096, 1, True, time.monotonic_ns())
+    fs.pacer.abandon(place, 4096, 1, True, False)
+    time.sleep(0.3)
+    assert served(fs, "a.gguf", 1 << 20)["seconds"] < 0.3
 
 
 def test_what_a_reader_is_owed_for_one_file_makes_no_other_one_fast(two_files):
@@ -406,12 +419,12 @@ def test_a_file_that_comes_in_one_read_is_not_taken_for_a_busy_machine(two_files
 def test_a_tier_that_holds_some_of_the_tensors_is_held_against_its_model_too():
     specs = [TierSpec(), TierSpec(100, 1)]
     reads = FirstPass(GB, 10.0, 1.0, Disturbances())
-    told = verdict.judge(specs, reads, Counters(), 100_000)
+    told = verdict.judge(specs, reads, Counters())
     assert not told.valid and told.model_mbps == 1000
     # From the slowest tier comes what the tolerance is of.
     close = FirstPass(GB, 1.02, 1.0, Disturbances())
-    assert not verdict.judge(specs, close, Counters(), 100_000).valid
-    assert verdict.judge(specs[:1], close, Counters(), 100_000).valid
+    assert not verdict.judge(specs, close, Counters()).valid
+    assert verdict.judge(specs[:1], close, Counters()).valid
 
 
 def test_an_error_and_what_is_not_known_count_together():
@@ -419,14 +432,9 @@ def test_an_error_and_what_is_not_known_count_together():
     assert not judge(TierSpec(latency_ms=2), 1.02, 1.0, unsure_share=0.015).valid
 
 
-def test_a_source_that_goes_while_the_floor_is_measured_is_no_traceback(tmp_path, noise):
-    told = []
-    source = noise(4 << 20)
-    fs = Filesystem(source, TierSpec(1000))
-    (tmp_path / "mnt").mkdir()
-    # Nothing is mounted there: no reader can open it.
-    assert not floor.measure(fs, tmp_path / "mnt", fs.spec, told.append).known
-    assert len(told) == 1
+def test_where_nothing_can_be_mounted_the_floor_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(mounting, "DEVICE", str(tmp_path / "none"))
+    assert not floor.measure("kernel", TierSpec(1000)).known
 
 
 def test_a_mountpoint_within_its_source_is_not_read_through(tmp_path):

@@ -152,11 +152,12 @@ def replay(
 
 def _read(path: Path) -> "Trace":
     from hbf_fuse.mount import live
-    from hbf_fuse.observe.trace import RING_RECORDS, Trace, is_being_written
+    from hbf_fuse.observe.bounds import RING_RECORDS
+    from hbf_fuse.observe.trace import Trace, is_being_written
 
     if path.is_dir():
         trace = live.read_trace(path)
-        if len(trace) >= RING_RECORDS:
+        if len(trace) >= RING_RECORDS - 1:
             tell(f"only the newest {RING_RECORDS} reads are known; `hbf-mount --trace FILE` keeps all")
         return trace
     try:

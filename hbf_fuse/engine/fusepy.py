@@ -34,13 +34,6 @@ class _Operations(fuse.Operations):
     def __init__(self, fs: Filesystem) -> None:
         self.fs = fs
 
-    def __call__(self, op: str, *arguments: Any) -> Any:
-        """What fusepy calls for every request."""
-        try:
-            return super().__call__(op, *arguments)
-        finally:
-            self.fs.pacer.answered()
-
     def _node(self, path: str) -> Node:
         node = self.fs.tree.root
         for name in path.strip("/").split("/"):
@@ -75,17 +68,14 @@ class _Operations(fuse.Operations):
     def read(self, path: str, size: int, offset: int, info: Any) -> bytes:
         arrival_ns = time.monotonic_ns()
         _, _, pid = fuse.fuse_get_context()
-        service = self.fs.read(info.fh, offset, size, pid, arrival_ns)
-        service.wait()
+        opened = self.fs.opened(info.fh)
+        if opened.backing is None:
+            return bytes((opened.live or memoryview(b""))[offset : offset + size])
+        read = self.fs.read(opened, offset, size, pid, arrival_ns)
+        backing, copied = opened.backing, bytearray()
         # libfuse sends after this returns: the end of our copy is the last moment that can be seen here.
-        started_ns = time.monotonic_ns()
-        try:
-            data = self.fs.copy(info.fh, service)
-        except OSError:
-            service.abandon()
-            raise
-        service.finish(started_ns)
-        return data
+        read.serve(self.fs.pacer, lambda: copied.extend(backing.copy(read.offset, read.nbytes)))
+        return bytes(copied)
 
     def write(self, path: str, data: bytes, offset: int, info: Any) -> int:
         return self.fs.write(info.fh, data)

@@ -12,20 +12,23 @@ _ALIGNMENT = 4096
 
 
 class Backing(Protocol):
-    """Where a served file's bytes come from."""
+    """Where a served file's bytes come from.
+
+    memory: all of them, mapped; None for those that are read from their disk each time. fd: the source's
+    descriptor.
+    """
+
+    memory: memoryview | None
+    fd: int
 
     def slice(self, offset: int, nbytes: int) -> memoryview:
-        """Up to nbytes from offset on; shorter at the end of the file. Good until this thread's next call."""
-
-    def check(self, end: int) -> None:
-        """OSError EIO if the source no longer reaches to this byte, for an engine that does not touch what
-        slice gave.
+        """Bytes within the file, not to be touched but by write calls, which fail with EFAULT where the
+        source has lost them. Good until this thread's next call. OSError EIO if the source no longer
+        reaches so far.
         """
 
-    def taken(self, data: memoryview, offset: int) -> bytes:
-        """What slice gave for an offset, for an engine that must touch it. OSError EIO where the source no
-        longer has it.
-        """
+    def copy(self, offset: int, nbytes: int) -> bytes:
+        """The same to keep. OSError EIO as above."""
 
 
 def open_source(source: Path, size: int, mtime_ns: int, ino: int, *, uncached: bool = False) -> Backing:
@@ -40,7 +43,7 @@ def open_source(source: Path, size: int, mtime_ns: int, ino: int, *, uncached: b
         info = os.fstat(fd)
         if (info.st_size, info.st_mtime_ns, info.st_ino) != (size, mtime_ns, ino):
             raise OSError(errno.ESTALE, "source changed since it was mounted", str(source))
-        return Uncached(fd, size) if uncached else Mapped(fd, size)
+        return Uncached(fd) if uncached else Mapped(fd, size)
     finally:
         os.close(fd)
 
@@ -50,27 +53,25 @@ class Mapped:
 
     A source that shrinks later, or whose disk fails, cannot crash us: the pages behind the slice are only
     touched inside write calls, which then fail with EFAULT. To touch them here would be SIGBUS. But the page
-    that the source now ends in stays, with zeros behind the end: hence `check`.
+    that the source now ends in stays, with zeros behind the end: hence the look at its size.
     """
 
     def __init__(self, fd: int, size: int) -> None:
-        self._fd = _Duplicate(fd)
+        self._owned = _Duplicate(fd)
+        self.fd = self._owned.number
         self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
-        self._view = memoryview(self._map) if self._map else memoryview(b"")
+        self.memory: memoryview | None = memoryview(self._map) if self._map else memoryview(b"")
 
     def slice(self, offset: int, nbytes: int) -> memoryview:
         """See Backing."""
-        return self._view[offset : offset + nbytes]
-
-    def check(self, end: int) -> None:
-        """See Backing."""
-        if os.fstat(self._fd.number).st_size < end:
+        if self.memory is None or os.fstat(self.fd).st_size < offset + nbytes:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.memory[offset : offset + nbytes]
 
-    def taken(self, data: memoryview, offset: int) -> bytes:
+    def copy(self, offset: int, nbytes: int) -> bytes:
         """See Backing."""
-        read = os.pread(self._fd.number, len(data), offset)
-        if len(read) < len(data):
+        read = os.pread(self.fd, nbytes, offset)
+        if len(read) < nbytes:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read
 
@@ -81,32 +82,28 @@ class Uncached:
     OSError on reading: what the disk says, or EIO if the source shrank. fd: opened with O_DIRECT.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._fd = _Duplicate(fd)
-        self._size = size
+    memory: memoryview | None = None
+
+    def __init__(self, fd: int) -> None:
+        self._owned = _Duplicate(fd)
+        self.fd = self._owned.number
         self._of_thread = threading.local()
 
     def slice(self, offset: int, nbytes: int) -> memoryview:
         """See Backing."""
-        end = min(offset + nbytes, self._size)
-        if offset >= end:
-            return memoryview(b"")
-        first = offset // _ALIGNMENT * _ALIGNMENT
+        first, end = offset // _ALIGNMENT * _ALIGNMENT, offset + nbytes
         buffer = self._buffer(-(-(end - first) // _ALIGNMENT) * _ALIGNMENT)
         have = 0
         while have < end - first:
-            count = os.preadv(self._fd.number, [buffer[have:]], first + have)
+            count = os.preadv(self.fd, [buffer[have:]], first + have)
             have += count
             if have < end - first and (not count or have % _ALIGNMENT):
                 raise OSError(errno.EIO, "the source ended early")
         return buffer[offset - first : end - first]
 
-    def check(self, end: int) -> None:
-        """See Backing. What was read is there."""
-
-    def taken(self, data: memoryview, offset: int) -> bytes:
+    def copy(self, offset: int, nbytes: int) -> bytes:
         """See Backing."""
-        return bytes(data)
+        return bytes(self.slice(offset, nbytes))
 
     def _buffer(self, nbytes: int) -> memoryview:
         """Page-aligned, kept for the thread's next read: fresh memory would have to be cleared each time."""

@@ -11,24 +11,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hbf_fuse.fs import control, verdict
-from hbf_fuse.fs.arrival import Arrival
 from hbf_fuse.fs.backing import Backing, open_source
-from hbf_fuse.fs.costs import Costs
-from hbf_fuse.fs.gate import Gate
-from hbf_fuse.fs.pacer import Pacer
 from hbf_fuse.fs.placement import DRAM, Layout, Placement
-from hbf_fuse.fs.service import Service
 from hbf_fuse.fs.tree import Node, Tree
 from hbf_fuse.fs.verdict import Verdict
-from hbf_fuse.observe import Recorder
-from hbf_fuse.observe.trace import header_line
+from hbf_fuse.observe import machine
+from hbf_fuse.observe.trace import TraceFile, header_line
+from hbf_fuse.pacing.pacer import Pacer
+from hbf_fuse.pacing.resident import Resident
+from hbf_fuse.pacing.serving import Read
 from hbf_fuse.tier import TierSpec
-
-if TYPE_CHECKING:
-    from hbf_fuse.fs.resident import Resident
 
 NO_LAYOUT = Layout()
 CONTROL = b"control"
@@ -70,8 +65,7 @@ class Filesystem:
         self.source = source
         self.spec = spec
         self.layout = layout
-        self._uncached = uncached
-        self.trace = Recorder()
+        self.uncached = uncached
         self.replies_seen = True
         """Whether the engine knows when a reply was sent: see verdict.judge."""
         self.mount_facts: dict[str, Any] = {}
@@ -80,51 +74,54 @@ class Filesystem:
             b"spec.json": lambda: _as_json(self.spec_document()),
             b"stats.json": lambda: _as_json(self.stats_document()),
             CONTROL: lambda: _as_json(control.current(self.spec)),
-            b"trace": lambda: header_line(self.spec_document()) + self.trace.recent(),
+            b"trace": lambda: header_line(self.spec_document()) + self.pacer.ring.since(0)[0],
         }
         self.tree = Tree(source, tuple(self._hidden), writable=CONTROL)
         self.unplaced: list[str] = []
         """Files that rules were given for and that have no tensors."""
-        self._placements = dict(self._placed())
-        self.resident = self._budget() if layout.resident_bytes is not None else None
-        self.costs = Costs()
-        self.gate = Gate()
-        self.serve_from(spec)
+        self._files = list(self.tree.files())
+        self._places = {node.ino: place for place, node in enumerate(self._files)}
+        placements = dict(self._placed())
+        self._is_placed = bool(placements)
+        self.resident = self._budget(placements) if layout.resident_bytes is not None else None
+        specs = layout.specs(spec)
+        names = {name: place for place, name in enumerate(specs)}
+        self.pacer = Pacer(
+            specs,
+            [(node.ino, node.size) for node in self._files],
+            {
+                place: [(start, names[tier]) for start, tier in placement.regions]
+                for place, placement in placements.items()
+            },
+            self.resident,
+        )
+        self.trace: TraceFile | None = None
         self._open: dict[int, OpenFile] = {}
         self._backings: dict[int, tuple[Backing, int]] = {}
         self._handles = itertools.count(1)
         self._lock = threading.Lock()
 
-    def serve_from(self, spec: TierSpec) -> None:
-        """Serve from this tier from now on, with all counters at zero and no read remembered."""
-        self.spec = spec
-        self.trace.forget()
-        self.pacer = Pacer(self.layout.specs(spec), self._placements, self.costs, self.trace)
-        self._arrivals = {node.ino: Arrival(node.size) for node in self.tree.files()}
-
     def _placed(self) -> Iterator[tuple[int, Placement]]:
-        """A placement for every GGUF, if there are rules."""
+        """A placement for every GGUF, if there are rules, by the file's place."""
         rules = self.layout.rules()
         if not rules:
             return
         # Brings numpy, which costs every other mount a tenth of a second.
         from hbf_fuse import gguf
 
-        for node in self.tree.files():
+        for place, node in enumerate(self._files):
             try:
-                yield node.ino, Placement(gguf.read(node.source or self.source), rules)
+                yield place, Placement(gguf.read(node.source or self.source), rules)
             except gguf.GgufError:
                 self.unplaced.append(self.tree.path_of(node))
 
-    def _budget(self) -> "Resident":
-        # As above.
-        from hbf_fuse.fs.resident import Resident
-
-        sizes = {node.ino: node.size for node in self.tree.files()}
-        resident = Resident(self.layout.resident_bytes or 0, self.layout.policy, sizes)
-        for ino, placement in self._placements.items():
+    def _budget(self, placements: dict[int, Placement]) -> Resident:
+        resident = Resident(
+            self.layout.resident_bytes or 0, self.layout.policy, [node.size for node in self._files]
+        )
+        for place, placement in placements.items():
             for first, end in placement.spans(DRAM):
-                resident.exempt(ino, first, end)
+                resident.exempt(place, first, end)
         return resident
 
     # Names and attributes
@@ -201,7 +198,7 @@ class Filesystem:
     def _backing(self, node: Node, source: Path) -> Backing:
         """A file's bytes, for one more user; looked at each time, whoever else has it open."""
         # Not under the lock: a disk that hangs must hold up nobody else.
-        fresh = open_source(source, node.size, node.mtime_ns, node.source_ino, uncached=self._uncached)
+        fresh = open_source(source, node.size, node.mtime_ns, node.source_ino, uncached=self.uncached)
         with self._lock:
             backing, users = self._backings.get(node.ino, (fresh, 0))
             self._backings[node.ino] = (backing, users + 1)
@@ -231,46 +228,35 @@ class Filesystem:
             if users > 1:
                 self._backings[opened.node.ino] = (backing, users - 1)
 
+    def opened(self, handle: int) -> OpenFile:
+        """What a handle stands for, or EBADF."""
+        opened = self._open.get(handle)
+        if opened is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return opened
+
     def read(
-        self, handle: int, offset: int, nbytes: int, reader: int, arrival_ns: int, direct: bool | None = None
-    ) -> Service:
-        """Begin a read: the caller calls service.wait, sends service.data, and calls finish or abandon.
+        self,
+        opened: OpenFile,
+        offset: int,
+        nbytes: int,
+        reader: int,
+        arrival_ns: int,
+        direct: bool | None = None,
+    ) -> Read:
+        """A read through the tier, of bytes that the file has, yet to be served. For handles that have a
+        backing.
 
         reader: the thread id that waits for it. arrival_ns: CLOCK_MONOTONIC. direct: whether it goes past
         the page cache; None where the engine only knows how the file was opened.
         """
-        opened = self._open.get(handle)
-        if opened is None:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        if opened.backing is None:
-            return Service(
-                (opened.live or memoryview(b""))[offset : offset + nbytes], offset, reader, arrival_ns
-            )
-        if not self.gate.passed(reader):
-            arrival_ns = time.monotonic_ns()
-        ino = opened.node.ino
+        size = max(0, min(nbytes, opened.node.size - offset))
         direct = opened.direct if direct is None else direct
-        data = opened.backing.slice(offset, nbytes)
-        service = Service(data, offset, reader, arrival_ns, ino, direct)
-        service.arrival = self._arrivals[ino]
-        self.pacer.begin(service)
-        if self.resident is not None and not direct:
-            service.resident = self.resident
-            self.resident.coming(ino, offset, len(service.data))
-        return service
+        return Read(self.place(opened.node), offset, size, reader, direct, arrival_ns)
 
-    def check(self, handle: int, service: Service) -> None:
-        """OSError EIO if the source no longer has a read's data, for an engine that does not touch it."""
-        opened = self._open.get(handle)
-        if opened is not None and opened.backing is not None:
-            opened.backing.check(service.offset + len(service.data))
-
-    def copy(self, handle: int, service: Service) -> bytes:
-        """A read's data, for an engine that must touch it; OSError EIO where the source no longer has it."""
-        opened = self._open.get(handle)
-        if opened is None or opened.backing is None:
-            return bytes(service.data)
-        return opened.backing.taken(service.data, service.offset)
+    def place(self, node: Node) -> int:
+        """Where a file stands among those that the pacer knows."""
+        return self._places[node.ino]
 
     # .hbf/
 
@@ -291,29 +277,37 @@ class Filesystem:
 
     def stats_document(self) -> dict[str, Any]:
         """The counters: stats.json."""
-        begun = {ino: arrival for ino, arrival in self._arrivals.items() if arrival.first_arrival_ns}
+        coverage = self.pacer.coverage
         files = {
-            self.tree.path_of(self.tree.nodes[ino]): {
-                **arrival.to_dict(),
-                "staging": self._judge(arrival).to_dict(),
+            self.tree.path_of(self._files[place]): {
+                **coverage.to_dict(place),
+                "staging": self._judge(place).to_dict(),
             }
-            for ino, arrival in begun.items()
+            for place in coverage.begun()
         }
         held = {"resident": self.resident.to_dict()} if self.resident else {}
-        traced = {"trace_stopped": self.trace.stopped} if self.trace.stopped else {}
-        return {"now_ns": time.monotonic_ns(), **self.pacer.stats(), **held, **traced, "files": files}
+        stopped = self.trace.stopped if self.trace else ""
+        traced = {"trace_stopped": stopped} if stopped else {}
+        starved = {"starved_seconds": machine.own_threads_starved_ns() / 1e9}
+        return {
+            "now_ns": time.monotonic_ns(),
+            **self.pacer.stats(),
+            **starved,
+            **held,
+            **traced,
+            "files": files,
+        }
 
-    def _judge(self, arrival: Arrival) -> Verdict:
+    def _judge(self, place: int) -> Verdict:
         """Whether a file's first pass can be believed; see verdict.judge."""
         return verdict.judge(
-            list(self.layout.specs(self.spec).values()) if self._placements else [self.spec],
-            arrival.first_pass(),
+            list(self.layout.specs(self.spec).values()) if self._is_placed else [self.spec],
+            self.pacer.coverage.first_pass(place),
             self.pacer.counters,
-            self.costs.copy_per_mib_ns,
             replies_seen=self.replies_seen,
             changed=self.pacer.changed,
             overfull=self.resident is not None and self.resident.overfull,
-            floor_known=self.costs.floor.known,
+            floor_known=self.pacer.floor.known,
         )
 
 

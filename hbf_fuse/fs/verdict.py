@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hbf_fuse.fs.arrival import FirstPass
 from hbf_fuse.observe import Counters
+from hbf_fuse.pacing.coverage import FirstPass
 from hbf_fuse.tier import TierSpec
 
 TOLERANCE_PCT = 1.0
@@ -42,7 +42,6 @@ def judge(  # noqa: PLR0911 - a verdict per case
     specs: Sequence[TierSpec],
     reads: FirstPass,
     counters: Counters,
-    copy_ns_per_mib: int,
     *,
     replies_seen: bool = True,
     changed: bool = False,
@@ -74,7 +73,7 @@ def judge(  # noqa: PLR0911 - a verdict per case
         above = f"faster than the link by {excess:.1f}%: too much lateness was given back"
         return Verdict(seconds, achieved, model, error, False, above)
     if abs(error) > tolerance * 100:
-        reason = _reason(reads, counters, copy_ns_per_mib)
+        reason = _reason(reads, counters)
         return Verdict(seconds, achieved, model, error, False, f"off the model by {error:+.1f}%: {reason}")
     if link and model >= link * (1 - tolerance):
         return Verdict(seconds, achieved, model, error, True, "")
@@ -149,12 +148,12 @@ def _remark(link: float | None, model: float, counters: Counters) -> str:
     )
 
 
-def _reason(reads: FirstPass, counters: Counters, copy_ns_per_mib: int) -> str:
-    if copy_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
+def _reason(reads: FirstPass, counters: Counters) -> str:
+    if counters.sending_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
         # Before the CPU: whoever waits for memory holds one, and so lets others wait for it.
         return (
             f"source too slow, or memory short or slow to come (a reply of 1 MiB takes "
-            f"{copy_ns_per_mib / 1e6:.1f} ms)"
+            f"{counters.sending_ns_per_mib / 1e6:.1f} ms)"
         )
     if starved := _starved(reads):
         return starved

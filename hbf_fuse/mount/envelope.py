@@ -10,7 +10,7 @@ from hbf_fuse.mount.source import cache_dir
 from hbf_fuse.observe import machine
 from hbf_fuse.tier import TierSpec
 
-_SAME = ("hbf_fuse", "kernel", "machine", "cpu", "cores", "memory_bytes")
+_SAME = ("hbf_fuse", "kernel", "machine", "cpu", "cores", "memory_bytes", "compiled")
 
 
 def path() -> Path:

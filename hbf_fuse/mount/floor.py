@@ -1,126 +1,148 @@
-"""Finds the machine's floor under a fresh mount: what a read takes beyond the tier and the server."""
+"""Finds the machine's floor: what a read takes beyond the tier and the server.
+
+On a small mount of its own, which nobody else can reach: it is detached as soon as its file is open.
+"""
 
 import contextlib
 import json
+import os
 import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from hbf_fuse import compiled, engine, signals
+from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.fs.costs import CROWD, Floor
-from hbf_fuse.observe.trace import Read, joined, wholes
+from hbf_fuse.observe import machine
+from hbf_fuse.observe.trace import RECORD, Read
+from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec
 
 USUAL_LATENCY_MS = 0.5
-LATENCIES_MS = (0.1, 2.0)
+LATENCIES_MS = (0.02, 2.0)
 """The least and the greatest latency to measure the floor at: waking up costs more after a longer sleep."""
 
 PROBE_MS = 40
 """About how long one measurement takes."""
 
-LEAST_READS, MOST_READS = 24, 150
+LEAST_READS, MOST_READS = 24, 300
 """Of one measurement: fewer say little about the usual read, more nothing new."""
 
 SMALL = 4096
-MIDDLE = 1 << 17
 LARGE = 1 << 20
 MOST_NS = 500_000
 """A floor above this is no floor but a machine under load: it is not believed."""
 
 MOST_STARVED_NS = 100_000
-"""The same of the server's threads, which on a machine with an idle core wait a tenth of that for one."""
+"""A read for which the server's threads waited longer for a CPU; with an idle core it is a tenth of that."""
 
 ATTEMPTS = 4
 PATIENCE_SECONDS = 5
 
-_PROBE = Path(__file__).with_name("probe.py")
+PROBE = Path(__file__).with_name("probe.py")
 
 
-def measure(fs: Filesystem, mountpoint: Path, spec: TierSpec, tell: Callable[[str], None]) -> Floor:
-    """Read through the mount from outside for about 0.2 s, at about the latency of `spec`.
+def probe_command(file: int, size: int, reads: int) -> list[str]:
+    """What reads through an inherited descriptor (O_DIRECT) and prints how long each read took; see probe.py."""
+    lean = "mount/lean.py"
+    library = f"{compiled.PACKAGE}/{lean}" if compiled.why_not() else compiled.library(lean)
+    return [sys.executable, "-I", "-S", str(PROBE), library, str(file), str(size), str(reads)]
 
-    An unknown floor if that fails, which is told. Leaves the filesystem serving from the probe's tier.
+
+def measure(engine_name: str, spec: TierSpec) -> Floor:
+    """Read through a mount from outside for about 0.1 s, at about the latency of `spec`.
+
+    An unknown floor if the machine is too busy, or nothing can be mounted.
     """
-    largest = max(fs.tree.files(), key=lambda node: node.size, default=None)
-    if largest is None or largest.size < LARGE:
-        return Floor()
-    file = mountpoint / fs.tree.path_of(largest)
-    fs.costs.floor = Floor()
     least, most = LATENCIES_MS
     probe = TierSpec(
         latency_ms=min(max(spec.latency_ms, least), most) if spec.latency_ms else USUAL_LATENCY_MS
     )
     try:
-        fixed = _usual(fs, file, probe, SMALL, readers=1)
-        large = _usual(fs, file, probe, LARGE, readers=1)
-        per_mib = max(0, large - fixed) * LARGE // fs.pacer.counters.largest_read
-        alone = Floor(fixed, per_mib)
-        crowded = _usual(fs, file, probe, MIDDLE, readers=CROWD)
-    except _TooBusy:
-        tell(
-            "cannot find out what a read takes beyond the tier (too busy, or the source fails): "
-            "this mount's figures are not valid"
-        )
+        with _mounted(engine_name, probe) as (fs, file):
+            small = _usual(fs, file, SMALL)
+            large = _usual(fs, file, LARGE)
+            per_mib = max(0, large - small) * LARGE // fs.pacer.counters.largest_read
+            return Floor(small, per_mib)
+    except (_TooBusy, HbfError, OSError):
         return Floor(known=False)
-    return Floor(fixed, per_mib, max(0, crowded - alone.of(MIDDLE, others=0)))
 
 
 class _TooBusy(Exception):
     """What was measured, if anything, is no floor."""
 
 
-def _usual(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int) -> int:
+@contextmanager
+def _mounted(engine_name: str, spec: TierSpec) -> Iterator[tuple[Filesystem, int]]:
+    """A file of LARGE bytes that is served from such a tier, open."""
+    with tempfile.TemporaryDirectory(prefix="hbf-floor-") as folder:
+        source, point = Path(folder) / "source", Path(folder) / "mnt"
+        source.write_bytes(os.urandom(LARGE))
+        point.mkdir()
+        fs = Filesystem(source, spec)
+        mount = engine.create(engine_name, fs, point, allow_other=False)
+        # Interrupted between these, it would be left behind.
+        with signals.deferred():
+            mount.start()
+            try:
+                file = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
+            finally:
+                mount.stop(lazy=True)
+    try:
+        yield fs, file
+    finally:
+        os.close(file)
+        mount.join(PATIENCE_SECONDS)
+
+
+def _usual(fs: Filesystem, file: int, size: int) -> int:
     """What _unseen says in a moment that is quiet enough."""
     for _ in range(ATTEMPTS):
         with contextlib.suppress(_TooBusy):
-            return _unseen(fs, file, probe, size, readers)
+            return _unseen(fs, file, size)
     raise _TooBusy
 
 
-def _unseen(fs: Filesystem, file: Path, probe: TierSpec, size: int, readers: int) -> int:
+def _unseen(fs: Filesystem, file: int, size: int) -> int:
     """Of a usual request's ns, those that pass at the reader and not between the server's arrival and reply.
 
     libfuse 2 has several requests, one after the other, to a read of this size.
     """
-    fs.serve_from(probe)
-    before = fs.trace.count
-    reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / probe.latency_ms)))
-    command = [sys.executable, "-I", "-S", str(_PROBE), str(file), str(size), str(reads)]
-    # In this process group (see daemon.py on automounts), so Ctrl-C would reach them, too.
+    before, starved_before_ns = fs.pacer.ring.count, machine.own_threads_starved_ns()
+    reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / fs.spec.latency_ms)))
+    command = probe_command(file, size, reads)
+    # In this process group (see daemon.py on automounts), so Ctrl-C would reach it, too.
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        probes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(readers)]
+        probe = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=[file])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-    for reader in probes:
-        fs.gate.invite(reader.pid)
-    try:
-        said = [(reader.pid, reader.communicate(timeout=PATIENCE_SECONDS)[0]) for reader in probes]
-    except subprocess.TimeoutExpired as error:
-        raise _TooBusy from error
-    finally:
-        for reader in probes:
-            reader.kill()
-            reader.wait()
-    unseen = sorted(ns for pid, text in said for ns in _differences(text, pid, fs.trace.since(before)))
+    with probe:
+        try:
+            said = probe.communicate(timeout=PATIENCE_SECONDS)[0]
+        except subprocess.TimeoutExpired as error:
+            raise _TooBusy from error
+        finally:
+            probe.kill()
+    records = fs.pacer.ring.since(before)[0]
+    unseen = sorted(_differences(said, [Read(*fields) for fields in RECORD.iter_unpack(records)]))
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]
-    counters = fs.pacer.counters
     if not usual:
         raise _TooBusy
     floor_ns = round(statistics.mean(usual))
-    # The threads that serve a crowd also wait for each other.
-    starved_ns = counters.starved_ns // max(1, counters.reads) // min(readers, 2)
+    starved_ns = (machine.own_threads_starved_ns() - starved_before_ns) // reads
     if floor_ns > MOST_NS or starved_ns > MOST_STARVED_NS:
         raise _TooBusy
     return max(0, floor_ns)
 
 
-def _differences(said: str, reader: int, reads: list[Read]) -> Iterator[int]:
-    served = map(joined, wholes(reads))
-    at_server = [read.done_ns - read.arrival_ns for read in served if read.reader == reader]
+def _differences(said: str, reads: list[Read]) -> Iterator[int]:
+    at_server = [read.done_ns - read.arrival_ns for read in reads]
     at_reader = json.loads(said) if said else []
     each = max(1, len(at_server) // max(1, len(at_reader)))
     for place, there in enumerate(at_reader):

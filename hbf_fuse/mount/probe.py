@@ -1,30 +1,19 @@
-"""Reads through a mount from outside the server, as readers do. Run as a script: probe.py FILE SIZE READS.
+"""Reads through a mount from outside the server, as lean readers do. Run as a script: probe.py LIBRARY FD SIZE READS.
 
-Stands alone. One read in flight, past the page cache (O_DIRECT). Prints each read's time in ns as JSON,
-or nothing if a read failed.
+Stands alone. LIBRARY: the compiled form of lean.py, or lean.py itself. FD: inherited, opened to be read past the
+page cache (O_DIRECT). Prints each read's time in ns as JSON, or nothing if a read failed.
 """
 
 import contextlib
 import json
-import mmap
-import os
 import sys
-import time
-
-
-def measure(path: str, size: int, reads: int) -> list[int]:
-    """Nanoseconds that each of `reads` reads of `size` bytes takes. OSError if the source fails."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-    pieces = os.fstat(fd).st_size // size
-    buffer = mmap.mmap(-1, size)
-    times = []
-    for count in range(reads):
-        begin = time.monotonic_ns()
-        os.preadv(fd, [buffer], count % pieces * size)
-        times.append(time.monotonic_ns() - begin)
-    return times
-
+from importlib.util import module_from_spec, spec_from_file_location
 
 if __name__ == "__main__":
+    spec = spec_from_file_location("lean", sys.argv[1])
+    if spec is None or spec.loader is None:
+        sys.exit(f"{sys.argv[1]} is no module")
+    lean = module_from_spec(spec)
+    spec.loader.exec_module(lean)
     with contextlib.suppress(OSError):
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+        print(json.dumps(lean.measure(*map(int, sys.argv[2:]))))

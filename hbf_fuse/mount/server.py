@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hbf_fuse
-from hbf_fuse import engine, linux, signals, watcher
+from hbf_fuse import compiled, engine, linux, signals, watcher
 from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
@@ -20,6 +20,8 @@ from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import floor, iomax, mountpoint, preload
 from hbf_fuse.observe import trace
+from hbf_fuse.observe.trace import TraceFile
+from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec
 
 DEFAULT_READAHEAD_KIB = 4096
@@ -69,6 +71,8 @@ def serve(
     _set_priority(config.priority, tell)
     _raise_descriptors()
     linux.share_one_heap()
+    if reason := compiled.why_not():
+        tell(f"served uncompiled: slower, and less exact where reads are many and small ({reason})")
     limited = config.io_max_mbps is not None
     fs = Filesystem(config.source, config.spec, config.layout, uncached=limited)
     for name in fs.unplaced:
@@ -90,7 +94,7 @@ def serve(
         threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
     with (
         iomax.prepared(fs, config.io_max_mbps, tell) as under_limit,
-        mounted_here(fs, config, tell) as mount,
+        mounted_here(fs, config, tell, floor.measure(config.engine, config.spec)) as mount,
         under_limit,
     ):
         when_ready(remark)
@@ -103,55 +107,61 @@ def serve(
 
 
 @contextmanager
-def mounted_here(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) -> Iterator[Engine]:
-    """Serve `fs` from threads of this process; unmounted at the end, and by a watcher if there is no end."""
+def mounted_here(
+    fs: Filesystem, config: MountConfig, tell: Callable[[str], None], floor: Floor
+) -> Iterator[Engine]:
+    """Serve `fs` from threads of this process; unmounted at the end, and by a watcher if there is no end.
+
+    floor: what this machine adds to a read; see mount/floor.py.
+    """
+    fs.pacer.reckon_with(floor)
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
     with watcher.watching(str(config.mountpoint)):
-        fs.gate.close()
         try:
             # Interrupted between the mount and the note of it, it would be left behind.
             with signals.deferred(), mountpoint.claimed(config.mountpoint):
+                if config.trace:
+                    fs.trace = _traced(config.trace, fs)
                 mount.start()
-            _settle(fs, mount, config, tell)
-            fs.gate.open()
+            _settle(fs, config, tell)
+            if not floor.known:
+                tell(
+                    "cannot find out what a read takes beyond the tier (the machine is too busy): "
+                    "this mount's figures are not valid"
+                )
             yield mount
         finally:
             with signals.deferred():
                 if not mount.join(timeout=0):
                     mount.stop(lazy=True)
-                fs.trace.close()
-            if fs.trace.stopped:
+                if fs.trace:
+                    fs.trace.close()
+            if fs.trace and fs.trace.stopped:
                 tell(f"the trace {config.trace} lacks reads: {fs.trace.stopped}")
 
 
-def _settle(fs: Filesystem, mount: Engine, config: MountConfig, tell: Callable[[str], None]) -> None:
-    """What can only be done once the mount answers: readahead, and the machine's floor."""
+def _settle(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) -> None:
+    """What can only be done once the mount answers: readahead, metrics."""
     fs.mount_facts.update(
         engine=config.engine,
+        uncompiled=compiled.why_not(),
         pid=os.getpid(),
         pid_namespace=linux.pid_namespace(),
         start_time=linux.start_time(os.getpid()),
         version=hbf_fuse.__version__,
         readahead_kib=_raise_readahead(config, tell),
     )
-    # Unthrottled mounts, too: `hbf set` may give them a tier.
-    fs.costs.floor = floor.measure(fs, config.mountpoint, config.spec, tell)
-    fs.serve_from(config.spec)
-    if fs.resident is not None:
-        fs.resident.start(mount.evict)
     if config.metrics is not None:
         from hbf_fuse.mount import metrics
 
         metrics.serve(fs, config.metrics)
-    if config.trace:
-        _trace_to(config.trace, fs)
 
 
-def _trace_to(file: Path, fs: Filesystem) -> None:
+def _traced(file: Path, fs: Filesystem) -> TraceFile:
     if not trace.may_be_written(file):
         raise HbfError(f"{file} is there and no trace; name another file (--trace)")
     try:
-        fs.trace.write_to(file, fs.spec_document())
+        return TraceFile(file, fs.spec_document(), fs.pacer.ring)
     except BlockingIOError as error:
         raise HbfError(f"another mount writes the trace {file}; name another file (--trace)") from error
     except OSError as error:

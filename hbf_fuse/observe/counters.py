@@ -6,48 +6,44 @@ from hbf_fuse.observe.histogram import Histogram
 
 
 class Counters:
-    """Reads begun and finished, and how long after their deadlines their data was visible."""
+    """Reads begun and finished, and how long after their deadlines their data was visible.
+
+    all_busy: how often nobody was left to see the next read arrive. stops: how often the server stood still
+    (SIGSTOP): what came meanwhile waited unseen. blind_ns: when it was last over that reads might wait
+    unseen, by what these two count. nameless: reads of threads that have no number here: those of another
+    PID namespace.
+    """
 
     def __init__(self) -> None:
-        self.reads = 0
-        self.bytes = 0
-        self.in_flight = 0
-        self.in_flight_max = 0
+        self.reads = self.bytes = 0
+        self.in_flight = self.in_flight_max = 0
         self.largest_read = 0
-        self.interrupted = 0
-        self.failed = 0
-        self.waited_ns = 0
-        self.starved_ns = 0
-        self.all_busy = 0
-        """How often no thread was left to see the next read arrive."""
-        self.stops = 0
-        """How often the server stood still (SIGSTOP): what came meanwhile waited unseen."""
-        self.blind_ns = 0
-        """When it was last over that reads might wait unseen, by what the two above count."""
+        self.interrupted = self.failed = 0
+        self.waited_ns = self.sending_ns = 0
+        self.all_busy = self.stops = self.blind_ns = 0
         self.nameless = 0
-        """Reads of threads that have no number here: those of another PID namespace."""
-        self.first_arrival_ns = 0
-        self.last_done_ns = 0
+        self.first_arrival_ns = self.last_done_ns = 0
         self.lateness = Histogram()
 
-    def began(self, arrival_ns: int, nbytes: int, reader: int, starved_ns: int) -> None:
-        """A read of nbytes arrived from a thread, after its server thread had waited starved_ns for a CPU."""
+    def began(self, arrival_ns: int, nbytes: int, reader: int) -> None:
+        """A read of nbytes arrived from a thread."""
         # Of reads that come at once, the earliest may be the last to get here.
         self.first_arrival_ns = min(self.first_arrival_ns or arrival_ns, arrival_ns)
         self.reads += 1
-        self.nameless += not reader
+        if not reader:
+            self.nameless += 1
         self.largest_read = max(self.largest_read, nbytes)
         self.in_flight += 1
-        self.starved_ns += starved_ns
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
 
-    def finished(self, arrival_ns: int, deadline_ns: int, done_ns: int, nbytes: int) -> None:
-        """Its data was visible at done_ns."""
+    def finished(self, arrival_ns: int, due_ns: int, started_ns: int, done_ns: int, nbytes: int) -> None:
+        """Its data, sent from started_ns on, was visible at done_ns."""
         self.in_flight -= 1
         self.bytes += nbytes
         self.waited_ns += done_ns - arrival_ns
+        self.sending_ns += done_ns - started_ns
         self.last_done_ns = max(self.last_done_ns, done_ns)
-        self.lateness.add(done_ns - deadline_ns)
+        self.lateness.add(done_ns - due_ns)
 
     def abandoned(self, interrupted: bool) -> None:
         """It ended without data: its reader was killed, or the source failed."""
@@ -56,6 +52,11 @@ class Counters:
             self.interrupted += 1
         else:
             self.failed += 1
+
+    @property
+    def sending_ns_per_mib(self) -> int:
+        """What it took on average to hand 1 MiB to the kernel: reading the source, copying."""
+        return (self.sending_ns << 20) // self.bytes if self.bytes else 0
 
     def to_dict(self) -> dict[str, Any]:
         """As stats.json holds it. wait_seconds sums over reads, so it can exceed wall time."""
@@ -68,7 +69,7 @@ class Counters:
             "interrupted": self.interrupted,
             "failed": self.failed,
             "wait_seconds": self.waited_ns / 1e9,
-            "starved_seconds": self.starved_ns / 1e9,
+            "sending_ns_per_mib": self.sending_ns_per_mib,
             "all_busy": self.all_busy,
             "nameless": self.nameless,
             "stops": self.stops,

@@ -1,5 +1,7 @@
 """Percentiles of durations in constant memory: log-linear buckets, as HdrHistogram and fio keep them."""
 
+from array import array
+
 _SUB_BITS = 5
 _SUB = 1 << _SUB_BITS
 _BUCKETS = (64 - _SUB_BITS) * _SUB
@@ -9,15 +11,17 @@ class Histogram:
     """Counts non-negative integers (ns) within 3% of their value. Negative ones count as 0."""
 
     def __init__(self) -> None:
-        self._counts = [0] * _BUCKETS
+        self._counts = array("q", bytes(8 * _BUCKETS))
         self.count = 0
         self.largest = 0
 
     def add(self, value: int) -> None:
         """Count one value."""
         value = max(0, value)
-        shift = max(0, value.bit_length() - _SUB_BITS - 1)
-        self._counts[min(shift * _SUB + (value >> shift), _BUCKETS - 1)] += 1
+        shift = 0
+        while value >> shift >= 2 * _SUB:
+            shift += 1
+        self._counts[shift * _SUB + (value >> shift)] += 1
         self.count += 1
         self.largest = max(self.largest, value)
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import psutil
 
 import hbf_fuse
+from hbf_fuse import compiled
 from hbf_fuse.units import format_size
 
 _CPUS = Path("/sys/devices/system/cpu")
@@ -29,6 +31,7 @@ def facts() -> dict[str, Any]:
         "numa_nodes": len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) or 1,
         "virtual": _is_virtual(),
         "python": sys.version.split()[0],
+        "compiled": not compiled.why_not(),
     }
 
 
@@ -57,6 +60,7 @@ def described(found: dict[str, Any]) -> str:
     return (
         f"{found['cpu']}{' (virtual)' if found['virtual'] else ''}, {found['cores']} cores, "
         f"{format_size(found['memory_bytes'])}, Linux {found['kernel']}, Python {found['python']}"
+        f"{'' if found.get('compiled', True) else ', uncompiled'}"
     )
 
 
@@ -69,6 +73,20 @@ def busy_core_seconds() -> float:
 def idle_core_seconds() -> float:
     """Idle time of all cores together since boot, in seconds, in steps of a clock tick (10 ms)."""
     return psutil.cpu_times().idle
+
+
+def own_threads_starved_ns() -> int:
+    """How long the threads of this process that live now were ready to run and had no CPU, in ns.
+
+    From /proc/self/task/TID/schedstat (Documentation/scheduler/sched-stats.rst); 0 where the kernel does not
+    count it (no CONFIG_SCHED_INFO).
+    """
+    waited = 0
+    for task in Path("/proc/self/task").iterdir():
+        # A thread may end meanwhile.
+        with suppress(OSError):
+            waited += int((task / "schedstat").read_text().split()[1])
+    return waited
 
 
 def _governors() -> list[str]:

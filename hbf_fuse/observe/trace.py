@@ -5,15 +5,16 @@ order of completion.
 """
 
 import fcntl
-import io
 import json
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from hbf_fuse import documents
+from hbf_fuse.observe.ring import Ring
 
 RECORD = struct.Struct("<QQQQIIIHH")
 """arrival, deadline and done (CLOCK_MONOTONIC, ns), offset, bytes, reader (thread id), inode, tier (its place
@@ -22,12 +23,14 @@ tiers has a record for each part."""
 
 FORMAT = "hbf-trace-2"
 _BEGINNING = b'{"format": "hbf-trace'
-RING_RECORDS = 65_536
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
 """About 5 million reads, of which each takes half a KB of memory where traces are looked into."""
 
-_FILE_BUFFER = 1 << 16
+_WRITE_SECONDS = 0.02
+"""How long a record may wait to be written. The ring then holds 20 times what a machine can serve
+meanwhile.
+"""
 
 
 class Read(NamedTuple):
@@ -44,74 +47,51 @@ class Read(NamedTuple):
     direct: int = 0
 
 
-class Recorder:
-    """Takes records. Not safe for concurrent callers."""
+class TraceFile:
+    """Every read from now on in a file, made anew: a thread of its own takes them from the ring.
 
-    def __init__(self) -> None:
-        self.count = 0
+    OSError if it cannot be made, EWOULDBLOCK if another mount writes to it. A file that cannot be written
+    ends tracing, never serving: `stopped` says why it lacks reads, if it does.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], ring: Ring) -> None:
         self.stopped = ""
-        """Why the file lacks reads, if it does."""
-        self._ring = bytearray(RING_RECORDS * RECORD.size)
-        self._file: BinaryIO | None = None
-
-    def write_to(self, path: Path, header: dict[str, Any]) -> None:
-        """Also write every record from now on to a file, made anew. OSError if it cannot be, EWOULDBLOCK if
-        another mount writes to it.
-        """
-        file = path.open("ab", buffering=_FILE_BUFFER)
+        self._ring = ring
+        self._written = ring.count
+        self._file = path.open("ab", buffering=0)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if file.tell():
-                file.truncate(0)
-            file.write(header_line(header))
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._file.tell():
+                self._file.truncate(0)
+            self._file.write(header_line(header))
         except OSError:
-            file.close()
+            self._file.close()
             raise
-        self._file = file
-
-    def add(self, *fields: int) -> None:
-        """One read, its fields as in RECORD."""
-        RECORD.pack_into(self._ring, self.count % RING_RECORDS * RECORD.size, *fields)
-        self.count += 1
-        if self._file is not None:
-            self._write(RECORD.pack(*fields))
-
-    def forget(self) -> None:
-        """Begin anew in memory."""
-        self.count = 0
-
-    def since(self, count: int) -> list["Read"]:
-        """The reads that were added after there were `count`, as far as they are in memory."""
-        recent = self.recent()[-max(0, self.count - count) * RECORD.size :] if self.count > count else b""
-        return [Read(*fields) for fields in RECORD.iter_unpack(recent)]
-
-    def recent(self) -> bytes:
-        """The records in memory, oldest first."""
-        if self.count <= RING_RECORDS:
-            return bytes(self._ring[: self.count * RECORD.size])
-        oldest = self.count % RING_RECORDS * RECORD.size
-        return bytes(self._ring[oldest:] + self._ring[:oldest])
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write_for_ever, daemon=True, name="trace")
+        self._thread.start()
 
     def close(self) -> None:
-        """Write out what is buffered."""
-        file, self._file = self._file, None
-        try:
-            if file is not None:
-                file.close()
-        except OSError as error:
-            self.stopped = error.strerror or str(error)
+        """Write what is left."""
+        self._closing.set()
+        self._thread.join()
 
-    def _write(self, record: bytes) -> None:
-        """A file that cannot be written ends tracing, never serving."""
-        try:
-            if self._file is not None:
-                self._file.write(record)
-        except OSError as error:
-            self.stopped = error.strerror or str(error)
-            # What is still buffered would fail again at every turn, and at the end.
-            file, self._file = self._file, None
-            if isinstance(file, io.BufferedWriter):
-                file.raw.close()
+    def _write_for_ever(self) -> None:
+        with self._file:
+            try:
+                while not self._closing.wait(_WRITE_SECONDS):
+                    self._write()
+                self._write()
+            except OSError as error:
+                self.stopped = error.strerror or str(error)
+
+    def _write(self) -> None:
+        records, lost = self._ring.since(self._written)
+        self._written += lost + len(records) // RECORD.size
+        if lost:
+            self.stopped = f"{lost} reads came faster than they could be written"
+        while records:
+            records = records[self._file.write(records) :]
 
 
 def may_be_written(path: Path) -> bool:

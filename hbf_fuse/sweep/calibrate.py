@@ -18,15 +18,18 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.fs.costs import CROWD, Floor
 from hbf_fuse.fs.verdict import tolerance_pct
 from hbf_fuse.mount import floor
 from hbf_fuse.mount.server import MountConfig, mounted_here
 from hbf_fuse.observe import machine
+from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec, expect
 
 SOURCE_BYTES = 256 << 20
 POINT_SECONDS = 0.4
+CROWD = 4
+"""Readers at once that the ceiling is measured with."""
+
 CEILING_READS = 1500
 SMALL = 4096
 LATENCY_TOLERANCE_NS = 25_000
@@ -123,23 +126,21 @@ class Calibration:
                 yield from self._round(engine, order.sample(self.points, len(self.points)))
 
     def _round(self, engine: str, points: list[Point]) -> Iterator[None]:
-        fs = Filesystem(self._source, TierSpec())
-        config = MountConfig(self._source, self._mountpoint, TierSpec(), engine)
-        with mounted_here(fs, config, self._tell):
-            file = self._mountpoint / "model.gguf"
-            floors = {
-                lat: floor.measure(fs, self._mountpoint, TierSpec(None, lat), self._tell)
-                for lat in self.plan.lat_ms
-            }
-            self._floors.setdefault(engine, []).extend(floors.values())
-            ceiling = _run(fs, file, Point(TierSpec(), 1 << 20, CROWD), CEILING_READS).client_mbps
-            self._ceilings.setdefault(engine, []).append(ceiling)
-            for point in points:
-                # As a mount of this tier would: each has the floor of its own latency.
-                fs.costs.floor = floors[point.spec.latency_ms]
-                sample = _run(fs, file, point, _reads(point))
-                self._samples.setdefault((engine, point), []).append(sample)
-                yield
+        # As a mount of the tier would: each point has the floor of its own latency.
+        floors = {lat: floor.measure(engine, TierSpec(None, lat)) for lat in self.plan.lat_ms}
+        self._floors.setdefault(engine, []).extend(floors.values())
+        ceiling = self._run(engine, Point(TierSpec(), 1 << 20, CROWD), Floor(), CEILING_READS).client_mbps
+        self._ceilings.setdefault(engine, []).append(ceiling)
+        for point in points:
+            sample = self._run(engine, point, floors[point.spec.latency_ms], _reads(point))
+            self._samples.setdefault((engine, point), []).append(sample)
+            yield
+
+    def _run(self, engine: str, point: Point, floor: Floor, reads: int) -> Sample:
+        fs = Filesystem(self._source, point.spec)
+        config = MountConfig(self._source, self._mountpoint, point.spec, engine)
+        with mounted_here(fs, config, self._tell, floor):
+            return _run(fs, self._mountpoint / "model.gguf", point, reads)
 
     def document(self) -> dict[str, Any]:
         """The envelope: what was measured so far."""
@@ -163,7 +164,6 @@ class Calibration:
             "ceiling_mbps": statistics.median(self._ceilings[engine]),
             "floor_ns": statistics.median(one.fixed_ns for one in floors),
             "floor_ns_per_mib": statistics.median(one.per_mib_ns for one in floors),
-            "floor_crowd_ns": statistics.median(one.crowd_ns for one in floors),
             "share_valid": statistics.mean(valid) if valid else 0.0,
         }
 
@@ -175,8 +175,8 @@ def _reads(point: Point) -> int:
 
 
 def _run(fs: Filesystem, file: Path, point: Point, reads: int) -> Sample:
-    fs.serve_from(point.spec)
     command = [sys.executable, "-I", "-S", str(_READER), str(file), str(point.size), str(reads)]
+    starved_before_ns = machine.own_threads_starved_ns()
     with ExitStack() as stack:
         readers = []
         for start in range(point.readers):
@@ -208,8 +208,8 @@ def _run(fs: Filesystem, file: Path, point: Point, reads: int) -> Sample:
         server_mbps=nbytes * 1e3 / (counters.last_done_ns - counters.first_arrival_ns),
         p50_ns=round(statistics.median(one["p50"] for one in said)),
         lateness_p99_ns=counters.lateness.percentile(99),
-        starved_ns=counters.starved_ns,
-        floor_known=fs.costs.floor.known,
+        starved_ns=machine.own_threads_starved_ns() - starved_before_ns,
+        floor_known=fs.pacer.floor.known,
     )
 
 

@@ -10,6 +10,7 @@ cdef class Heap:
     cpdef bint push(self, long long key, long long item) noexcept nogil
     cpdef long long pop(self) noexcept nogil
     cpdef long long first_key(self) noexcept nogil
+    cpdef long long item(self, Py_ssize_t at) noexcept nogil
     cpdef bint remove(self, long long item) noexcept nogil
     cdef void _take(self, Py_ssize_t at) noexcept nogil
     cdef void _rise(self, Py_ssize_t at, long long key, long long item) noexcept nogil

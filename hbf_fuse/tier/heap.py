@@ -39,6 +39,10 @@ class Heap:
         """The smallest key; the largest number of 64 bits if there is none."""
         return self._keys[0] if self.count else _NEVER
 
+    def item(self, at: int) -> int:
+        """One of the items, for whoever wants to see all `count` of them, in no order."""
+        return self._items[at]
+
     def remove(self, item: int) -> bool:
         """Take an entry with this item out, wherever it is. False if there is none. Looks at each."""
         for at in range(self.count):

@@ -23,13 +23,12 @@ from pathlib import Path
 
 from readers import make_source
 
-from hbf_fuse.fs.costs import unsure_ns
-from hbf_fuse.mount import live, tied
+from hbf_fuse.mount import floor, live, tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine
+from hbf_fuse.pacing.floor import unsure_ns
 from hbf_fuse.tier import TierSpec
 
-PROBE = Path(tied.__file__).with_name("probe.py")
 SIZES = {4096: 1024, 1 << 17: 256, 1 << 20: 64}
 """Bytes of a read, and how many reads to a run."""
 
@@ -74,12 +73,15 @@ def main() -> None:
 def _measure(folder: Path, latency: float, size: int, busy: int) -> dict[str, float]:
     spec, reads = TierSpec(None, latency), SIZES[size]
     source = make_source(folder, reads * size)
-    command = [sys.executable, "-I", "-S", str(PROBE), str(folder / "mnt/model.gguf"), str(size), str(reads)]
     with _hogs(busy), tied.mounted(MountConfig(source, folder / "mnt", spec)) as mount:
-        said = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+        fd = os.open(mount / "model.gguf", os.O_RDONLY | os.O_DIRECT)
+        said = subprocess.run(
+            floor.probe_command(fd, size, reads), stdout=subprocess.PIPE, check=True, pass_fds=[fd]
+        ).stdout
+        os.close(fd)
         stats = live.read_hidden(mount, "stats.json")
-    costs, staging = stats["costs"], stats["files"]["model.gguf"]["staging"]
-    floor_ns = costs["floor_ns"] + costs["floor_ns_per_mib"] * size / (1 << 20)
+    measured, staging = stats["floor"], stats["files"]["model.gguf"]["staging"]
+    floor_ns = measured["fixed_ns"] + measured["ns_per_mib"] * size / (1 << 20)
     return {
         "late_us": sum(json.loads(said)) / reads / 1000 - latency * 1000,
         "floor_us": floor_ns / 1000,

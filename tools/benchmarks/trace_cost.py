@@ -18,7 +18,7 @@ from readers import WAYS, make_source, read_rate
 from hbf_fuse.mount import tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine
-from hbf_fuse.observe.trace import Recorder
+from hbf_fuse.observe.ring import Ring
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import parse_size
 
@@ -59,10 +59,10 @@ def main() -> None:
 
 
 def _ring_ns() -> float:
-    recorder = Recorder()
+    ring = Ring()
     begin = time.perf_counter_ns()
     for place in range(RECORDS):
-        recorder.add(place, place, place, place, 1 << 20, 1, 2, 0)
+        ring.add(place, place, place, place, 1 << 20, 1, 2, 0, 0)
     return (time.perf_counter_ns() - begin) / RECORDS
 
 

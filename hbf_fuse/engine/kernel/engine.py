@@ -1,13 +1,32 @@
-"""The default engine: a mount and its session."""
+"""The default engine: a mount, its session, and the compiled loop for its reads if there is one."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from hbf_fuse import compiled
 from hbf_fuse.engine.kernel import mounting, notify
 from hbf_fuse.engine.kernel.session import Session
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 
+if TYPE_CHECKING:
+    from hbf_fuse.engine.kernel.loop import Loop
+
 _INIT_SECONDS = 10
+
+RECEIVERS = 4
+"""Threads of the loop that take requests: more than that only wait for each other."""
+
+RECEIVERS_UNCACHED = 64
+"""Where each of them may have to wait for a disk."""
+
+
+def _loop_for(fd: int, fs: Filesystem) -> "Loop | None":
+    if compiled.why_not():
+        return None
+    from hbf_fuse.engine.kernel.loop import Loop
+
+    return Loop(fd, fs.pacer, mounting.MAX_REQUEST, RECEIVERS_UNCACHED if fs.uncached else RECEIVERS)
 
 
 class KernelEngine:
@@ -25,7 +44,9 @@ class KernelEngine:
     def start(self) -> None:
         fd = mounting.mount(self._mountpoint, self._allow_other, self._fs.source)
         self._placed = mounting.Placed(self._mountpoint)
-        self._session = session = Session(fd, self._fs, mounting.MAX_REQUEST, self._async_dio)
+        self._session = session = Session(
+            fd, self._fs, mounting.MAX_REQUEST, self._async_dio, _loop_for(fd, self._fs)
+        )
         session.start()
         answered = session.ready.wait(_INIT_SECONDS)
         if not answered or session.refusal:

@@ -15,11 +15,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from hbf_fuse.engine.kernel import abi
+from hbf_fuse import linux
+from hbf_fuse.engine.kernel import abi, notify
 from hbf_fuse.engine.kernel.abi import Opcode
-from hbf_fuse.fs import Filesystem, Node, Service
+from hbf_fuse.engine.kernel.interrupts import Interrupts
+from hbf_fuse.fs import Filesystem, Node
+from hbf_fuse.fs.filesystem import OpenFile
+from hbf_fuse.pacing.serving import Read
+
+if TYPE_CHECKING:
+    from hbf_fuse.engine.kernel.loop import Loop
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +43,17 @@ _WANTED_FLAGS = (
 
 
 class Session:
-    """Serves one descriptor until the mount ends. `ready` is set when the kernel's INIT was answered."""
+    """Serves one descriptor until the mount ends. `ready` is set when the kernel's INIT was answered.
 
-    def __init__(self, fd: int, fs: Filesystem, max_request: int, async_dio: bool = False) -> None:
+    loop: what serves the reads of files, if it could be compiled.
+    """
+
+    def __init__(
+        self, fd: int, fs: Filesystem, max_request: int, async_dio: bool = False, loop: "Loop | None" = None
+    ) -> None:
         self.fs = fs
         self.fd = fd
+        self._loop = loop
         self.ready = threading.Event()
         self.ended = threading.Event()
         self.refusal: str | None = None
@@ -49,9 +62,11 @@ class Session:
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
-        self._waiting: dict[int, Service] = {}
-        self._signals: set[int] = set()
-        """Requests whose callers a signal has reached: of reads that wait, and a few that are over."""
+        self._waiting: dict[int, Read] = {}
+        self._drops = threading.Condition()
+        self._interrupts = (
+            Interrupts(loop.reader_of, loop.cancel) if loop else Interrupts(self._reader_of, self._kill)
+        )
         self._handlers: dict[int, Callable[[abi.Request], bytes | None]] = {
             Opcode.INIT: self._init,
             Opcode.LOOKUP: self._lookup,
@@ -75,14 +90,20 @@ class Session:
 
     def start(self) -> None:
         """Begin to serve, in threads of its own."""
-        # A thread that wakes with a reply due must not wait 5 ms for the interpreter.
-        sys.setswitchinterval(0.0005)
+        if self._loop is None:
+            # A thread that wakes with a reply due must not wait 5 ms for the interpreter.
+            sys.setswitchinterval(0.0005)
+            if self.fs.resident is not None:
+                threading.Thread(target=self._drop_for_ever, daemon=True, name="drop").start()
+        else:
+            for work in self._loop.work():
+                threading.Thread(target=work, daemon=True, name="loop").start()
         with self._lock:
             self._add_thread()
 
     def _grow(self) -> None:
-        """Leave a thread to read; where there may be none, requests wait for one of those there are."""
-        if self._threads < MAX_THREADS + self.fs.gate.waiting:
+        """Leave a thread to take requests; where there may be none, they wait for one of those there are."""
+        if self._threads < MAX_THREADS:
             with contextlib.suppress(RuntimeError):
                 self._add_thread()
                 return
@@ -94,23 +115,14 @@ class Session:
         self._idle += 1
 
     def _serve(self) -> None:
-        buffer = bytearray(abi.MIN_READ_BUFFER)
-        view = memoryview(buffer)
-        into = [buffer]
-        while True:
-            try:
-                length = os.readv(self.fd, into)
-            except OSError as error:
-                if error.errno in _RETRY:
-                    continue
-                break
-            arrival_ns = time.monotonic_ns()
+        linux.sharpen_timers()
+        take = self._taker() if self._loop is None else self._loop.next_message
+        while (taken := take()) is not None:
             with self._lock:
                 self._idle -= 1
                 if not self._idle:
                     self._grow()
-            self._dispatch(view[:length], arrival_ns)
-            self.fs.pacer.answered()
+            self._dispatch(*taken)
             with self._lock:
                 if self._idle >= MAX_IDLE_THREADS:
                     self._threads -= 1
@@ -120,8 +132,29 @@ class Session:
                 self._idle += 1
         self.ended.set()
 
+    def _taker(self) -> Callable[[], tuple[memoryview, int] | None]:
+        """A function for one thread: the next request, good until it is called again, and when it came; None
+        when the mount has ended.
+        """
+        buffer = bytearray(abi.MIN_READ_BUFFER)
+        view, into = memoryview(buffer), [buffer]
+
+        def take() -> tuple[memoryview, int] | None:
+            while True:
+                try:
+                    length = os.readv(self.fd, into)
+                except OSError as error:
+                    if error.errno in _RETRY:
+                        continue
+                    return None
+                return view[:length], time.monotonic_ns()
+
+        return take
+
     def _dispatch(self, message: memoryview, arrival_ns: int) -> None:
         if len(message) < abi.IN_HEADER.size:
+            # Nothing from the kernel: the loop says that a first pass has begun or ended.
+            self.fs.pacer.coverage.look()
             return
         request = abi.Request(message)
         try:
@@ -162,39 +195,60 @@ class Session:
 
     def _read(self, request: abi.Request, arrival_ns: int) -> None:
         handle, offset, nbytes, flags, *_ = abi.READ_IN.unpack_from(request.body)
+        opened = self.fs.opened(handle)
+        nbytes = min(nbytes, self._max_request)
+        if opened.backing is None:
+            self._reply(request.unique, bytes((opened.live or memoryview(b""))[offset : offset + nbytes]))
+            return
         # Not as the file was opened: fcntl(F_SETFL) changes that, and a mapping does not care.
         direct = bool(flags & abi.READ_LOCKOWNER)
-        nbytes = min(nbytes, self._max_request)
-        service = self.fs.read(handle, offset, nbytes, request.pid, arrival_ns, direct)
-        # Put down first and asked for then; in _interrupt, too. So whichever comes first, it is seen.
-        self._waiting[request.unique] = service
-        service.signalled = request.unique in self._signals
-        due = service.wait()
-        del self._waiting[request.unique]
-        self._signals.discard(request.unique)
-        if not due:
-            service.abandon()
-            _refuse(errno.EINTR)
-        started_ns = time.monotonic_ns()
-        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(service.data), 0, request.unique)
+        read = self.fs.read(opened, offset, nbytes, request.pid, arrival_ns, direct)
+        self._waiting[request.unique] = read
         try:
-            self.fs.check(handle, service)
-            self._send(header, service.data)
+            read.serve(self.fs.pacer, lambda: self._send_data(request.unique, opened, read))
+        finally:
+            del self._waiting[request.unique]
+            self._tell_dropper()
+
+    def _send_data(self, unique: int, opened: OpenFile, read: Read) -> None:
+        """OSError EIO if the source has lost the data: as the kernel has told the reader already if it was
+        lost while it was sent. To say it again is answered with ENOENT, and does no harm.
+        """
+        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + read.nbytes, 0, unique)
+        try:
+            if opened.backing is not None:
+                self._send(header, opened.backing.slice(read.offset, read.nbytes))
         except OSError as error:
-            # EFAULT: the source shrank under us. The kernel has already told the reader EIO; saying it
-            # again is answered with ENOENT and does no harm.
-            service.abandon()
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
-        service.finish(started_ns)
+
+    def _reader_of(self, unique: int) -> int:
+        read = self._waiting.get(unique)
+        return read.reader if read else 0
+
+    def _kill(self, unique: int) -> None:
+        if (read := self._waiting.get(unique)) is not None:
+            read.kill()
 
     def _interrupt(self, request: abi.Request) -> None:
         (unique,) = abi.INTERRUPT_IN.unpack_from(request.body)
-        if len(self._signals) > MAX_THREADS:
-            self._signals.clear()
-        self._signals.add(unique)
-        service = self._waiting.get(unique)
-        if service is not None:
-            service.signalled = True
+        self._interrupts.came(unique)
+
+    def _tell_dropper(self) -> None:
+        if self.fs.resident is not None and self.fs.resident.must_drop():
+            with self._drops:
+                self._drops.notify()
+
+    def _drop_for_ever(self) -> None:
+        """Drop pages from the page cache as the budget wants it; see pacing/resident.py."""
+        resident, pacer = self.fs.resident, self.fs.pacer
+        while resident is not None:
+            with self._drops:
+                self._drops.wait_for(resident.must_drop)
+            while pacer.next_drop():
+                first, nbytes = resident.drop_first * _PAGE, (resident.drop_end - resident.drop_first) * _PAGE
+                # The kernel has forgotten the inode, and its pages with it; or the mount has ended.
+                with contextlib.suppress(OSError):
+                    notify.evict(self.fd, pacer.inode(resident.drop_file), first, nbytes)
 
     # Names and attributes
 
@@ -255,13 +309,23 @@ class Session:
     def _open(self, request: abi.Request) -> bytes:
         flags, _ = abi.OPEN_IN.unpack_from(request.body)
         handle = self.fs.open(request.nodeid, flags)
+        if self._loop is not None:
+            self._tell_loop(handle)
         live = self.fs.is_live(self.fs.node(request.nodeid))
         cache = abi.FOPEN_DIRECT_IO if live else abi.FOPEN_KEEP_CACHE
         # Whoever is killed while the server is suspended must not wait for it in close.
         return abi.OPEN_OUT.pack(handle, cache | abi.FOPEN_NOFLUSH, 0)
 
+    def _tell_loop(self, handle: int) -> None:
+        opened = self.fs.opened(handle)
+        if self._loop is not None and (backing := opened.backing) is not None:
+            place, size = self.fs.place(opened.node), opened.node.size
+            self._loop.opened(handle, backing, backing.memory, backing.fd, place, opened.node.ino, size)
+
     def _release(self, request: abi.Request) -> bytes:
         handle, *_ = abi.RELEASE_IN.unpack_from(request.body)
+        if self._loop is not None:
+            self._loop.released(handle)
         self.fs.release(handle)
         return b""
 

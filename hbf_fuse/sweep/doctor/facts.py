@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbf_fuse import gguf, mountinfo
+from hbf_fuse import compiled, gguf, mountinfo
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.fs.tree import Tree
@@ -65,7 +65,7 @@ class Facts:
     """A machine at one moment. An empty `..._failure` or `no_...` says that all is well.
 
     mount: what a real mount said of itself (its spec.json), None if there was none. delay_accounting: the
-    switch, None where the kernel has none. envelope: see mount/envelope.py. now: see observe/machine.py.
+    switch, None where the kernel has none. uncompiled: why, if so. envelope: see mount/envelope.py. now: see observe/machine.py.
     """
 
     kernel: str
@@ -93,6 +93,7 @@ class Facts:
     envelope: dict[str, Any] | None
     no_envelope: str
     source: Source | None = None
+    uncompiled: str = ""
 
 
 def collect(source: Path | None = None) -> Facts:
@@ -129,6 +130,7 @@ def collect(source: Path | None = None) -> Facts:
         envelope=known,
         no_envelope=no_envelope,
         source=_source(source) if source else None,
+        uncompiled=compiled.why_not(),
     )
 
 

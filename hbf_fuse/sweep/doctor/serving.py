@@ -71,6 +71,14 @@ def mount(facts: Facts) -> Line:
     return Line("mount", OK, f"works, FUSE {spoken} (the kernel speaks {kernels}, {oldest} is needed)")
 
 
+def read_path(facts: Facts) -> Line:
+    """Whether reads are served without the interpreter."""
+    if not facts.uncompiled:
+        return Line("read path", OK, "compiled")
+    reason, _, mend = facts.uncompiled.partition(": ")
+    return Line("read path", WARN, f"uncompiled, slower: {reason}", mend)
+
+
 def fusermount(facts: Facts) -> Line:
     """Who mounts for those who are not root."""
     if facts.fusermount:
@@ -126,4 +134,15 @@ def readahead(facts: Facts) -> Line | None:
     return Line("readahead", OK, f"{reached} KiB")
 
 
-JUDGES = (kernel, windows, device, mount, fusermount, libfuse2, permissions, request_size, readahead)
+JUDGES = (
+    kernel,
+    windows,
+    device,
+    mount,
+    read_path,
+    fusermount,
+    libfuse2,
+    permissions,
+    request_size,
+    readahead,
+)

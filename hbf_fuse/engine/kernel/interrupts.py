@@ -1,0 +1,57 @@
+"""Lets reads go whose readers are being killed.
+
+FUSE_INTERRUPT comes for any signal. A read that ended early for one that its program handles would begin
+again at once, for ever if the signal is a timer's: so only the dying are let go, as /proc tells.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from hbf_fuse import linux
+
+_LOOK_SECONDS = 0.02
+_PATIENCE_SECONDS = 1.0
+"""For a read that is not known: another thread may have taken it from the kernel and not put it down yet."""
+
+
+class Interrupts:
+    """Readers of reads that wait, looked at from their first signal on. Safe for concurrent callers.
+
+    reader_of: the thread that waits for a request, 0 if it does not wait. cancel: end a read that waits.
+    """
+
+    def __init__(self, reader_of: Callable[[int], int], cancel: Callable[[int], object]) -> None:
+        self._reader_of = reader_of
+        self._cancel = cancel
+        self._lock = threading.Lock()
+        self._signalled: dict[int, float] = {}
+        """Requests whose readers a signal has reached, and until when each may stay unknown."""
+
+    def came(self, unique: int) -> None:
+        """A signal has reached the reader of a request."""
+        with self._lock:
+            is_first = not self._signalled
+            self._signalled[unique] = time.monotonic() + _PATIENCE_SECONDS
+        if is_first:
+            threading.Thread(target=self._watch, daemon=True, name="interrupts").start()
+
+    def _watch(self) -> None:
+        """Until none of them waits any more."""
+        while True:
+            with self._lock:
+                self._signalled = {
+                    unique: end for unique, end in self._signalled.items() if self._waits(unique, end)
+                }
+                if not self._signalled:
+                    return
+            time.sleep(_LOOK_SECONDS)
+
+    def _waits(self, unique: int, patience_end: float) -> bool:
+        reader = self._reader_of(unique)
+        if not reader:
+            return time.monotonic() < patience_end
+        if not linux.is_dying(reader):
+            return True
+        self._cancel(unique)
+        return False

@@ -1,0 +1,490 @@
+"""Reads without the interpreter: requests in, deadlines, replies out. All other requests go to Python's threads.
+
+Receivers take requests from the kernel. A read that is not due yet joins the others in a heap; whoever brings
+the earliest one leads: it waits until that is due and sends it. A sender on standby leads when all receivers are
+at other work. So the number of reads in flight does not depend on threads, and none of this ever waits for the
+interpreter.
+"""
+
+from hbf_fuse.pacing.pacer cimport Pacer
+from hbf_fuse.tier.heap cimport Heap
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EAGAIN, EINTR, EIO, ENOENT, errno
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+
+cdef extern from "<linux/fuse.h>" nogil:
+    enum: FUSE_READ, FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_INVAL_INODE
+    struct fuse_in_header:
+        uint32_t len, opcode, pid
+        uint64_t unique, nodeid
+    struct fuse_read_in:
+        uint64_t fh, offset
+        uint32_t size, read_flags
+    struct fuse_out_header:
+        uint32_t len
+        int32_t error
+        uint64_t unique
+    struct fuse_notify_inval_inode_out:
+        uint64_t ino
+        int64_t off, len
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t writev(int, const iovec *, int)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t read(int, void *, size_t)
+    ssize_t pread(int, void *, size_t, long long)
+
+cdef extern from "<stdlib.h>" nogil:
+    void *aligned_alloc(size_t, size_t)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    enum: PR_SET_TIMERSLACK
+    int prctl(int, unsigned long)
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    ctypedef struct pthread_condattr_t:
+        pass
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_condattr_init(pthread_condattr_t *)
+    int pthread_condattr_setclock(pthread_condattr_t *, int)
+    int pthread_cond_init(pthread_cond_t *, pthread_condattr_t *)
+    int pthread_cond_wait(pthread_cond_t *, pthread_mutex_t *)
+    int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
+    int pthread_cond_signal(pthread_cond_t *)
+    int pthread_cond_broadcast(pthread_cond_t *)
+
+cdef extern from *:
+    """
+    #include <sys/stat.h>
+    static inline long long size_of(int fd) { struct stat s; return fstat(fd, &s) ? -1 : (long long) s.st_size; }
+    """
+    long long size_of(int) nogil
+
+
+cdef enum:
+    MESSAGE = 1 << 20  # bytes of a buffer for requests and for reads of a disk; two pages more follow
+    PAGE = 4096
+    POOL = 16384  # reads that wait at once; more wait in the kernel
+    FILES = 65536  # handles that this knows; reads of others go to Python's threads
+    DIRECT = 2  # FUSE_READ_LOCKOWNER: set for reads past the page cache, never for those that fill it
+    SENDING_NS = 20000  # about what a reply takes, and
+    SENDING_BYTES_PER_NS = 4  # how fast its data is copied: whether somebody else must lead meanwhile
+    READ_BYTES = 80  # a header and the struct fuse_read_in behind it
+
+
+cdef struct File:  # an open handle; 0 for none
+    uint64_t fh
+    const char *base  # NULL: read from the disk each time
+    long long size, place, ino, in_flight
+    int fd
+
+cdef struct Read:  # one read in flight
+    uint64_t unique
+    long long offset, nbytes, reader, arrival_ns, due_ns
+    int file, direct
+
+cdef struct Message:  # for Python's threads
+    Message *following
+    long long arrival_ns, length
+    char content[0]
+
+
+cdef inline long long now() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return t.tv_sec * 1000000000LL + t.tv_nsec
+
+
+cdef class Loop:
+    cdef Pacer pacer
+    cdef int fd, receivers, max_request
+    cdef File *files
+    cdef dict kept  # by handle, what must live while the loop knows it
+    cdef Read *pool
+    cdef int *spare
+    cdef int spares
+    cdef bint led, ended
+    cdef Heap waiting  # by the time when they are due, places in the pool
+    cdef Message *oldest
+    cdef Message *newest
+    cdef long long told_moments
+    cdef pthread_mutex_t lock
+    cdef pthread_cond_t leads, follows, room, messages, drops
+
+    def __cinit__(self, int fd, Pacer pacer, int max_request, int receivers):
+        cdef pthread_condattr_t monotonic
+        self.fd, self.pacer, self.max_request, self.receivers = fd, pacer, max_request, receivers
+        self.kept = {}
+        self.waiting = Heap(POOL)
+        # Not touched, and so not allocated, before it is used.
+        self.files = <File *> calloc(FILES, sizeof(File))
+        self.pool = <Read *> calloc(POOL, sizeof(Read))
+        self.spare = <int *> calloc(POOL, sizeof(int))
+        if not self.files or not self.pool or not self.spare:
+            raise MemoryError
+        for self.spares in range(POOL):
+            self.spare[self.spares] = POOL - 1 - self.spares
+        self.spares = POOL
+        pthread_mutex_init(&self.lock, NULL)
+        pthread_condattr_init(&monotonic)
+        pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC)
+        pthread_cond_init(&self.leads, &monotonic)
+        pthread_cond_init(&self.follows, NULL)
+        pthread_cond_init(&self.room, NULL)
+        pthread_cond_init(&self.messages, NULL)
+        pthread_cond_init(&self.drops, NULL)
+
+    # For Python
+
+    def work(self):
+        """What threads must do, a function for each; it returns when the mount has ended."""
+        return [self.receive] * self.receivers + [self.stand_by] + [self.drop] * (self.pacer.resident is not None)
+
+    def receive(self):
+        with nogil:
+            self.receive_loop()
+
+    def stand_by(self):
+        with nogil:
+            self.standby_loop()
+
+    def drop(self):
+        with nogil:
+            self.drop_loop()
+
+    def next_message(self):
+        """The next request that is not for the loop, and when it came; None when the mount has ended. An empty
+        one says that a first pass has begun or ended.
+        """
+        cdef Message *message
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            while not self.oldest and not self.ended:
+                pthread_cond_wait(&self.messages, &self.lock)
+            message = self.oldest
+            if message:
+                self.oldest = message.following
+                if not self.oldest:
+                    self.newest = NULL
+            pthread_mutex_unlock(&self.lock)
+        if not message:
+            return None
+        try:
+            return memoryview(message.content[: message.length]), message.arrival_ns
+        finally:
+            free(message)
+
+    def opened(self, uint64_t handle, owner, memory, int fd, int place, long long ino, long long size):
+        """Serve reads of this handle from now on: from memory, or if that is None from fd. owner: what both live
+        as long as.
+        """
+        cdef Py_buffer buffer
+        cdef File *file = &self.files[handle % FILES]
+        cdef const char *base = NULL
+        if memory is not None:
+            PyObject_GetBuffer(memory, &buffer, PyBUF_SIMPLE)
+            base = <const char *> buffer.buf
+            PyBuffer_Release(&buffer)
+        pthread_mutex_lock(&self.lock)
+        if not file.fh and not file.in_flight:
+            file.fh, file.base, file.fd, file.place, file.ino, file.size = handle, base, fd, place, ino, size
+        pthread_mutex_unlock(&self.lock)
+        self.kept[handle] = owner, memory
+
+    def released(self, uint64_t handle):
+        """The kernel has forgotten this handle."""
+        cdef File *file = &self.files[handle % FILES]
+        cdef bint is_used = False
+        pthread_mutex_lock(&self.lock)
+        if file.fh == handle:
+            file.fh = 0
+            is_used = file.in_flight > 0
+        pthread_mutex_unlock(&self.lock)
+        # No kernel releases what it still reads. Should one do so, its memory stays for ever.
+        if not is_used:
+            self.kept.pop(handle, None)
+
+    def reader_of(self, uint64_t unique):
+        """The thread that waits for a request; 0 if it does not wait, or not any more."""
+        cdef int place
+        cdef long long reader = 0
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            place = self.place_of(unique)
+            if place >= 0:
+                reader = self.pool[place].reader
+            pthread_mutex_unlock(&self.lock)
+        return reader
+
+    def cancel(self, uint64_t unique):
+        """Answer a read that waits with EINTR, if it still does."""
+        cdef int place
+        cdef Read r
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            place = self.place_of(unique)
+            if place >= 0:
+                r = self.pool[place]
+                self.waiting.remove(place)
+                self.release_place(place)
+            pthread_mutex_unlock(&self.lock)
+            if place >= 0:
+                self.refuse(&r, EINTR)
+
+    # The way of a read. Nothing below may need the interpreter.
+
+    cdef void receive_loop(self) noexcept nogil:
+        cdef char *buffer = <char *> aligned_alloc(PAGE, MESSAGE + 2 * PAGE)
+        cdef fuse_in_header *header = <fuse_in_header *> buffer
+        cdef ssize_t length
+        cdef long long arrival_ns
+        cdef Read r
+        prctl(PR_SET_TIMERSLACK, 1)
+        while True:
+            length = read(self.fd, buffer, MESSAGE)
+            if length < 0:
+                if errno == EINTR or errno == EAGAIN or errno == ENOENT:
+                    continue
+                break
+            arrival_ns = now()
+            if length < <ssize_t> sizeof(fuse_in_header) or header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET:
+                continue
+            if header.opcode == FUSE_READ and length >= READ_BYTES and self.takes(&r, buffer):
+                r.arrival_ns = arrival_ns
+                self.begin(&r, buffer)
+            else:
+                self.pass_on(buffer, length, arrival_ns)
+        free(buffer)
+        self.end()
+
+    cdef bint takes(self, Read *r, const char *message) noexcept nogil:
+        """Whether a read is one for the loop, and what it asks for."""
+        cdef fuse_in_header *header = <fuse_in_header *> message
+        cdef fuse_read_in *body = <fuse_read_in *> (message + sizeof(fuse_in_header))
+        cdef File *file = &self.files[body.fh % FILES]
+        cdef long long left = -1
+        pthread_mutex_lock(&self.lock)
+        if body.fh and file.fh == body.fh and body.offset <= <uint64_t> file.size:
+            file.in_flight += 1
+            left = file.size - <long long> body.offset
+        pthread_mutex_unlock(&self.lock)
+        if left < 0:
+            return False
+        r.unique, r.reader, r.offset = header.unique, header.pid, body.offset
+        r.nbytes = min(left, min(<long long> body.size, <long long> self.max_request))
+        r.direct = (body.read_flags & DIRECT) != 0
+        r.file = body.fh % FILES
+        return True
+
+    cdef void begin(self, Read *r, char *buffer) noexcept nogil:
+        """Admit a read; send it if it is due, or let it wait for that."""
+        cdef int place
+        r.due_ns = self.pacer.admit(
+            self.files[r.file].place, r.offset, r.nbytes, r.reader, r.direct, r.arrival_ns
+        )
+        self.tell()
+        if not self.pacer.throttled or r.due_ns <= r.arrival_ns:
+            self.send(r, buffer)
+            return
+        pthread_mutex_lock(&self.lock)
+        while not self.spares and not self.ended:
+            self.pacer.counters.all_busy += 1
+            pthread_cond_wait(&self.room, &self.lock)
+            self.pacer.counters.blind_ns = now()
+        if not self.ended:
+            self.spares -= 1
+            place = self.spare[self.spares]
+            self.pool[place] = r[0]
+            self.waiting.push(r.due_ns, place)
+            if self.led and self.waiting.item(0) == place:
+                pthread_cond_signal(&self.leads)
+            while self.waiting.count and not self.led and not self.ended:
+                self.lead(buffer)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void lead(self, char *buffer) noexcept nogil:
+        """Wait for the earliest read and send it. With the lock held, before and after; while this sends,
+        anybody may lead.
+        """
+        cdef Read r
+        cdef long long until_ns, t = now()
+        cdef timespec until
+        cdef int place
+        self.led = True
+        while self.waiting.count and not self.ended:
+            until_ns = self.waiting.first_key()
+            if until_ns <= t:
+                break
+            until.tv_sec, until.tv_nsec = until_ns // 1000000000, until_ns % 1000000000
+            pthread_cond_timedwait(&self.leads, &self.lock, &until)
+            t = now()
+        self.led = False
+        if not self.waiting.count or self.ended or self.waiting.first_key() > t:
+            return
+        place = self.waiting.pop()
+        r = self.pool[place]
+        self.release_place(place)
+        # Nobody need come who would only wait.
+        if self.waiting.count and self.waiting.first_key() < t + SENDING_NS + r.nbytes // SENDING_BYTES_PER_NS:
+            pthread_cond_signal(&self.follows)
+        pthread_mutex_unlock(&self.lock)
+        self.send(&r, buffer)
+        pthread_mutex_lock(&self.lock)
+
+    cdef void standby_loop(self) noexcept nogil:
+        """Lead when there is something to wait for and nobody does."""
+        cdef char *buffer = <char *> aligned_alloc(PAGE, MESSAGE + 2 * PAGE)
+        prctl(PR_SET_TIMERSLACK, 1)
+        pthread_mutex_lock(&self.lock)
+        while not self.ended:
+            if self.led or not self.waiting.count:
+                pthread_cond_wait(&self.follows, &self.lock)
+            else:
+                self.lead(buffer)
+        pthread_mutex_unlock(&self.lock)
+        free(buffer)
+
+    cdef void send(self, Read *r, char *buffer) noexcept nogil:
+        """Reply to a read. The pages of a source that shrank, or whose disk fails, are touched by the kernel
+        alone: EFAULT. But the page that it now ends in has zeros behind the end, hence the look at its size.
+        """
+        cdef fuse_out_header header
+        cdef iovec parts[2]
+        cdef File *file = &self.files[r.file]
+        cdef const char *data = file.base
+        cdef long long started_ns
+        self.pacer.sending(r.reader, r.due_ns)
+        started_ns = now()
+        if data:
+            data = data + r.offset if size_of(file.fd) >= r.offset + r.nbytes else NULL
+        else:
+            data = self.from_disk(file, r, buffer)
+        header.len, header.error, header.unique = sizeof(header) + r.nbytes, 0, r.unique
+        parts[0].iov_base, parts[0].iov_len = &header, sizeof(header)
+        parts[1].iov_base, parts[1].iov_len = <void *> data, r.nbytes
+        if not data or writev(self.fd, parts, 2) < 0:
+            # Where the data was lost while it was sent, the kernel has told the reader so already: to say it
+            # again is answered with ENOENT, and does no harm.
+            self.refuse(r, EIO)
+            return
+        self.pacer.complete(
+            file.place, r.offset, r.nbytes, r.reader, r.direct, r.arrival_ns, r.due_ns, started_ns, now()
+        )
+        self.over(r)
+
+    cdef const char *from_disk(self, File *file, Read *r, char *buffer) noexcept nogil:
+        """A read's data past the page cache, in a buffer; NULL if the disk fails or the source has shrunk."""
+        cdef long long first = r.offset // PAGE * PAGE, end = r.offset + r.nbytes, have = 0
+        cdef long long wanted = (end - first + PAGE - 1) // PAGE * PAGE
+        cdef ssize_t count
+        while first + have < end:
+            count = pread(file.fd, buffer + have, wanted - have, first + have)
+            if count <= 0 or (count % PAGE and first + have + count < end):
+                return NULL
+            have += count
+        return buffer + (r.offset - first)
+
+    cdef void refuse(self, Read *r, int code) noexcept nogil:
+        """Answer a read with an error."""
+        cdef fuse_out_header header
+        cdef iovec part
+        header.len, header.error, header.unique = sizeof(header), -code, r.unique
+        part.iov_base, part.iov_len = &header, sizeof(header)
+        writev(self.fd, &part, 1)
+        self.pacer.abandon(self.files[r.file].place, r.nbytes, r.reader, r.direct, code == EINTR)
+        self.over(r)
+
+    cdef void over(self, Read *r) noexcept nogil:
+        """A read has ended, one way or the other."""
+        pthread_mutex_lock(&self.lock)
+        self.files[r.file].in_flight -= 1
+        pthread_mutex_unlock(&self.lock)
+        self.tell()
+
+    cdef void tell(self) noexcept nogil:
+        """Let the others know what the pacer's books call for: pages to be dropped, a look at the machine."""
+        if self.pacer.resident is not None and self.pacer.resident.must_drop():
+            pthread_mutex_lock(&self.lock)
+            pthread_cond_signal(&self.drops)
+            pthread_mutex_unlock(&self.lock)
+        if self.pacer.coverage.moments != self.told_moments:
+            self.told_moments = self.pacer.coverage.moments
+            self.pass_on(NULL, 0, 0)
+
+    cdef void drop_loop(self) noexcept nogil:
+        """Drop pages from the page cache as the budget wants it; see pacing/resident.py."""
+        cdef fuse_out_header header
+        cdef fuse_notify_inval_inode_out body
+        cdef iovec parts[2]
+        parts[0].iov_base, parts[0].iov_len = &header, sizeof(header)
+        parts[1].iov_base, parts[1].iov_len = &body, sizeof(body)
+        header.len, header.error, header.unique = sizeof(header) + sizeof(body), FUSE_NOTIFY_INVAL_INODE, 0
+        while True:
+            pthread_mutex_lock(&self.lock)
+            while not self.ended and not self.pacer.resident.must_drop():
+                pthread_cond_wait(&self.drops, &self.lock)
+            pthread_mutex_unlock(&self.lock)
+            if self.ended:
+                return
+            while self.pacer.next_drop():
+                body.ino = self.pacer.inode(self.pacer.resident.drop_file)
+                body.off = self.pacer.resident.drop_first * PAGE
+                body.len = (self.pacer.resident.drop_end - self.pacer.resident.drop_first) * PAGE
+                # It fails where the kernel has forgotten the inode, and its pages with it.
+                writev(self.fd, parts, 2)
+
+    cdef void pass_on(self, const char *content, ssize_t length, long long arrival_ns) noexcept nogil:
+        """Leave a request to Python's threads."""
+        cdef Message *message = <Message *> malloc(sizeof(Message) + length)
+        if not message:
+            return
+        message.following, message.arrival_ns, message.length = NULL, arrival_ns, length
+        memcpy(message.content, content, length)
+        pthread_mutex_lock(&self.lock)
+        if self.newest:
+            self.newest.following = message
+        else:
+            self.oldest = message
+        self.newest = message
+        pthread_cond_signal(&self.messages)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void end(self) noexcept nogil:
+        """The mount has ended: so does every thread. Reads that wait have nobody to wait for them."""
+        pthread_mutex_lock(&self.lock)
+        self.ended = True
+        pthread_cond_broadcast(&self.leads)
+        pthread_cond_broadcast(&self.follows)
+        pthread_cond_broadcast(&self.room)
+        pthread_cond_broadcast(&self.messages)
+        pthread_cond_broadcast(&self.drops)
+        pthread_mutex_unlock(&self.lock)
+
+    cdef int place_of(self, uint64_t unique) noexcept nogil:
+        """Of a read that waits, its place in the pool; -1 if there is none. With the lock held."""
+        cdef int at
+        for at in range(self.waiting.count):
+            if self.pool[self.waiting.item(at)].unique == unique:
+                return <int> self.waiting.item(at)
+        return -1
+
+    cdef void release_place(self, int place) noexcept nogil:
+        """With the lock held."""
+        self.spare[self.spares] = place
+        self.spares += 1
+        pthread_cond_signal(&self.room)

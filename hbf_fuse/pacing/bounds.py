@@ -1,0 +1,10 @@
+"""Bounds of what is given back. Not compiled, so that anybody can import them."""
+
+LIFETIME_NS = 100_000_000
+"""Lateness older than this is forgotten: a reader back after a pause must see the full latency again."""
+
+MAX_OWED_NS = 1_000_000_000
+"""More than a second is never given back: a suspended machine must not answer with a burst."""
+
+MAX_READERS = 4096
+"""Readers whose newest reply is remembered, at most."""

@@ -1,0 +1,37 @@
+cimport cython
+
+from hbf_fuse.observe.counters cimport Counters
+from hbf_fuse.pacing.credit cimport Credit
+
+cdef long long _PAGE, _BLIND_NS, _MOMENTS
+
+@cython.final
+cdef class Coverage:
+    cdef readonly long long moments
+    cdef Counters _counters
+    cdef Credit _credit
+    cdef unsigned char[::1] _seen
+    cdef long long[::1] _sizes, _pages, _first_page, _arrived, _uncounted, _in_flight, _begun, _first_ns, _owed_ns
+    cdef long long[::1] _complete_ns, _complete_due_ns, _timed_ns, _unsure_ns
+    cdef long long[::1] _forgiven_before, _forgiven, _busy_before, _busy, _stops_before, _stops
+    cdef long long[::1] _of_moment
+    cdef long long _looked
+    cdef dict _looks
+    cdef void _note(self, long long file) noexcept nogil
+    @cython.locals(unspoilt=cython.bint)
+    cpdef void begin(self, long long file, long long arrival_ns, long long began_ns, long long owed_ns) noexcept nogil
+    cpdef void abandon(self, long long file) noexcept nogil
+    @cython.locals(page=cython.longlong, fresh=cython.longlong, base=cython.longlong, size=cython.longlong,
+                   first=cython.longlong, end=cython.longlong, end_byte=cython.longlong)
+    cpdef void add(
+        self,
+        long long file,
+        long long offset,
+        long long nbytes,
+        long long due_ns,
+        long long done_ns,
+        long long timed_ns,
+        long long unsure_ns,
+    ) noexcept nogil
+    @cython.locals(within=cython.bint, head=cython.longlong, tail=cython.longlong, base=cython.longlong)
+    cdef void _count_parts(self, long long file, long long offset, long long end_byte) noexcept nogil

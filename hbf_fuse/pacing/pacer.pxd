@@ -1,0 +1,49 @@
+cimport cython
+
+from hbf_fuse.observe.counters cimport Counters
+from hbf_fuse.observe.ring cimport Ring
+from hbf_fuse.pacing.coverage cimport Coverage
+from hbf_fuse.pacing.credit cimport Credit
+from hbf_fuse.pacing.floor cimport Floor, unsure_ns
+from hbf_fuse.pacing.mutex cimport Mutex
+from hbf_fuse.pacing.resident cimport Resident
+from hbf_fuse.pacing.tiers cimport Rank, Regions
+
+@cython.final
+cdef class Pacer:
+    cdef readonly bint changed, throttled
+    cdef readonly Counters counters
+    cdef readonly Floor floor
+    cdef readonly Credit credit
+    cdef readonly Ring ring
+    cdef readonly Coverage coverage
+    cdef readonly Resident resident
+    cdef readonly Rank tiers
+    cdef Regions _regions
+    cdef list _names
+    cdef long long[::1] _inodes
+    cdef Mutex _mutex
+    @cython.locals(arrived_ns=cython.longlong, owed_ns=cython.longlong, began_ns=cython.longlong,
+                   due_ns=cython.longlong, ready_ns=cython.longlong, piece_end=cython.longlong, end=cython.longlong)
+    cpdef long long admit(
+        self, long long file, long long offset, long long nbytes, long long reader, bint direct, long long arrival_ns
+    ) noexcept nogil
+    cpdef void sending(self, long long reader, long long due_ns) noexcept nogil
+    @cython.locals(at=cython.longlong, end=cython.longlong, piece_end=cython.longlong, place=cython.longlong,
+                   took_ns=cython.longlong, timed=cython.bint)
+    cpdef void complete(
+        self,
+        long long file,
+        long long offset,
+        long long nbytes,
+        long long reader,
+        bint direct,
+        long long arrival_ns,
+        long long due_ns,
+        long long started_ns,
+        long long done_ns,
+    ) noexcept nogil
+    cpdef void abandon(self, long long file, long long nbytes, long long reader, bint direct, bint interrupted) noexcept nogil
+    @cython.locals(named=cython.bint)
+    cpdef bint next_drop(self) noexcept nogil
+    cpdef long long inode(self, long long file) noexcept nogil

@@ -1,0 +1,80 @@
+"""One read from its beginning to its end, for engines that serve it from a thread of its own."""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from hbf_fuse.pacing.pacer import Pacer
+
+_INTERRUPTIBLE_NS = 50_000_000
+"""Whoever is killed may wait this long for the tier."""
+
+
+class Read:
+    """What was asked: nbytes from offset on, of the file in this place; by the thread `reader`; past the page
+    cache if direct; seen at arrival_ns (CLOCK_MONOTONIC).
+    """
+
+    __slots__ = ("_killed", "arrival_ns", "direct", "file", "nbytes", "offset", "reader")
+
+    def __init__(
+        self, file: int, offset: int, nbytes: int, reader: int, direct: bool, arrival_ns: int
+    ) -> None:
+        self.file = file
+        self.offset = offset
+        self.nbytes = nbytes
+        self.reader = reader
+        self.direct = direct
+        self.arrival_ns = arrival_ns
+        self._killed = threading.Event()
+
+    def kill(self) -> None:
+        """Its reader is dying: wait no longer."""
+        self._killed.set()
+
+    def serve(self, pacer: Pacer, send: Callable[[], object]) -> None:
+        """Admit it, wait until it is due, send its data, and complete it. Whatever happens, it ends in the
+        books.
+
+        Raises OSError EINTR if it was killed meanwhile, and what `send` raises.
+        """
+        coverage, moments = pacer.coverage, pacer.coverage.moments
+        due_ns = pacer.admit(self.file, self.offset, self.nbytes, self.reader, self.direct, self.arrival_ns)
+        if coverage.moments != moments:
+            coverage.look()
+        sent = False
+        try:
+            if pacer.throttled:
+                self._wait(due_ns)
+            pacer.sending(self.reader, due_ns)
+            started_ns = time.monotonic_ns()
+            send()
+            done_ns = time.monotonic_ns()
+            sent = True
+        finally:
+            if not sent:
+                pacer.abandon(self.file, self.nbytes, self.reader, self.direct, self._killed.is_set())
+        pacer.complete(
+            self.file,
+            self.offset,
+            self.nbytes,
+            self.reader,
+            self.direct,
+            self.arrival_ns,
+            due_ns,
+            started_ns,
+            done_ns,
+        )
+        if coverage.moments != moments:
+            coverage.look()
+
+    def _wait(self, until_ns: int) -> None:
+        left_ns = until_ns - time.monotonic_ns()
+        if left_ns > _INTERRUPTIBLE_NS:
+            if self._killed.wait((left_ns - _INTERRUPTIBLE_NS) / 1e9):
+                raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+            left_ns = until_ns - time.monotonic_ns()
+        if left_ns > 0:
+            time.sleep(left_ns / 1e9)

@@ -1,0 +1,20 @@
+cimport cython
+
+from hbf_fuse.tier.device cimport Tier
+
+@cython.final
+cdef class Rank:
+    cdef readonly Tier tier
+    cdef readonly Rank following
+    cdef readonly long long nbytes
+    cdef readonly bint throttled
+    cdef long long reserve(self, long long place, long long arrival_ns, long long offset, long long nbytes) noexcept nogil
+    cdef void served(self, long long place, long long nbytes) noexcept nogil
+    cdef bint is_throttled(self, long long place) noexcept nogil
+
+@cython.final
+cdef class Regions:
+    cdef long long[::1] _first, _starts, _tiers
+    cdef readonly long long tier
+    @cython.locals(low=cython.longlong, high=cython.longlong, middle=cython.longlong)
+    cdef long long piece_end(self, long long file, long long offset, long long end) noexcept nogil
