@@ -9,7 +9,6 @@ import os
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from hbf_fuse import compiled, engine, signals
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.mount import probe
 from hbf_fuse.observe import machine
 from hbf_fuse.observe.trace import RECORD, Read
 from hbf_fuse.pacing.floor import Floor
@@ -44,14 +44,11 @@ MOST_STARVED_NS = 100_000
 ATTEMPTS = 4
 PATIENCE_SECONDS = 5
 
-PROBE = Path(__file__).with_name("probe.py")
 
-
-def probe_command(file: int, size: int, reads: int) -> list[str]:
-    """What reads through an inherited descriptor (O_DIRECT) and prints how long each read took; see probe.py."""
-    lean = "mount/lean.py"
-    library = f"{compiled.PACKAGE}/{lean}" if compiled.why_not() else compiled.library(lean)
-    return [sys.executable, "-I", "-S", str(PROBE), library, str(file), str(size), str(reads)]
+def lean_library() -> str:
+    """What probe.py times reads with."""
+    source = "mount/lean.py"
+    return f"{compiled.PACKAGE}/{source}" if compiled.why_not() else compiled.library(source)
 
 
 def measure(engine_name: str, spec: TierSpec) -> Floor:
@@ -60,11 +57,11 @@ def measure(engine_name: str, spec: TierSpec) -> Floor:
     An unknown floor if the machine is too busy, or nothing can be mounted.
     """
     least, most = LATENCIES_MS
-    probe = TierSpec(
+    tier = TierSpec(
         latency_ms=min(max(spec.latency_ms, least), most) if spec.latency_ms else USUAL_LATENCY_MS
     )
     try:
-        with _mounted(engine_name, probe) as (fs, file):
+        with _mounted(engine_name, tier) as (fs, file):
             small = _usual(fs, file, SMALL)
             large = _usual(fs, file, LARGE)
             per_mib = max(0, large - small) * LARGE // fs.pacer.counters.largest_read
@@ -115,20 +112,22 @@ def _unseen(fs: Filesystem, file: int, size: int) -> int:
     """
     before, starved_before_ns = fs.pacer.ring.count, machine.own_threads_starved_ns()
     reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / fs.spec.latency_ms)))
-    command = probe_command(file, size, reads)
+    command = probe.command(lean_library(), file, size, reads)
     # In this process group (see daemon.py on automounts), so Ctrl-C would reach it, too.
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        probe = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=[file])
+        reader = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[file]
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-    with probe:
+    with reader:
         try:
-            said = probe.communicate(timeout=PATIENCE_SECONDS)[0]
+            said = reader.communicate("\n", timeout=PATIENCE_SECONDS)[0]
         except subprocess.TimeoutExpired as error:
             raise _TooBusy from error
         finally:
-            probe.kill()
+            reader.kill()
     records = fs.pacer.ring.since(before)[0]
     unseen = sorted(_differences(said, [Read(*fields) for fields in RECORD.iter_unpack(records)]))
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]
@@ -143,7 +142,8 @@ def _unseen(fs: Filesystem, file: int, size: int) -> int:
 
 def _differences(said: str, reads: list[Read]) -> Iterator[int]:
     at_server = [read.done_ns - read.arrival_ns for read in reads]
-    at_reader = json.loads(said) if said else []
+    _, _, document = said.partition("\n")
+    at_reader = json.loads(document)["times"] if document else []
     each = max(1, len(at_server) // max(1, len(at_reader)))
     for place, there in enumerate(at_reader):
         yield (there - sum(at_server[place * each : (place + 1) * each])) // each

@@ -19,7 +19,7 @@ cdef inline long long now() noexcept nogil:
     return t.tv_sec * 1000000000LL + t.tv_nsec
 
 
-def measure(int fd, long long size, long long reads):
+def measure(int fd, long long size, long long reads, long long start, long long stride):
     """See lean.py."""
     cdef long long pieces = os.fstat(fd).st_size // size
     cdef long long[::1] times = array("q", bytes(8 * reads))
@@ -29,7 +29,7 @@ def measure(int fd, long long size, long long reads):
     with nogil:
         for count in range(reads if not failed else 0):
             begin = now()
-            if pread(fd, buffer, size, count % pieces * size) < size:
+            if pread(fd, buffer, size, (start + count * stride) % pieces * size) < size:
                 failed = True
                 break
             times[count] = now() - begin

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from readers import make_source
 
-from hbf_fuse.mount import floor, live, tied
+from hbf_fuse.mount import floor, live, probe, tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine
 from hbf_fuse.pacing.floor import unsure_ns
@@ -75,15 +75,14 @@ def _measure(folder: Path, latency: float, size: int, busy: int) -> dict[str, fl
     source = make_source(folder, reads * size)
     with _hogs(busy), tied.mounted(MountConfig(source, folder / "mnt", spec)) as mount:
         fd = os.open(mount / "model.gguf", os.O_RDONLY | os.O_DIRECT)
-        said = subprocess.run(
-            floor.probe_command(fd, size, reads), stdout=subprocess.PIPE, check=True, pass_fds=[fd]
-        ).stdout
+        command = probe.command(floor.lean_library(), fd, size, reads)
+        said = subprocess.run(command, input=b"\n", stdout=subprocess.PIPE, check=True, pass_fds=[fd]).stdout
         os.close(fd)
         stats = live.read_hidden(mount, "stats.json")
     measured, staging = stats["floor"], stats["files"]["model.gguf"]["staging"]
     floor_ns = measured["fixed_ns"] + measured["ns_per_mib"] * size / (1 << 20)
     return {
-        "late_us": sum(json.loads(said)) / reads / 1000 - latency * 1000,
+        "late_us": sum(json.loads(said.splitlines()[1])["times"]) / reads / 1000 - latency * 1000,
         "floor_us": floor_ns / 1000,
         "valid": staging["valid"],
     }

@@ -65,7 +65,8 @@ class Facts:
     """A machine at one moment. An empty `..._failure` or `no_...` says that all is well.
 
     mount: what a real mount said of itself (its spec.json), None if there was none. delay_accounting: the
-    switch, None where the kernel has none. uncompiled: why, if so. envelope: see mount/envelope.py. now: see observe/machine.py.
+    switch, None where the kernel has none. uncompiled: why, if so. envelope: see mount/envelope.py. now:
+    see observe/machine.py.
     """
 
     kernel: str
