@@ -143,11 +143,12 @@ def test_a_sparse_file_of_100_gb_costs_the_server_no_memory(mount, tmp_path, eng
 
 
 def test_an_evicted_range_is_read_again(noise, tmp_path):
-    """In this process, because eviction is a call of the engine's and not of the command line."""
+    """In this process, because dropping pages is no command."""
     script = f"""
 import os, sys, time
 from pathlib import Path
 from hbf_fuse import engine
+from hbf_fuse.engine.kernel import notify
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.tier import TierSpec
 mountpoint = Path({str(tmp_path / "mnt")!r})
@@ -162,7 +163,7 @@ try:
         before = fs.pacer.counters.bytes
         os.pread(file.fileno(), 1 << 20, 0)
         assert fs.pacer.counters.bytes == before, "cached pages were read again"
-        mount.evict(os.fstat(file.fileno()).st_ino, 0, 1 << 19)
+        notify.evict(mount._session.fd, os.fstat(file.fileno()).st_ino, 0, 1 << 19)
         os.pread(file.fileno(), 1 << 20, 0)
         give_up = time.monotonic() + 10  # a read is counted after its reader has the data
         while fs.pacer.counters.bytes < before + (1 << 19) and time.monotonic() < give_up:

@@ -53,7 +53,7 @@ def test_agreement_within_one_percent_is_valid():
 
 
 def test_reads_that_may_have_waited_unseen_make_a_figure_invalid():
-    told = judge(TierSpec(1000), 1.0, 1.0, all_busy=1)
+    told = judge(TierSpec(1000), 1.0, 1.0, unseen_ns=GB // 50)
     assert not told.valid and "more may have waited" in told.why
 
 
@@ -240,14 +240,14 @@ def test_what_happens_before_and_after_a_files_first_pass_is_not_held_against_it
     starved_ns = iter((GB, GB + 7, 9 * GB))
     monkeypatch.setattr(machine, "own_threads_starved_ns", lambda: next(starved_ns))
     coverage = Coverage([4096, 8192], counters, credit)
-    counters.all_busy, counters.stops, credit.forgiven_ns = 1, 1, GB
+    counters.unseen_ns, counters.stops, credit.forgiven_ns = 1, 1, GB
     for part in range(2):
         arrival = 20 * GB + part * 1_000_000
         coverage.begin(1, arrival, arrival, 0)
         coverage.look()
         coverage.add(1, part * 4096, 4096, arrival + 800_000, arrival + 800_100, 800_100, 8000)
     coverage.look()
-    counters.all_busy, counters.stops, credit.forgiven_ns = 2, 2, 2 * GB
+    counters.unseen_ns, counters.stops, credit.forgiven_ns = 2, 2, 2 * GB
     coverage.begin(1, 29 * GB, 29 * GB, 0)
     coverage.add(1, 0, 4096, 29 * GB, 29 * GB + 1, 1, 1)
     coverage.look()
@@ -387,7 +387,7 @@ def two_files(tmp_path):
 def test_a_files_first_read_may_have_waited_for_a_thread(two_files):
     fs = Filesystem(two_files, TierSpec(latency_ms=20))
     counters = fs.pacer.counters
-    counters.all_busy, counters.blind_ns = 1, time.monotonic_ns()
+    counters.unseen_ns, counters.blind_ns = GB, time.monotonic_ns()
     assert "more may have waited" in served(fs, "a.gguf", 1 << 20)["why"]
     counters.blind_ns -= 2 * GB
     assert "more may have waited" not in served(fs, "b.gguf", 1 << 20)["why"]

@@ -22,11 +22,6 @@ class Engine(Protocol):
     def stop(self, lazy: bool) -> None:
         """Unmount. A busy mount is an HbfError, unless lazy: it is hidden and ends with its last user."""
 
-    def evict(self, ino: int, offset: int, nbytes: int) -> None:
-        """Drop a range of a file from the page cache. Never from a thread that holds a read. OSError if
-        the kernel does not know the file.
-        """
-
 
 def create(name: str, fs: Filesystem, mountpoint: Path, allow_other: bool, async_dio: bool = False) -> Engine:
     """The engine by name, or an HbfError that says what its binding needs.

@@ -141,9 +141,6 @@ class FusepyEngine:
         if self._placed is not None:
             self._placed.unmount(lazy)
 
-    def evict(self, ino: int, offset: int, nbytes: int) -> None:
-        raise HbfError("libfuse 2 cannot drop pages")
-
     def _loop(self) -> None:
         try:
             fuse.FUSE(

@@ -93,8 +93,12 @@ def _unknowable(  # noqa: PLR0911 - a reason per case
         return "more was resident than --resident allows: pages came faster than this machine could drop them"
     if reads.disturbances.stops:
         return "the server was stopped meanwhile (SIGSTOP): what waited for it then is in no figure"
-    if reads.disturbances.all_busy:
-        return f"all threads were busy with {counters.in_flight_max} reads in flight: more may have waited"
+    if reads.timed and reads.disturbances.unseen_ns > tolerance * reads.seconds * 1e9:
+        unseen = reads.disturbances.unseen_ns / 1e9
+        return (
+            f"all threads were busy for {unseen:.2g} s, with up to {counters.in_flight_max} reads in flight: "
+            "more may have waited unseen"
+        )
     if counters.nameless:
         return "the readers' PID namespace is not the server's: whose lateness is whose cannot be known"
     if reads.seconds <= 0:

@@ -85,8 +85,8 @@ def _mounted(engine_name: str, spec: TierSpec) -> Iterator[tuple[Filesystem, int
         mount = engine.create(engine_name, fs, point, allow_other=False)
         # Interrupted between these, it would be left behind.
         with signals.deferred():
-            mount.start()
             try:
+                mount.start()
                 file = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
             finally:
                 mount.stop(lazy=True)

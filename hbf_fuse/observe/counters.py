@@ -8,10 +8,10 @@ from hbf_fuse.observe.histogram import Histogram
 class Counters:
     """Reads begun and finished, and how long after their deadlines their data was visible.
 
-    all_busy: how often nobody was left to see the next read arrive. stops: how often the server stood still
-    (SIGSTOP): what came meanwhile waited unseen. blind_ns: when it was last over that reads might wait
-    unseen, by what these two count. nameless: reads of threads that have no number here: those of another
-    PID namespace.
+    unseen_ns: for how long nobody was left to see the next read arrive. stops: how often the server stood
+    still (SIGSTOP): what came meanwhile waited unseen. blind_ns: when it was last over that reads might
+    wait unseen, by what these two count. nameless: reads of threads that have no number here: those of
+    another PID namespace.
     """
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Counters:
         self.largest_read = 0
         self.interrupted = self.failed = 0
         self.waited_ns = self.sending_ns = 0
-        self.all_busy = self.stops = self.blind_ns = 0
+        self.unseen_ns = self.stops = self.blind_ns = 0
         self.nameless = 0
         self.first_arrival_ns = self.last_done_ns = 0
         self.lateness = Histogram()
@@ -70,7 +70,7 @@ class Counters:
             "failed": self.failed,
             "wait_seconds": self.waited_ns / 1e9,
             "sending_ns_per_mib": self.sending_ns_per_mib,
-            "all_busy": self.all_busy,
+            "unseen_seconds": self.unseen_ns / 1e9,
             "nameless": self.nameless,
             "stops": self.stops,
             "first_arrival_ns": self.first_arrival_ns,

@@ -76,17 +76,22 @@ def idle_core_seconds() -> float:
 
 
 def own_threads_starved_ns() -> int:
-    """How long the threads of this process that live now were ready to run and had no CPU, in ns.
+    """How long the threads of this process were ready to run and had no CPU, in ns: those that live, and of
+    those that have ended what was known when this was called last.
 
     From /proc/self/task/TID/schedstat (Documentation/scheduler/sched-stats.rst); 0 where the kernel does not
     count it (no CONFIG_SCHED_INFO).
     """
-    waited = 0
     for task in Path("/proc/self/task").iterdir():
         # A thread may end meanwhile.
         with suppress(OSError):
-            waited += int((task / "schedstat").read_text().split()[1])
-    return waited
+            waited = int((task / "schedstat").read_text().split()[1])
+            _starved_ns[task.name] = max(waited, _starved_ns.get(task.name, 0))
+    return sum(_starved_ns.values())
+
+
+_starved_ns: dict[str, int] = {}
+"""By thread."""
 
 
 def _governors() -> list[str]:

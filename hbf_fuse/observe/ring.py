@@ -37,7 +37,7 @@ class Ring:
         self._words[at + 1] = due_ns
         self._words[at + 2] = done_ns
         self._words[at + 3] = offset
-        self._words[at + 4] = nbytes | reader << 32
+        self._words[at + 4] = nbytes | (reader & 0x7FFFFFFF) << 32
         self._words[at + 5] = ino | tier << 32 | direct << 48
         self.count += 1
 

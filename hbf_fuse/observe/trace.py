@@ -58,6 +58,7 @@ class TraceFile:
         self.stopped = ""
         self._ring = ring
         self._written = ring.count
+        self._lost = 0
         self._file = path.open("ab", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,8 +89,9 @@ class TraceFile:
     def _write(self) -> None:
         records, lost = self._ring.since(self._written)
         self._written += lost + len(records) // RECORD.size
-        if lost:
-            self.stopped = f"{lost} reads came faster than they could be written"
+        self._lost += lost
+        if self._lost:
+            self.stopped = f"{self._lost} reads came faster than they could be written"
         while records:
             records = records[self._file.write(records) :]
 

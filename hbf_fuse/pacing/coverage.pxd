@@ -13,15 +13,17 @@ cdef class Coverage:
     cdef unsigned char[::1] _seen
     cdef long long[::1] _sizes, _pages, _first_page, _arrived, _uncounted, _in_flight, _begun, _first_ns, _owed_ns
     cdef long long[::1] _complete_ns, _complete_due_ns, _timed_ns, _unsure_ns
-    cdef long long[::1] _forgiven_before, _forgiven, _busy_before, _busy, _stops_before, _stops
+    cdef long long[::1] _forgiven_before, _forgiven, _unseen_before, _unseen, _eighths, _stops_before, _stops
     cdef long long[::1] _of_moment
     cdef long long _looked
     cdef dict _looks
+    cdef object _look_lock
+    cpdef bint is_complete(self, long long file) noexcept nogil
     cdef void _note(self, long long file) noexcept nogil
     @cython.locals(unspoilt=cython.bint)
     cpdef void begin(self, long long file, long long arrival_ns, long long began_ns, long long owed_ns) noexcept nogil
     cpdef void abandon(self, long long file) noexcept nogil
-    @cython.locals(page=cython.longlong, fresh=cython.longlong, base=cython.longlong, size=cython.longlong,
+    @cython.locals(page=cython.longlong, fresh=cython.longlong, eighth=cython.longlong, base=cython.longlong, size=cython.longlong,
                    first=cython.longlong, end=cython.longlong, end_byte=cython.longlong)
     cpdef void add(
         self,

@@ -1,5 +1,6 @@
 """Which bytes of the served files have reached a reader: the end of staging, when all have."""
 
+import threading
 import time
 from array import array
 from collections.abc import Sequence
@@ -25,12 +26,12 @@ class Disturbances(NamedTuple):
     """What has come between the readers and the tier.
 
     forgiven_ns: the lateness that the tier's schedule does not hold; see Credit. starved_ns: how long the
-    server's threads wanted a CPU and had none. all_busy, stops: as Counters has them.
+    server's threads wanted a CPU and had none. unseen_ns, stops: as Counters has them.
     """
 
     forgiven_ns: int = 0
     starved_ns: int = 0
-    all_busy: int = 0
+    unseen_ns: int = 0
     stops: int = 0
 
 
@@ -68,7 +69,7 @@ class Coverage:
 
     def __init__(self, sizes: Sequence[int], counters: Counters, credit: Credit) -> None:
         self.moments = 0
-        """How many first passes have begun or ended; `look` wants to be called after each."""
+        """How often first passes have begun or come further; `look` wants to be called after each."""
         self._counters, self._credit = counters, credit
         pages = [-(-size // _PAGE) for size in sizes]
         self._sizes, self._pages = array("q", sizes), array("q", pages)
@@ -80,12 +81,14 @@ class Coverage:
         self._first_ns, self._owed_ns = array("q", zeros), array("q", zeros)
         self._complete_ns, self._complete_due_ns = array("q", zeros), array("q", zeros)
         self._timed_ns, self._unsure_ns = array("q", zeros), array("q", zeros)
+        self._eighths = array("q", zeros)
         # What has come between: up to the first read, and up to the newest first-time byte.
         self._forgiven_before, self._forgiven = array("q", zeros), array("q", zeros)
-        self._busy_before, self._busy = array("q", zeros), array("q", zeros)
+        self._unseen_before, self._unseen = array("q", zeros), array("q", zeros)
         self._stops_before, self._stops = array("q", zeros), array("q", zeros)
         self._of_moment = array("q", bytes(8 * _MOMENTS))
         self._looked = 0
+        self._look_lock = threading.Lock()
         self._looks: dict[int, list[_Look]] = {}
 
     def begin(self, file: int, arrival_ns: int, began_ns: int, owed_ns: int) -> None:
@@ -95,13 +98,15 @@ class Coverage:
         sooner than its reader came.
         """
         self._in_flight[file] += 1
+        if self.is_complete(file):
+            return
         if not self._begun[file]:
             self._begun[file] = 1
             self._first_ns[file], self._owed_ns[file] = began_ns, owed_ns
             self._forgiven_before[file] = self._credit.forgiven_ns
             # All of those that this read may have waited for unseen are taken to come after it has begun.
             unspoilt = arrival_ns - self._counters.blind_ns > _BLIND_NS
-            self._busy_before[file] = self._counters.all_busy if unspoilt else 0
+            self._unseen_before[file] = self._counters.unseen_ns if unspoilt else 0
             self._stops_before[file] = self._counters.stops if unspoilt else 0
             self._note(file)
         elif began_ns < self._first_ns[file]:
@@ -122,7 +127,7 @@ class Coverage:
         uncertain.
         """
         self._in_flight[file] -= 1
-        if self._arrived[file] == self._pages[file]:
+        if nbytes <= 0 or self.is_complete(file):
             return
         base, size = self._first_page[file], self._sizes[file]
         end_byte = offset + nbytes
@@ -141,8 +146,11 @@ class Coverage:
             self._complete_ns[file] = max(self._complete_ns[file], done_ns)
             self._complete_due_ns[file] = max(self._complete_due_ns[file], due_ns)
             self._forgiven[file] = self._credit.forgiven_ns
-            self._busy[file], self._stops[file] = self._counters.all_busy, self._counters.stops
-            if self._arrived[file] == self._pages[file]:
+            self._unseen[file], self._stops[file] = self._counters.unseen_ns, self._counters.stops
+            # A look at each eighth of the file: what comes after the newest one is no part of the pass.
+            eighth = self._arrived[file] * 8 // self._pages[file]
+            if eighth > self._eighths[file]:
+                self._eighths[file] = eighth
                 self._note(file)
 
     def _count_parts(self, file: int, offset: int, end_byte: int) -> None:
@@ -156,23 +164,25 @@ class Coverage:
             self._uncounted[file] += end_byte - max(offset, tail * _PAGE)
 
     def _note(self, file: int) -> None:
-        """A first pass has begun or ended."""
+        """A first pass has begun, has come an eighth further, or has ended."""
         self._of_moment[self.moments % _MOMENTS] = file
         self.moments += 1
 
     def look(self) -> None:
         """Take down what the machine and the server's threads have done so far, for every file whose first
-        pass has begun or ended since this was called last. From Python's threads only.
+        pass has begun or come further since this was called last. From Python's threads; safe for several.
         """
-        moments = self.moments
-        for moment in range(max(self._looked, moments - _MOMENTS), moments):
-            file = self._of_moment[moment % _MOMENTS]
-            self._looks[file] = [*self._looks.get(file, [])[:1], _Look.now()]
-        self._looked = moments
+        with self._look_lock:
+            moments = self.moments
+            for moment in range(max(self._looked, moments - _MOMENTS), moments):
+                file = self._of_moment[moment % _MOMENTS]
+                known = self._looks.get(file, [])[:1] if self._eighths[file] else []
+                self._looks[file] = [*known, _Look.now()]
+            self._looked = moments
 
     def is_complete(self, file: int) -> bool:
         """Whether every page has arrived."""
-        return bool(self._arrived[file] == self._pages[file])
+        return self._arrived[file] == self._pages[file]
 
     def arrived_bytes(self, file: int) -> int:
         """How much has come at least once."""
@@ -206,13 +216,12 @@ class Coverage:
 
     def _disturbances(self, file: int) -> Disturbances:
         looks = self._looks.get(file, [])
-        starved_ns = (
-            (looks[1] if len(looks) > 1 else _Look.now()).starved_ns - looks[0].starved_ns if looks else 0
-        )
+        before, after = (looks[0].starved_ns, looks[1].starved_ns) if len(looks) == 2 else (None, None)
+        starved_ns = after - before if before is not None and after is not None else 0
         return Disturbances(
             int(self._forgiven[file] - self._forgiven_before[file]),
             max(0, starved_ns),
-            int(self._busy[file] - self._busy_before[file]),
+            int(self._unseen[file] - self._unseen_before[file]),
             int(self._stops[file] - self._stops_before[file]),
         )
 
@@ -222,8 +231,8 @@ class Coverage:
             return None
         before, after = looks
         passed = after.seconds - before.seconds
-        # A look that came too late says nothing of the pass.
-        if passed < max(_TICKS_SECONDS, seconds / 2):
+        # Looks that came at another time than the reads say nothing of the pass.
+        if not max(_TICKS_SECONDS, seconds / 2) <= passed <= 2 * seconds:
             return None
         if before.idle_core_seconds is None or after.idle_core_seconds is None:
             return None
@@ -246,7 +255,7 @@ class _Look(NamedTuple):
     """The machine at a moment. None where it cannot be asked: no read may fail for that."""
 
     seconds: float
-    starved_ns: int
+    starved_ns: int | None
     idle_core_seconds: float | None
 
     @classmethod
@@ -254,5 +263,5 @@ class _Look(NamedTuple):
         moment = time.monotonic()
         try:
             return cls(moment, machine.own_threads_starved_ns(), machine.idle_core_seconds())
-        except OSError:
-            return cls(moment, 0, None)
+        except (OSError, ValueError, IndexError):
+            return cls(moment, None, None)

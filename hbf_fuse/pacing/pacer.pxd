@@ -8,6 +8,9 @@ from hbf_fuse.pacing.floor cimport Floor, unsure_ns
 from hbf_fuse.pacing.mutex cimport Mutex
 from hbf_fuse.pacing.resident cimport Resident
 from hbf_fuse.pacing.tiers cimport Rank, Regions
+from hbf_fuse.tier.device cimport Tier
+
+cdef long long _UNSEEN_NS
 
 @cython.final
 cdef class Pacer:
@@ -44,6 +47,8 @@ cdef class Pacer:
         long long done_ns,
     ) noexcept nogil
     cpdef void abandon(self, long long file, long long nbytes, long long reader, bint direct, bint interrupted) noexcept nogil
+    cpdef void was_blind(self, long long since_ns, long long until_ns) noexcept nogil
+    cdef void _exchange(self, Tier heir, bint throttled) noexcept
     @cython.locals(named=cython.bint)
     cpdef bint next_drop(self) noexcept nogil
     cpdef long long inode(self, long long file) noexcept nogil

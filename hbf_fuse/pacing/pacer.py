@@ -19,6 +19,8 @@ from hbf_fuse.pacing.tiers import Rank, Regions
 from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.spec import TierSpec
 
+_UNSEEN_NS = 1_000_000
+
 
 class Pacer:
     """The tiers' schedules, and what becomes of the reads. Safe for concurrent callers.
@@ -137,6 +139,15 @@ class Pacer:
             self.resident.abandoned(nbytes)
         self._mutex.release()
 
+    def was_blind(self, since_ns: int, until_ns: int) -> None:
+        """Nobody was left to see reads arrive meanwhile. Less than a millisecond is what a reply may take."""
+        if until_ns - since_ns < _UNSEEN_NS:
+            return
+        self._mutex.acquire()
+        self.counters.unseen_ns += until_ns - since_ns
+        self.counters.blind_ns = until_ns
+        self._mutex.release()
+
     def next_drop(self) -> bool:
         """See Resident.next_drop; False where there is no budget."""
         if self.resident is None:
@@ -152,9 +163,14 @@ class Pacer:
 
     def exchange(self, spec: TierSpec) -> None:
         """Serve from another tier in place of the mount's own; reads in flight keep their deadlines."""
-        heir = self.tiers.tier.succeeded_by(spec)
+        # Kept until the mutex is free: nothing that runs Python code may come between, not even to free it.
+        before = self.tiers.tier
+        heir, throttled = before.succeeded_by(spec), spec.throttled
+        self._exchange(heir, throttled)
+
+    def _exchange(self, heir: Tier, throttled: bool) -> None:
         self._mutex.acquire()
-        self.tiers.exchange(heir)
+        self.tiers.exchange(heir, throttled)
         self.changed = True
         self.throttled = self.tiers.any_throttled()
         self._mutex.release()

@@ -89,12 +89,16 @@ class Resident:
 
     def coming(self, file: int, offset: int, nbytes: int) -> None:
         """A read arrived: its pages are not there, whatever was counted, and need room."""
+        if nbytes <= 0:
+            return
         self._forget(file, offset, nbytes)
         self._coming_bytes += nbytes
 
     def came(self, file: int, offset: int, nbytes: int) -> None:
         """The read was answered, with its pages."""
         self._coming_bytes -= nbytes
+        if nbytes <= 0:
+            return
         self._forget(file, offset, nbytes)
         base = self._first_page[file]
         first, end = base + offset // PAGE, base + (offset + nbytes + PAGE - 1) // PAGE
@@ -171,6 +175,9 @@ class Resident:
     def _enqueue(self, file: int, first: int, end: int) -> None:
         if self._count == self._room:
             self._sort_out()
+        if self._count == self._room:
+            # Nobody drops: there is much more than the budget, which is told.
+            return
         at = (self._head + self._count) % self._room * _FIELDS
         self._queue[at] = self._number
         self._queue[at + 1] = file

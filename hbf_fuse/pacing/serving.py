@@ -34,18 +34,21 @@ class Read:
         """Its reader is dying: wait no longer."""
         self._killed.set()
 
-    def serve(self, pacer: Pacer, send: Callable[[], object]) -> None:
+    def serve(
+        self, pacer: Pacer, send: Callable[[], object], booked: Callable[[], object] = lambda: None
+    ) -> None:
         """Admit it, wait until it is due, send its data, and complete it. Whatever happens, it ends in the
-        books.
+        books. booked: called when it has begun in the books, and when it has ended.
 
         Raises OSError EINTR if it was killed meanwhile, and what `send` raises.
         """
         coverage, moments = pacer.coverage, pacer.coverage.moments
         due_ns = pacer.admit(self.file, self.offset, self.nbytes, self.reader, self.direct, self.arrival_ns)
-        if coverage.moments != moments:
-            coverage.look()
         sent = False
         try:
+            booked()
+            if coverage.moments != moments:
+                coverage.look()
             if pacer.throttled:
                 self._wait(due_ns)
             pacer.sending(self.reader, due_ns)
@@ -56,6 +59,7 @@ class Read:
         finally:
             if not sent:
                 pacer.abandon(self.file, self.nbytes, self.reader, self.direct, self._killed.is_set())
+                booked()
         pacer.complete(
             self.file,
             self.offset,
@@ -67,6 +71,7 @@ class Read:
             started_ns,
             done_ns,
         )
+        booked()
         if coverage.moments != moments:
             coverage.look()
 

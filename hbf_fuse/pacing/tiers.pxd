@@ -11,6 +11,8 @@ cdef class Rank:
     cdef long long reserve(self, long long place, long long arrival_ns, long long offset, long long nbytes) noexcept nogil
     cdef void served(self, long long place, long long nbytes) noexcept nogil
     cdef bint is_throttled(self, long long place) noexcept nogil
+    cdef void exchange(self, Tier tier, bint throttled) noexcept
+    cdef bint any_throttled(self) noexcept nogil
 
 @cython.final
 cdef class Regions:

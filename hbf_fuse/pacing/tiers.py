@@ -18,9 +18,9 @@ class Rank:
         self.throttled = self.tier.spec.throttled
         self.following = Rank(tiers[1:]) if len(tiers) > 1 else None
 
-    def exchange(self, tier: Tier) -> None:
-        """Put another tier into this place."""
-        self.tier, self.throttled = tier, tier.spec.throttled
+    def exchange(self, tier: Tier, throttled: bool) -> None:
+        """Put another tier into this place. throttled: whether reads wait for it."""
+        self.tier, self.throttled = tier, throttled
 
     def reserve(self, place: int, arrival_ns: int, offset: int, nbytes: int) -> int:
         """As Tier.reserve, by the tier in a place."""

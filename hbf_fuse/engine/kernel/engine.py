@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hbf_fuse import compiled
-from hbf_fuse.engine.kernel import mounting, notify
+from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.engine.kernel.session import Session
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
@@ -14,23 +14,17 @@ if TYPE_CHECKING:
 
 _INIT_SECONDS = 10
 
-RECEIVERS = 4
-"""Threads of the loop that take requests: more than that only wait for each other."""
-
-RECEIVERS_UNCACHED = 64
-"""Where each of them may have to wait for a disk."""
-
 
 def _loop_for(fd: int, fs: Filesystem) -> "Loop | None":
     if compiled.why_not():
         return None
     from hbf_fuse.engine.kernel.loop import Loop
 
-    return Loop(fd, fs.pacer, mounting.MAX_REQUEST, RECEIVERS_UNCACHED if fs.uncached else RECEIVERS)
+    return Loop(fd, fs.pacer, mounting.MAX_REQUEST)
 
 
 class KernelEngine:
-    """Speaks the kernel's protocol itself; knows each request's arrival and thread, and can evict."""
+    """Speaks the kernel's protocol itself; knows each request's arrival and thread, and can drop pages."""
 
     def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool, async_dio: bool) -> None:
         self._fs = fs
@@ -44,14 +38,22 @@ class KernelEngine:
     def start(self) -> None:
         fd = mounting.mount(self._mountpoint, self._allow_other, self._fs.source)
         self._placed = mounting.Placed(self._mountpoint)
-        self._session = session = Session(
-            fd, self._fs, mounting.MAX_REQUEST, self._async_dio, _loop_for(fd, self._fs)
-        )
-        session.start()
-        answered = session.ready.wait(_INIT_SECONDS)
-        if not answered or session.refusal:
+        try:
+            self._session = session = Session(
+                fd, self._fs, mounting.MAX_REQUEST, self._async_dio, _loop_for(fd, self._fs)
+            )
+            session.start()
+            answered = session.ready.wait(_INIT_SECONDS)
+            if not answered or session.refusal:
+                raise HbfError(session.refusal or f"the kernel did not begin to use {self._mountpoint}")
+        except (RuntimeError, MemoryError) as error:
             self.stop(lazy=True)
-            raise HbfError(session.refusal or f"the kernel did not begin to use {self._mountpoint}")
+            raise HbfError(
+                "no thread or memory can be had; raise the limits (TasksMax, ulimit -u)"
+            ) from error
+        except BaseException:
+            self.stop(lazy=True)
+            raise
 
     def join(self, timeout: float | None = None) -> bool:
         return self._session is None or self._session.ended.wait(timeout)
@@ -59,8 +61,3 @@ class KernelEngine:
     def stop(self, lazy: bool) -> None:
         if self._placed is not None:
             self._placed.unmount(lazy)
-
-    def evict(self, ino: int, offset: int, nbytes: int) -> None:
-        """Drop a range from the page cache; see notify.evict."""
-        if self._session is not None:
-            notify.evict(self._session.fd, ino, offset, nbytes)

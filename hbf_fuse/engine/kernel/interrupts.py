@@ -4,6 +4,7 @@ FUSE_INTERRUPT comes for any signal. A read that ended early for one that its pr
 again at once, for ever if the signal is a timer's: so only the dying are let go, as /proc tells.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -25,16 +26,19 @@ class Interrupts:
         self._reader_of = reader_of
         self._cancel = cancel
         self._lock = threading.Lock()
+        self._watched = False
         self._signalled: dict[int, float] = {}
         """Requests whose readers a signal has reached, and until when each may stay unknown."""
 
     def came(self, unique: int) -> None:
         """A signal has reached the reader of a request."""
         with self._lock:
-            is_first = not self._signalled
             self._signalled[unique] = time.monotonic() + _PATIENCE_SECONDS
-        if is_first:
-            threading.Thread(target=self._watch, daemon=True, name="interrupts").start()
+            if not self._watched:
+                # Where no thread can be had now, the next signal tries again.
+                with contextlib.suppress(RuntimeError):
+                    threading.Thread(target=self._watch, daemon=True, name="interrupts").start()
+                    self._watched = True
 
     def _watch(self) -> None:
         """Until none of them waits any more."""
@@ -44,6 +48,7 @@ class Interrupts:
                     unique: end for unique, end in self._signalled.items() if self._waits(unique, end)
                 }
                 if not self._signalled:
+                    self._watched = False
                     return
             time.sleep(_LOOK_SECONDS)
 

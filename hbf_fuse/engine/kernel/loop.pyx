@@ -1,16 +1,19 @@
 """Reads without the interpreter: requests in, deadlines, replies out. All other requests go to Python's threads.
 
 Receivers take requests from the kernel. A read that is not due yet joins the others in a heap; whoever brings
-the earliest one leads: it waits until that is due and sends it. A sender on standby leads when all receivers are
-at other work. So the number of reads in flight does not depend on threads, and none of this ever waits for the
-interpreter.
+the earliest one leads: it waits until that is due and sends it. A sender on standby leads when the leader is busy
+sending and the next read is nearly due. So the number of reads in flight does not depend on threads, and none of
+this ever waits for the interpreter.
+
+A reply waits for the source: for its disk, or for memory. Should that hold up all receivers, or whoever would lead,
+for some milliseconds, a watch begins another receiver, up to MOST_RECEIVERS; they end when they are not needed.
 """
 
 from hbf_fuse.pacing.pacer cimport Pacer
 from hbf_fuse.tier.heap cimport Heap
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.errno cimport EAGAIN, EINTR, EIO, ENOENT, errno
+from libc.errno cimport EAGAIN, EINTR, EIO, ENOENT, ENOMEM, errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
@@ -40,6 +43,7 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t writev(int, const iovec *, int)
 
 cdef extern from "<unistd.h>" nogil:
+    int close(int)
     ssize_t read(int, void *, size_t)
     ssize_t pread(int, void *, size_t, long long)
 
@@ -67,6 +71,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_timedwait(pthread_cond_t *, pthread_mutex_t *, const timespec *)
     int pthread_cond_signal(pthread_cond_t *)
     int pthread_cond_broadcast(pthread_cond_t *)
+    ctypedef unsigned long pthread_t
+    int pthread_create(pthread_t *, void *, void *(*)(void *) noexcept nogil, void *)
+    int pthread_detach(pthread_t)
 
 cdef extern from *:
     """
@@ -79,6 +86,11 @@ cdef extern from *:
 cdef enum:
     MESSAGE = 1 << 20  # bytes of a buffer for requests and for reads of a disk; two pages more follow
     PAGE = 4096
+    RECEIVERS = 4  # more only wait for each other, unless something holds them up
+    MOST_RECEIVERS = 256
+    TICK_NS = 2000000  # how often the watch looks
+    BLIND_NS = 5000000  # for how long nobody may be receiving
+    OVERDUE_NS = 1000000  # for how long nobody may be sending what is due
     POOL = 16384  # reads that wait at once; more wait in the kernel
     FILES = 65536  # handles that this knows; reads of others go to Python's threads
     DIRECT = 2  # FUSE_READ_LOCKOWNER: set for reads past the page cache, never for those that fill it
@@ -90,7 +102,7 @@ cdef enum:
 cdef struct File:  # an open handle; 0 for none
     uint64_t fh
     const char *base  # NULL: read from the disk each time
-    long long size, place, ino, in_flight
+    long long size, place, in_flight
     int fd
 
 cdef struct Read:  # one read in flight
@@ -112,7 +124,11 @@ cdef inline long long now() noexcept nogil:
 
 cdef class Loop:
     cdef Pacer pacer
-    cdef int fd, receivers, max_request
+    cdef int fd, max_request
+    cdef int receiving  # receivers that wait for a request
+    cdef int extra  # receivers that the watch has begun
+    cdef long long blind_ns  # since when nobody does
+    cdef bint stands_by, rests  # the sender on standby, and the watch: whether they have nothing to do
     cdef File *files
     cdef dict kept  # by handle, what must live while the loop knows it
     cdef Read *pool
@@ -124,11 +140,11 @@ cdef class Loop:
     cdef Message *newest
     cdef long long told_moments
     cdef pthread_mutex_t lock
-    cdef pthread_cond_t leads, follows, room, messages, drops
+    cdef pthread_cond_t leads, follows, room, messages, drops, watches, released_, ends
 
-    def __cinit__(self, int fd, Pacer pacer, int max_request, int receivers):
+    def __cinit__(self, int fd, Pacer pacer, int max_request):
         cdef pthread_condattr_t monotonic
-        self.fd, self.pacer, self.max_request, self.receivers = fd, pacer, max_request, receivers
+        self.fd, self.pacer, self.max_request = fd, pacer, max_request
         self.kept = {}
         self.waiting = Heap(POOL)
         # Not touched, and so not allocated, before it is used.
@@ -148,20 +164,45 @@ cdef class Loop:
         pthread_cond_init(&self.room, NULL)
         pthread_cond_init(&self.messages, NULL)
         pthread_cond_init(&self.drops, NULL)
+        pthread_cond_init(&self.watches, &monotonic)
+        pthread_cond_init(&self.released_, NULL)
+        pthread_cond_init(&self.ends, NULL)
+
+    def __dealloc__(self):
+        # No thread of this is left: each holds a reference, or is waited for by one that does.
+        cdef Message *message = self.oldest
+        while message:
+            self.oldest = message.following
+            free(message)
+            message = self.oldest
+        free(self.files)
+        free(self.pool)
+        free(self.spare)
+        close(self.fd)
 
     # For Python
 
     def work(self):
         """What threads must do, a function for each; it returns when the mount has ended."""
-        return [self.receive] * self.receivers + [self.stand_by] + [self.drop] * (self.pacer.resident is not None)
+        common = [self.receive] * RECEIVERS + [self.stand_by, self.watch]
+        return common + [self.drop] * (self.pacer.resident is not None)
 
     def receive(self):
         with nogil:
-            self.receive_loop()
+            self.receive_loop(False)
+            self.end()
+            pthread_mutex_lock(&self.lock)
+            while self.extra:
+                pthread_cond_wait(&self.ends, &self.lock)
+            pthread_mutex_unlock(&self.lock)
 
     def stand_by(self):
         with nogil:
             self.standby_loop()
+
+    def watch(self):
+        with nogil:
+            self.watch_loop()
 
     def drop(self):
         with nogil:
@@ -189,7 +230,7 @@ cdef class Loop:
         finally:
             free(message)
 
-    def opened(self, uint64_t handle, owner, memory, int fd, int place, long long ino, long long size):
+    def opened(self, uint64_t handle, owner, memory, int fd, int place, long long size):
         """Serve reads of this handle from now on: from memory, or if that is None from fd. owner: what both live
         as long as.
         """
@@ -202,7 +243,7 @@ cdef class Loop:
             PyBuffer_Release(&buffer)
         pthread_mutex_lock(&self.lock)
         if not file.fh and not file.in_flight:
-            file.fh, file.base, file.fd, file.place, file.ino, file.size = handle, base, fd, place, ino, size
+            file.fh, file.base, file.fd, file.place, file.size = handle, base, fd, place, size
         pthread_mutex_unlock(&self.lock)
         self.kept[handle] = owner, memory
 
@@ -210,12 +251,15 @@ cdef class Loop:
         """The kernel has forgotten this handle."""
         cdef File *file = &self.files[handle % FILES]
         cdef bint is_used = False
-        pthread_mutex_lock(&self.lock)
-        if file.fh == handle:
-            file.fh = 0
-            is_used = file.in_flight > 0
-        pthread_mutex_unlock(&self.lock)
-        # No kernel releases what it still reads. Should one do so, its memory stays for ever.
+        with nogil:
+            pthread_mutex_lock(&self.lock)
+            if file.fh == handle:
+                file.fh = 0
+                # Whoever sent the last reply may still be noting it.
+                while file.in_flight and not self.ended:
+                    pthread_cond_wait(&self.released_, &self.lock)
+                is_used = file.in_flight > 0
+            pthread_mutex_unlock(&self.lock)
         if not is_used:
             self.kept.pop(handle, None)
 
@@ -230,6 +274,11 @@ cdef class Loop:
                 reader = self.pool[place].reader
             pthread_mutex_unlock(&self.lock)
         return reader
+
+    def tell_dropper(self):
+        """Pages may have to be dropped."""
+        with nogil:
+            self.tell()
 
     def cancel(self, uint64_t unique):
         """Answer a read that waits with EINTR, if it still does."""
@@ -248,20 +297,27 @@ cdef class Loop:
 
     # The way of a read. Nothing below may need the interpreter.
 
-    cdef void receive_loop(self) noexcept nogil:
+    cdef void receive_loop(self, bint is_extra) noexcept nogil:
+        """Until the mount has ended, or an extra receiver is not needed any more."""
         cdef char *buffer = <char *> aligned_alloc(PAGE, MESSAGE + 2 * PAGE)
         cdef fuse_in_header *header = <fuse_in_header *> buffer
         cdef ssize_t length
         cdef long long arrival_ns
         cdef Read r
         prctl(PR_SET_TIMERSLACK, 1)
-        while True:
-            length = read(self.fd, buffer, MESSAGE)
-            if length < 0:
-                if errno == EINTR or errno == EAGAIN or errno == ENOENT:
-                    continue
-                break
+        if not buffer:
+            return
+        if is_extra:
+            self.lead_while_needed(buffer)
+        while self.may_receive(is_extra):
+            while True:
+                length = read(self.fd, buffer, MESSAGE)
+                if length >= 0 or (errno != EINTR and errno != EAGAIN and errno != ENOENT):
+                    break
             arrival_ns = now()
+            self.has_received(arrival_ns)
+            if length <= 0:
+                break
             if length < <ssize_t> sizeof(fuse_in_header) or header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET:
                 continue
             if header.opcode == FUSE_READ and length >= READ_BYTES and self.takes(&r, buffer):
@@ -270,7 +326,27 @@ cdef class Loop:
             else:
                 self.pass_on(buffer, length, arrival_ns)
         free(buffer)
-        self.end()
+
+    cdef bint may_receive(self, bint is_extra) noexcept nogil:
+        """Count as receiving, unless there are enough of those."""
+        cdef bint may
+        pthread_mutex_lock(&self.lock)
+        may = not self.ended and not (is_extra and self.receiving >= RECEIVERS)
+        if may:
+            if not self.receiving and self.blind_ns:
+                self.pacer.was_blind(self.blind_ns, now())
+                self.blind_ns = 0
+            self.receiving += 1
+        pthread_mutex_unlock(&self.lock)
+        return may
+
+    cdef void has_received(self, long long arrival_ns) noexcept nogil:
+        pthread_mutex_lock(&self.lock)
+        self.receiving -= 1
+        if not self.receiving:
+            self.blind_ns = arrival_ns
+            self.wake_watch()
+        pthread_mutex_unlock(&self.lock)
 
     cdef bint takes(self, Read *r, const char *message) noexcept nogil:
         """Whether a read is one for the loop, and what it asks for."""
@@ -303,18 +379,23 @@ cdef class Loop:
             return
         pthread_mutex_lock(&self.lock)
         while not self.spares and not self.ended:
-            self.pacer.counters.all_busy += 1
             pthread_cond_wait(&self.room, &self.lock)
-            self.pacer.counters.blind_ns = now()
         if not self.ended:
             self.spares -= 1
             place = self.spare[self.spares]
             self.pool[place] = r[0]
             self.waiting.push(r.due_ns, place)
+            self.wake_watch()
             if self.led and self.waiting.item(0) == place:
                 pthread_cond_signal(&self.leads)
-            while self.waiting.count and not self.led and not self.ended:
-                self.lead(buffer)
+        pthread_mutex_unlock(&self.lock)
+        self.lead_while_needed(buffer)
+
+    cdef void lead_while_needed(self, char *buffer) noexcept nogil:
+        """Lead as long as there is something to wait for and nobody else does."""
+        pthread_mutex_lock(&self.lock)
+        while self.waiting.count and not self.led and not self.ended:
+            self.lead(buffer)
         pthread_mutex_unlock(&self.lock)
 
     cdef void lead(self, char *buffer) noexcept nogil:
@@ -351,13 +432,60 @@ cdef class Loop:
         cdef char *buffer = <char *> aligned_alloc(PAGE, MESSAGE + 2 * PAGE)
         prctl(PR_SET_TIMERSLACK, 1)
         pthread_mutex_lock(&self.lock)
-        while not self.ended:
+        while buffer and not self.ended:
             if self.led or not self.waiting.count:
+                self.stands_by = True
                 pthread_cond_wait(&self.follows, &self.lock)
+                self.stands_by = False
             else:
                 self.lead(buffer)
         pthread_mutex_unlock(&self.lock)
         free(buffer)
+
+    cdef void wake_watch(self) noexcept nogil:
+        """There is something to watch. With the lock held."""
+        if self.rests:
+            self.rests = False
+            pthread_cond_signal(&self.watches)
+
+    cdef void watch_loop(self) noexcept nogil:
+        """Look every TICK_NS, as long as reads wait or nobody receives, whether somebody is missing."""
+        cdef timespec until
+        cdef long long t
+        cdef bint blind, overdue
+        pthread_mutex_lock(&self.lock)
+        while not self.ended:
+            if not self.waiting.count and self.receiving:
+                self.rests = True
+                pthread_cond_wait(&self.watches, &self.lock)
+                self.rests = False
+                continue
+            t = now() + TICK_NS
+            until.tv_sec, until.tv_nsec = t // 1000000000, t % 1000000000
+            pthread_cond_timedwait(&self.watches, &self.lock, &until)
+            t = now()
+            blind = not self.receiving and self.blind_ns and t - self.blind_ns > BLIND_NS
+            overdue = not self.led and self.waiting.count and t - self.waiting.first_key() > OVERDUE_NS
+            if overdue and self.stands_by:
+                pthread_cond_signal(&self.follows)
+            elif (blind or overdue) and self.extra < MOST_RECEIVERS - RECEIVERS and not self.ended:
+                self.begin_receiver()
+        pthread_mutex_unlock(&self.lock)
+
+    cdef void begin_receiver(self) noexcept nogil:
+        """With the lock held. Where no thread can be had, there are those that there are."""
+        cdef pthread_t thread
+        if not pthread_create(&thread, NULL, extra_receiver, <void *> self):
+            pthread_detach(thread)
+            self.extra += 1
+
+    cdef void receive_besides(self) noexcept nogil:
+        """An extra receiver's whole life."""
+        self.receive_loop(True)
+        pthread_mutex_lock(&self.lock)
+        self.extra -= 1
+        pthread_cond_broadcast(&self.ends)
+        pthread_mutex_unlock(&self.lock)
 
     cdef void send(self, Read *r, char *buffer) noexcept nogil:
         """Reply to a read. The pages of a source that shrank, or whose disk fails, are touched by the kernel
@@ -411,8 +539,11 @@ cdef class Loop:
 
     cdef void over(self, Read *r) noexcept nogil:
         """A read has ended, one way or the other."""
+        cdef File *file = &self.files[r.file]
         pthread_mutex_lock(&self.lock)
-        self.files[r.file].in_flight -= 1
+        file.in_flight -= 1
+        if not file.in_flight and not file.fh:
+            pthread_cond_broadcast(&self.released_)
         pthread_mutex_unlock(&self.lock)
         self.tell()
 
@@ -451,7 +582,13 @@ cdef class Loop:
     cdef void pass_on(self, const char *content, ssize_t length, long long arrival_ns) noexcept nogil:
         """Leave a request to Python's threads."""
         cdef Message *message = <Message *> malloc(sizeof(Message) + length)
+        cdef fuse_out_header header
+        cdef iovec part
         if not message:
+            header.len, header.error = sizeof(header), -ENOMEM
+            header.unique = (<const fuse_in_header *> content).unique if length else 0
+            part.iov_base, part.iov_len = &header, sizeof(header)
+            writev(self.fd, &part, 1)
             return
         message.following, message.arrival_ns, message.length = NULL, arrival_ns, length
         memcpy(message.content, content, length)
@@ -473,6 +610,8 @@ cdef class Loop:
         pthread_cond_broadcast(&self.room)
         pthread_cond_broadcast(&self.messages)
         pthread_cond_broadcast(&self.drops)
+        pthread_cond_broadcast(&self.watches)
+        pthread_cond_broadcast(&self.released_)
         pthread_mutex_unlock(&self.lock)
 
     cdef int place_of(self, uint64_t unique) noexcept nogil:
@@ -488,3 +627,9 @@ cdef class Loop:
         self.spare[self.spares] = place
         self.spares += 1
         pthread_cond_signal(&self.room)
+
+
+cdef void *extra_receiver(void *loop) noexcept nogil:
+    # A borrowed reference: whoever runs `receive` holds one, and waits for this to end.
+    (<Loop> loop).receive_besides()
+    return NULL

@@ -62,11 +62,11 @@ class Session:
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
+        self._blind_ns = 0
+        """Since when no thread has been left to take a request; 0 if one is."""
         self._waiting: dict[int, Read] = {}
         self._drops = threading.Condition()
-        self._interrupts = (
-            Interrupts(loop.reader_of, loop.cancel) if loop else Interrupts(self._reader_of, self._kill)
-        )
+        self._interrupts = Interrupts(self._reader_of, self._kill)
         self._handlers: dict[int, Callable[[abi.Request], bytes | None]] = {
             Opcode.INIT: self._init,
             Opcode.LOOKUP: self._lookup,
@@ -107,7 +107,8 @@ class Session:
             with contextlib.suppress(RuntimeError):
                 self._add_thread()
                 return
-        self.fs.pacer.counters.all_busy += 1
+        if self._loop is None and not self._blind_ns:
+            self._blind_ns = time.monotonic_ns()
 
     def _add_thread(self) -> None:
         threading.Thread(target=self._serve, daemon=True).start()
@@ -127,8 +128,9 @@ class Session:
                 if self._idle >= MAX_IDLE_THREADS:
                     self._threads -= 1
                     return
-                if not self._idle:
-                    self.fs.pacer.counters.blind_ns = time.monotonic_ns()
+                if self._blind_ns:
+                    self.fs.pacer.was_blind(self._blind_ns, time.monotonic_ns())
+                    self._blind_ns = 0
                 self._idle += 1
         self.ended.set()
 
@@ -153,7 +155,7 @@ class Session:
 
     def _dispatch(self, message: memoryview, arrival_ns: int) -> None:
         if len(message) < abi.IN_HEADER.size:
-            # Nothing from the kernel: the loop says that a first pass has begun or ended.
+            # Nothing from the kernel: the loop says that a first pass has begun or come further.
             self.fs.pacer.coverage.look()
             return
         request = abi.Request(message)
@@ -205,10 +207,11 @@ class Session:
         read = self.fs.read(opened, offset, nbytes, request.pid, arrival_ns, direct)
         self._waiting[request.unique] = read
         try:
-            read.serve(self.fs.pacer, lambda: self._send_data(request.unique, opened, read))
+            read.serve(
+                self.fs.pacer, lambda: self._send_data(request.unique, opened, read), self._tell_dropper
+            )
         finally:
             del self._waiting[request.unique]
-            self._tell_dropper()
 
     def _send_data(self, unique: int, opened: OpenFile, read: Read) -> None:
         """OSError EIO if the source has lost the data: as the kernel has told the reader already if it was
@@ -222,21 +225,28 @@ class Session:
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
 
     def _reader_of(self, unique: int) -> int:
-        read = self._waiting.get(unique)
-        return read.reader if read else 0
+        if (read := self._waiting.get(unique)) is not None:
+            return read.reader
+        return self._loop.reader_of(unique) if self._loop else 0
 
     def _kill(self, unique: int) -> None:
         if (read := self._waiting.get(unique)) is not None:
             read.kill()
+        elif self._loop is not None:
+            self._loop.cancel(unique)
 
     def _interrupt(self, request: abi.Request) -> None:
         (unique,) = abi.INTERRUPT_IN.unpack_from(request.body)
         self._interrupts.came(unique)
 
     def _tell_dropper(self) -> None:
-        if self.fs.resident is not None and self.fs.resident.must_drop():
-            with self._drops:
-                self._drops.notify()
+        if self.fs.resident is None or not self.fs.resident.must_drop():
+            return
+        if self._loop is not None:
+            self._loop.tell_dropper()
+            return
+        with self._drops:
+            self._drops.notify()
 
     def _drop_for_ever(self) -> None:
         """Drop pages from the page cache as the budget wants it; see pacing/resident.py."""
@@ -320,7 +330,7 @@ class Session:
         opened = self.fs.opened(handle)
         if self._loop is not None and (backing := opened.backing) is not None:
             place, size = self.fs.place(opened.node), opened.node.size
-            self._loop.opened(handle, backing, backing.memory, backing.fd, place, opened.node.ino, size)
+            self._loop.opened(handle, backing, backing.memory, backing.fd, place, size)
 
     def _release(self, request: abi.Request) -> bytes:
         handle, *_ = abi.RELEASE_IN.unpack_from(request.body)
