@@ -149,6 +149,17 @@ cdef class Loop:
         pthread_cond_init(&self.messages, NULL)
         pthread_cond_init(&self.drops, NULL)
 
+    def __dealloc__(self):
+        """No thread is in here any more: each of them holds on to the loop."""
+        cdef Message *message
+        while self.oldest:
+            message = self.oldest
+            self.oldest = message.following
+            free(message)
+        free(self.files)
+        free(self.pool)
+        free(self.spare)
+
     # For Python
 
     def work(self):
@@ -260,6 +271,9 @@ cdef class Loop:
             if length < 0:
                 if errno == EINTR or errno == EAGAIN or errno == ENOENT:
                     continue
+                break
+            if not length:
+                # Never from /dev/fuse; from a socket, whose other end is closed, for ever.
                 break
             arrival_ns = now()
             if length < <ssize_t> sizeof(fuse_in_header) or header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET:
