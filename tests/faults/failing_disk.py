@@ -13,7 +13,7 @@ import fuse
 
 BAD = b"this sector cannot be read" * 4
 SLOW = b"this sector takes its time" * 4
-SLOW_SECONDS = 3.0
+SLOW_SECONDS = 2.0
 
 
 class Disk(fuse.Operations):

@@ -28,6 +28,9 @@ pytestmark = pytest.mark.skipif(bool(compiled.why_not()), reason=compiled.why_no
 
 CROWD = Path(__file__).with_name("crowd_reader.py")
 PAGE = 4096
+READS = int(os.environ.get("HBF_FAULT_READS", "4096"))
+"""10,000 pass as well, and take twice as long."""
+
 SOON_KILLED = 5.0
 """Seconds. Whoever is killed is gone within 0.1 s on an idle machine."""
 
@@ -83,10 +86,11 @@ def direct(file, offset, nbytes=PAGE):
 # Many at once
 
 
-@pytest.mark.parametrize(("reads", "seconds"), [(4096, 3), (10_000, 8)])
-def test_thousands_of_reads_wait_at_once_without_threads_or_memory(serve, crowd, noise, reads, seconds):
+def test_thousands_of_reads_wait_at_once_without_threads_or_memory(serve, crowd, noise):
+    reads = READS
     source = noise(MIB)
-    served = serve(source, "--lat", seconds * 1000)
+    # A ms for each: as long as a busy machine takes to start their threads.
+    served = serve(source, "--lat", max(reads, 3000))
     server = psutil.Process(served.process.pid)
     stats(served)
     before = server.memory_info().rss
@@ -101,7 +105,7 @@ def test_thousands_of_reads_wait_at_once_without_threads_or_memory(serve, crowd,
 
 
 def test_a_tier_changed_while_thousands_wait_is_that_of_later_reads_alone(serve, crowd, noise):
-    reads, seconds = 2000, 5
+    reads, seconds = 2000, 4
     source = noise(MIB)
     served = serve(source, "--lat", seconds * 1000)
     begin = time.monotonic()
@@ -140,7 +144,7 @@ def by_kill(served, tmp_path):
 def test_thousands_of_readers_have_their_error_when_the_mount_ends(serve, crowd, noise, tmp_path, end):
     if end is by_abort and os.geteuid():
         pytest.skip("fusectl is mounted by root")
-    reads = 3000
+    reads = 2000
     source = noise(MIB)
     served = serve(source, "--lat", 60_000)
     process = crowd(served, source, reads)
@@ -167,7 +171,7 @@ def test_a_mount_that_was_detached_serves_those_who_wait_and_ends(serve, crowd, 
 # Readers that are killed
 
 
-@pytest.mark.parametrize("reads", [1, 2000])
+@pytest.mark.parametrize("reads", [1, 1000])
 def test_readers_killed_while_they_wait(serve, crowd, noise, reads):
     source = noise(MIB)
     served = serve(source, "--lat", 60_000)
