@@ -25,6 +25,16 @@ _M_ARENA_MAX = -8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Descriptor:
+    """A descriptor that is closed when nobody has this any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 def _check(result: int, what: str) -> None:
     if result != 0:
         code = ctypes.get_errno()

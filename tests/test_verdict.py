@@ -237,7 +237,7 @@ def test_from_the_tolerance_on_below_the_link_a_busy_machine_is_doubted():
 
 def test_what_happens_before_and_after_a_files_first_pass_is_not_held_against_it(monkeypatch):
     counters, credit = Counters(), Credit()
-    starved_ns = iter((GB, GB + 7, 9 * GB))
+    starved_ns = iter((GB, GB + 3, GB + 7, 9 * GB))
     monkeypatch.setattr(machine, "own_threads_starved_ns", lambda: next(starved_ns))
     coverage = Coverage([4096, 8192], counters, credit)
     counters.unseen_ns, counters.stops, credit.forgiven_ns = 1, 1, GB

@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Protocol
 
+from hbf_fuse.linux import Descriptor
+
 _ALIGNMENT = 4096
 """What O_DIRECT asks of offset and length: a multiple of the disk's logical block, which has 512 or 4096."""
 
@@ -57,7 +59,7 @@ class Mapped:
     """
 
     def __init__(self, fd: int, size: int) -> None:
-        self._owned = _Duplicate(fd)
+        self._owned = Descriptor(os.dup(fd))
         self.fd = self._owned.number
         self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
         self.memory: memoryview | None = memoryview(self._map) if self._map else memoryview(b"")
@@ -85,7 +87,7 @@ class Uncached:
     memory: memoryview | None = None
 
     def __init__(self, fd: int) -> None:
-        self._owned = _Duplicate(fd)
+        self._owned = Descriptor(os.dup(fd))
         self.fd = self._owned.number
         self._of_thread = threading.local()
 
@@ -111,15 +113,3 @@ class Uncached:
         if known is None or len(known) < nbytes:
             known = self._of_thread.buffer = memoryview(mmap.mmap(-1, nbytes))
         return known[:nbytes]
-
-
-class _Duplicate:
-    """A descriptor that is closed when nobody has this any more."""
-
-    def __init__(self, fd: int) -> None:
-        self.number = -1
-        self.number = os.dup(fd)
-
-    def __del__(self) -> None:
-        if self.number >= 0:
-            os.close(self.number)

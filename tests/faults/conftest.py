@@ -1,11 +1,14 @@
 """Every test of this folder is a fault on a real mount, tried HBF_FAULT_TIMES times: tools/reliability."""
 
+import contextlib
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
-from served import SOON, Served, seconds_until, start, start_reader, wait_until_it_answers
+from served import MIB, SOON, Served, run, seconds_until, start, start_reader, wait_until_it_answers
 
 TIMES = int(os.environ.get("HBF_FAULT_TIMES", "1"))
 
@@ -85,3 +88,47 @@ def confined():
 
 def _is_empty(group):
     return not (group / "cgroup.procs").read_text()
+
+
+@pytest.fixture
+def failing_disk(tmp_path):
+    """failing_disk(kind, content) -> a folder with content as model.gguf; reading BAD in it gives EIO."""
+    if os.geteuid() != 0:
+        pytest.skip("a disk that fails is mounted by root")
+    held, disk, device = tmp_path / "held", tmp_path / "disk", tmp_path / "device"
+    for folder in (held, disk, device):
+        folder.mkdir()
+    with contextlib.ExitStack() as stack:
+
+        def make(kind, content):
+            files = held
+            if kind == "block device":
+                files = tmp_path / "files"
+                files.mkdir()
+            (files / "model.gguf").write_bytes(content)
+            if kind == "block device":
+                size = f"{len(content) // MIB + 8}M"
+                run("mkfs.ext2", "-q", "-d", files, held / "image", size)
+            stack.callback(_serve_failing_disk(held, disk))
+            if kind == "fuse":
+                return disk
+            try:
+                run("mount", "-o", "loop,ro", disk / "image", device)
+            except subprocess.CalledProcessError as error:
+                pytest.skip(f"no loop devices here: {error.stderr}")
+            stack.callback(run, "umount", device)
+            return device
+
+        yield make
+
+
+def _serve_failing_disk(folder, point):
+    command = [sys.executable, str(Path(__file__).with_name("failing_disk.py")), str(folder), str(point)]
+    process = subprocess.Popen(command)
+    seconds_until(lambda: point.is_mount() or process.poll() is not None, SOON, "the disk is mounted")
+
+    def end():
+        run("umount", "-l", point)
+        process.wait(SOON)
+
+    return end

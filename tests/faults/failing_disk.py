@@ -1,15 +1,19 @@
-"""A disk with bad sectors: serves FOLDER on MOUNTPOINT and answers EIO to every read that touches BAD.
+"""A disk with bad sectors: serves FOLDER on MOUNTPOINT and answers EIO to every read that touches BAD, and to
+those that touch SLOW after SLOW_SECONDS.
 
-Run as a script: failing_disk.py FOLDER MOUNTPOINT. Put BAD at a multiple of 4096, so that one page holds it.
+Run as a script: failing_disk.py FOLDER MOUNTPOINT. Put each at a multiple of 4096, so that one page holds it.
 """
 
 import errno
 import os
 import sys
+import time
 
 import fuse
 
 BAD = b"this sector cannot be read" * 4
+SLOW = b"this sector takes its time" * 4
+SLOW_SECONDS = 2.0
 
 
 class Disk(fuse.Operations):
@@ -35,6 +39,8 @@ class Disk(fuse.Operations):
         data = os.pread(fh, size, offset)
         if BAD in data:
             raise fuse.FuseOSError(errno.EIO)
+        if SLOW in data:
+            time.sleep(SLOW_SECONDS)
         return data
 
     def release(self, path: str, fh: int) -> int:

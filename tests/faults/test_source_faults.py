@@ -1,6 +1,5 @@
 """Sources that are lost, cut or failing while they are served."""
 
-import contextlib
 import errno
 import os
 import signal
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from failing_disk import BAD
 from refusals import error_of
-from served import ENGINES, MIB, SOON, hbf, run, seconds_until
+from served import ENGINES, MIB, SOON, hbf, seconds_until
 
 PLAIN_ROOT = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
 """Root, but as any owner is: permissions hold for it."""
@@ -76,50 +75,6 @@ def test_a_source_lost(serve, noise, engine, loss):
         assert os.pread(file.fileno(), 4 * MIB, 0) == whole
         assert error_of(served.file.read_bytes) == code
     seconds_until(served.is_idle, SOON, "no read is in flight")
-
-
-@pytest.fixture
-def failing_disk(tmp_path):
-    """failing_disk(kind, content) -> a folder with content as model.gguf; reading BAD in it gives EIO."""
-    if os.geteuid() != 0:
-        pytest.skip("a disk that fails is mounted by root")
-    held, disk, device = tmp_path / "held", tmp_path / "disk", tmp_path / "device"
-    for folder in (held, disk, device):
-        folder.mkdir()
-    with contextlib.ExitStack() as stack:
-
-        def make(kind, content):
-            files = held
-            if kind == "block device":
-                files = tmp_path / "files"
-                files.mkdir()
-            (files / "model.gguf").write_bytes(content)
-            if kind == "block device":
-                size = f"{len(content) // MIB + 8}M"
-                run("mkfs.ext2", "-q", "-d", files, held / "image", size)
-            stack.callback(_serve_failing_disk(held, disk))
-            if kind == "fuse":
-                return disk
-            try:
-                run("mount", "-o", "loop,ro", disk / "image", device)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"no loop devices here: {error.stderr}")
-            stack.callback(run, "umount", device)
-            return device
-
-        yield make
-
-
-def _serve_failing_disk(folder, point):
-    command = [sys.executable, str(Path(__file__).with_name("failing_disk.py")), str(folder), str(point)]
-    process = subprocess.Popen(command)
-    seconds_until(lambda: point.is_mount() or process.poll() is not None, SOON, "the disk is mounted")
-
-    def end():
-        run("umount", "-l", point)
-        process.wait(SOON)
-
-    return end
 
 
 @ENGINES

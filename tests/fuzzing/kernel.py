@@ -42,10 +42,10 @@ def requests(data: bytes) -> None:
     answers = os.memfd_create("answers")
     session = Session(answers, fs, mounting.MAX_REQUEST)
     try:
-        for message in itertools.islice(_messages(data), MAX_MESSAGES):
+        for message in itertools.islice(messages(data), MAX_MESSAGES):
             session._dispatch(memoryview(message), time.monotonic_ns())
             length = os.lseek(answers, 0, os.SEEK_CUR)
-            _check_answer(message, os.pread(answers, length, 0))
+            check_answer(message, os.pread(answers, length, 0))
             os.lseek(answers, 0, os.SEEK_SET)
             if fs.spec.throttled:
                 # A message made the tier slow, which is its right; waiting for it would be no test.
@@ -56,7 +56,7 @@ def requests(data: bytes) -> None:
     assert not _tracebacks(), "a request ended in a traceback"
 
 
-def _messages(data: bytes) -> Iterator[bytes]:
+def messages(data: bytes) -> Iterator[bytes]:
     """Messages back to back, each as long as its header says; or after EDITS in short: opcode, node, length,
     body, with the rest of the header made up.
     """
@@ -81,7 +81,7 @@ def message(opcode: int, node: int, body: bytes = b"", unique: int = 1) -> bytes
     return abi.IN_HEADER.pack(abi.IN_HEADER.size + len(body), opcode, unique, node, 0, 0, 7, 0, 0) + body
 
 
-def _check_answer(request: bytes, answer: bytes) -> None:
+def check_answer(request: bytes, answer: bytes) -> None:
     """One well-formed reply, or none where FUSE wants none."""
     if len(request) < abi.IN_HEADER.size:
         assert not answer

@@ -1,5 +1,7 @@
 """Every target by its name."""
 
-from fuzzing import kernel, models, sweeps, tiers, traces
+from fuzzing import kernel, loop, models, sweeps, tiers, traces
 
-TARGETS = {target.name: target for room in (kernel, models, tiers, sweeps, traces) for target in room.TARGETS}
+TARGETS = {
+    target.name: target for room in (kernel, loop, models, tiers, sweeps, traces) for target in room.TARGETS
+}

@@ -8,6 +8,7 @@ from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.engine.kernel.session import Session
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.linux import Descriptor
 
 if TYPE_CHECKING:
     from hbf_fuse.engine.kernel.loop import Loop
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 _INIT_SECONDS = 10
 
 
-def _loop_for(fd: int, fs: Filesystem) -> "Loop | None":
+def _loop_for(device: Descriptor, fs: Filesystem) -> "Loop | None":
     if compiled.why_not():
         return None
     from hbf_fuse.engine.kernel.loop import Loop
 
-    return Loop(fd, fs.pacer, mounting.MAX_REQUEST)
+    return Loop(device.number, fs.pacer, mounting.MAX_REQUEST, device)
 
 
 class KernelEngine:
@@ -36,11 +37,12 @@ class KernelEngine:
         self._placed: mounting.Placed | None = None
 
     def start(self) -> None:
-        fd = mounting.mount(self._mountpoint, self._allow_other, self._fs.source)
+        device = Descriptor(mounting.mount(self._mountpoint, self._allow_other, self._fs.source))
         self._placed = mounting.Placed(self._mountpoint)
         try:
+            loop = _loop_for(device, self._fs)
             self._session = session = Session(
-                fd, self._fs, mounting.MAX_REQUEST, self._async_dio, _loop_for(fd, self._fs)
+                device.number, self._fs, mounting.MAX_REQUEST, self._async_dio, loop, device
             )
             session.start()
             answered = session.ready.wait(_INIT_SECONDS)

@@ -43,7 +43,6 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t writev(int, const iovec *, int)
 
 cdef extern from "<unistd.h>" nogil:
-    int close(int)
     ssize_t read(int, void *, size_t)
     ssize_t pread(int, void *, size_t, long long)
 
@@ -130,6 +129,7 @@ cdef class Loop:
     cdef long long blind_ns  # since when nobody does
     cdef bint stands_by, rests  # the sender on standby, and the watch: whether they have nothing to do
     cdef File *files
+    cdef object owner  # what the descriptor lives as long as
     cdef dict kept  # by handle, what must live while the loop knows it
     cdef Read *pool
     cdef int *spare
@@ -142,10 +142,10 @@ cdef class Loop:
     cdef pthread_mutex_t lock
     cdef pthread_cond_t leads, follows, room, messages, drops, watches, released_, ends
 
-    def __cinit__(self, int fd, Pacer pacer, int max_request):
+    def __cinit__(self, int fd, Pacer pacer, int max_request, owner=None):
         cdef pthread_condattr_t monotonic
         self.fd, self.pacer, self.max_request = fd, pacer, max_request
-        self.kept = {}
+        self.kept, self.owner = {}, owner
         self.waiting = Heap(POOL)
         # Not touched, and so not allocated, before it is used.
         self.files = <File *> calloc(FILES, sizeof(File))
@@ -169,16 +169,15 @@ cdef class Loop:
         pthread_cond_init(&self.ends, NULL)
 
     def __dealloc__(self):
-        # No thread of this is left: each holds a reference, or is waited for by one that does.
-        cdef Message *message = self.oldest
-        while message:
+        """No thread is in here any more: each of them holds on to the loop, or is waited for by one that does."""
+        cdef Message *message
+        while self.oldest:
+            message = self.oldest
             self.oldest = message.following
             free(message)
-            message = self.oldest
         free(self.files)
         free(self.pool)
         free(self.spare)
-        close(self.fd)
 
     # For Python
 
@@ -316,6 +315,7 @@ cdef class Loop:
                     break
             arrival_ns = now()
             self.has_received(arrival_ns)
+            # 0: never from /dev/fuse; from a socket whose other end is closed, for ever.
             if length <= 0:
                 break
             if length < <ssize_t> sizeof(fuse_in_header) or header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET:

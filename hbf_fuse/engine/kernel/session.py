@@ -45,12 +45,19 @@ _WANTED_FLAGS = (
 class Session:
     """Serves one descriptor until the mount ends. `ready` is set when the kernel's INIT was answered.
 
-    loop: what serves the reads of files, if it could be compiled.
+    loop: what serves the reads of files, if it could be compiled. owner: what fd lives as long as.
     """
 
     def __init__(
-        self, fd: int, fs: Filesystem, max_request: int, async_dio: bool = False, loop: "Loop | None" = None
+        self,
+        fd: int,
+        fs: Filesystem,
+        max_request: int,
+        async_dio: bool = False,
+        loop: "Loop | None" = None,
+        owner: object = None,
     ) -> None:
+        self._owner = owner
         self.fs = fs
         self.fd = fd
         self._loop = loop
