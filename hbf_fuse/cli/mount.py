@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from hbf_fuse import compiled
 from hbf_fuse.cli.common import single, tell
 from hbf_fuse.cli.options import (
     Depth,
@@ -155,7 +156,8 @@ def mount(
         raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")
 
     def ready(remark: str) -> None:
-        tell(f"{config.source} is served at {target} ({tier})")
+        slower = ", uncompiled and slower: `hbf doctor` says why" if compiled.why_not() else ""
+        tell(f"{config.source} is served at {target} ({tier}{slower})")
         if remark:
             tell(remark)
 

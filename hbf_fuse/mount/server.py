@@ -71,8 +71,6 @@ def serve(
     _set_priority(config.priority, tell)
     _raise_descriptors()
     linux.share_one_heap()
-    if reason := compiled.why_not():
-        tell(f"served uncompiled: slower, and less exact where reads are many and small ({reason})")
     limited = config.io_max_mbps is not None
     fs = Filesystem(config.source, config.spec, config.layout, uncached=limited)
     for name in fs.unplaced:
