@@ -452,9 +452,9 @@ def test_uncached_reads_give_the_same_bytes_at_any_offset(on_disk):
         (1, 1),
         (4095, 2),
         (5000, 50_000),
-        (98_304, 9999),
-        (100_000, 5),
-        (100_001, 5),
+        (98_304, 1697),
+        (100_000, 1),
+        (100_001, 0),
     ):
         assert bytes(backing.slice(offset, nbytes)) == expected[offset : offset + nbytes]
     os.truncate(path, 50_001)
