@@ -126,7 +126,9 @@ def _page(folder: Path) -> str:
             (DOCS / picture).write_text(drawn.svg + "\n")
             parts += [f"![Decode speed against bandwidth, {each.memory}]({picture})\n"]
             parts += _bullets(decode.meaning(list(each.points)))
-    parts += [_placement(Results(folder / "placed").all(), Results(folder / "unplaced").all())]
+    placed, unplaced = Results(folder / "placed").all(), Results(folder / "unplaced").all()
+    if placed and len(placed) == len(unplaced):
+        parts += [_placement(placed, unplaced)]
     parts += ["## Measured on\n", *_bullets(page.environment(Results(folder / SYNTHETIC).all()))]
     parts += ["Do it again: `tools/decode`.\n"]
     return "\n".join(parts)
