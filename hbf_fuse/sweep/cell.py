@@ -147,7 +147,7 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
             "other_cpu_seconds": max(0.0, machine_busy - ours),
             **measured.own,
         },
-        "command": [binary.name, *_without(bench.command[1:], cell, place)],
+        "command": [*llama.settings(), binary.name, *_without(bench.command[1:], cell, place)],
         "llama_bench": {
             "version": llama.version(binary),
             "flags": sorted(llama.flags(binary)),

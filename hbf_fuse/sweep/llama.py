@@ -18,6 +18,7 @@ from hbf_fuse.sweep import child, stalls
 
 _BEGINS = re.compile(r"\d: (prompt|generation) run 1/")
 _FLAG = re.compile(r"(?<![\w-])-{1,2}[a-zA-Z][\w-]*")
+_SETTINGS = ("OMP_", "GOMP_", "KMP_", "GGML_")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ def command(binary: Path, model: Path, options: BenchOptions) -> list[str]:
     elif "--mmap" in known:
         line += ["--mmap", "1"]
     return line
+
+
+def settings() -> list[str]:
+    """Variables of the environment that change how llama.cpp's threads run, as NAME=VALUE."""
+    return sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(_SETTINGS))
 
 
 def run(
