@@ -25,7 +25,7 @@ def digest(seed: int, policy: str) -> str:
         {0: [(0, 0), (9 << 20, 1), (20 << 20, 2)], 1: [(0, 2), (3_000_000, 1)]},
         Resident(20 << 20, policy, SIZES),
     )
-    pacer.reckon_with(Floor(12_345, 67_890))
+    pacer.reckon_with(Floor(((20_000, 12_345), (1_000_000, 40_000), (5_000_000, 55_555)), 67_890))
     whole, waiting, now = hashlib.sha256(), [], 10**12
     for _ in range(READS):
         now += int(draw() ** 4 * 3_000_000)
@@ -43,7 +43,7 @@ def digest(seed: int, policy: str) -> str:
             if kind < 0.05:
                 pacer.abandon(file, nbytes, reader, direct, kind < 0.02)
                 continue
-            pacer.sending(reader, due)
+            pacer.sending(reader, arrival, due)
             done = started + int(draw() ** 8 * 2e9)
             pacer.complete(file, offset, nbytes, reader, direct, arrival, due, started, done)
         while pacer.next_drop():

@@ -12,7 +12,7 @@ PACKAGE = Path(hbf_fuse.__file__).parent
 GROUND = {"compiled", "documents", "errors", "linux", "mountinfo", "signals", "units", "watcher"}
 ROOMS = [
     {"tier", "gguf"},
-    {"observe"},
+    {"observe", "verdict"},
     {"pacing"},
     {"fs"},
     {"engine"},

@@ -42,7 +42,7 @@ def test_set_changes_the_rate_of_a_live_mount_without_losing_a_read(mount, noise
     assert time.monotonic() - begin < 0.9 * 24 * MIB / 40e6 + 1
     assert live.read_hidden(point, "spec.json")["tier"]["bandwidth_mbps"] == 800
     (file,) = live.read_hidden(point, "stats.json")["files"].values()
-    assert not file["staging"]["valid"] and "changed" in file["staging"]["why"]
+    assert not file["staging"]["valid"] and "tier-changed" in file["staging"]["reasons"]
 
 
 @ENGINES

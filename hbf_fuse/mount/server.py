@@ -18,7 +18,7 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.mount import floor, iomax, mountpoint, preload
+from hbf_fuse.mount import floor, heartbeat, iomax, mountpoint, preload
 from hbf_fuse.observe import trace
 from hbf_fuse.observe.trace import TraceFile
 from hbf_fuse.pacing.floor import Floor
@@ -92,7 +92,7 @@ def serve(
         threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
     with (
         iomax.prepared(fs, config.io_max_mbps, tell) as under_limit,
-        mounted_here(fs, config, tell, floor.measure(config.engine, config.spec)) as mount,
+        mounted_here(fs, config, tell, floor.measure(config.engine)) as mount,
         under_limit,
     ):
         when_ready(remark)
@@ -125,9 +125,10 @@ def mounted_here(
             if not floor.known:
                 tell(
                     "cannot find out what a read takes beyond the tier (the machine is too busy): "
-                    "this mount's figures are not valid"
+                    "figures are unsure wherever the tier is not busy all the time"
                 )
-            yield mount
+            with heartbeat.beating(fs.pacer):
+                yield mount
         finally:
             with signals.deferred():
                 if not mount.join(timeout=0):

@@ -52,7 +52,7 @@ def stats(mountpoint: Path) -> dict[str, Any]:
 
 def _server(config: MountConfig, remarks: IO[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "hbf_fuse.mount.tied", _packed(config)],
+        [sys.executable, "-P", "-m", "hbf_fuse.mount.tied", _packed(config)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=remarks,

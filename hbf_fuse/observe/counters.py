@@ -9,9 +9,10 @@ class Counters:
     """Reads begun and finished, and how long after their deadlines their data was visible.
 
     unseen_ns: for how long nobody was left to see the next read arrive. stops: how often the server stood
-    still (SIGSTOP): what came meanwhile waited unseen. blind_ns: when it was last over that reads might
-    wait unseen, by what these two count. nameless: reads of threads that have no number here: those of
-    another PID namespace.
+    still (SIGSTOP): what came meanwhile waited unseen. blind_ns: when it was last over that reads might wait
+    unseen, by what these two count. nameless: reads of threads that have no number here: those of another PID
+    namespace. exchanges: how often a tier was exchanged for another. overfills: replies after which more was
+    resident than the budget allows. last_seen_ns: when the newest read arrived.
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,8 @@ class Counters:
         self.interrupted = self.failed = 0
         self.waited_ns = self.sending_ns = 0
         self.unseen_ns = self.stops = self.blind_ns = 0
-        self.nameless = 0
+        self.nameless = self.exchanges = self.overfills = 0
+        self.last_seen_ns = 0
         self.first_arrival_ns = self.last_done_ns = 0
         self.lateness = Histogram()
 
@@ -29,6 +31,7 @@ class Counters:
         """A read of nbytes arrived from a thread."""
         # Of reads that come at once, the earliest may be the last to get here.
         self.first_arrival_ns = min(self.first_arrival_ns or arrival_ns, arrival_ns)
+        self.last_seen_ns = max(self.last_seen_ns, arrival_ns)
         self.reads += 1
         if not reader:
             self.nameless += 1
@@ -72,6 +75,8 @@ class Counters:
             "sending_ns_per_mib": self.sending_ns_per_mib,
             "unseen_seconds": self.unseen_ns / 1e9,
             "nameless": self.nameless,
+            "exchanges": self.exchanges,
+            "overfills": self.overfills,
             "stops": self.stops,
             "first_arrival_ns": self.first_arrival_ns,
             "last_done_ns": self.last_done_ns,

@@ -29,11 +29,6 @@ def resident_bytes(path: Path) -> int | None:
         return linux.resident_pages(mapped).count(1) * mmap.PAGESIZE
 
 
-def not_cold(resident: int) -> str:
-    """What is wrong with a measurement that begins with this many bytes resident."""
-    return f"the cache was not cold: {resident} bytes of the model were resident before the first read"
-
-
 def drop(path: Path) -> int | None:
     """Have the page cache forget a file; returns what it still holds, as resident_bytes does.
 

@@ -2,26 +2,29 @@ cimport cython
 
 from hbf_fuse.observe.counters cimport Counters
 from hbf_fuse.pacing.credit cimport Credit
+from hbf_fuse.pacing.idle cimport Idle
 
-cdef long long _PAGE, _BLIND_NS, _MOMENTS
+cdef long long _PAGE, _BLIND_NS, _MOMENTS, _FIGURES
 
 @cython.final
 cdef class Coverage:
     cdef readonly long long moments
     cdef Counters _counters
     cdef Credit _credit
+    cdef Idle _idle
     cdef unsigned char[::1] _seen
     cdef long long[::1] _sizes, _pages, _first_page, _arrived, _uncounted, _in_flight, _begun, _first_ns, _owed_ns
-    cdef long long[::1] _complete_ns, _complete_due_ns, _timed_ns, _unsure_ns
-    cdef long long[::1] _forgiven_before, _forgiven, _unseen_before, _unseen, _eighths, _stops_before, _stops
-    cdef long long[::1] _of_moment
+    cdef long long[::1] _complete_ns, _complete_due_ns, _timed_ns, _unsure_ns, _most_unsure_ns
+    cdef long long[::1] _late_ns, _eighths, _before, _after
+    cdef long long[::1] _of_moment, _reader_of_moment
     cdef long long _looked
     cdef dict _looks
-    cdef object _look_lock
+    cdef object _look_lock, _readers
     cpdef bint is_complete(self, long long file) noexcept nogil
-    cdef void _note(self, long long file) noexcept nogil
-    @cython.locals(unspoilt=cython.bint)
-    cpdef void begin(self, long long file, long long arrival_ns, long long began_ns, long long owed_ns) noexcept nogil
+    cdef void _note(self, long long file, long long reader) noexcept nogil
+    cpdef void begin(self, long long file, long long arrival_ns, long long began_ns, long long owed_ns, long long reader) noexcept nogil
+    @cython.locals(at=cython.longlong)
+    cdef void _note_figures(self, long long[::1] figures, long long file) noexcept nogil
     cpdef void abandon(self, long long file) noexcept nogil
     @cython.locals(page=cython.longlong, fresh=cython.longlong, eighth=cython.longlong, base=cython.longlong, size=cython.longlong,
                    first=cython.longlong, end=cython.longlong, end_byte=cython.longlong)

@@ -4,13 +4,15 @@ import threading
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from hbf_fuse.observe import machine
+from hbf_fuse.observe import machine, pressure
 from hbf_fuse.observe.counters import Counters
+from hbf_fuse.observe.starved import Starved
 from hbf_fuse.pacing.credit import Credit
+from hbf_fuse.pacing.idle import Idle
+from hbf_fuse.verdict import Evidence
 
 _PAGE = 4096
 _TICKS_SECONDS = 0.1
@@ -21,43 +23,11 @@ _MOMENTS = 1024
 _BLIND_NS = 1_000_000_000
 """So long after the server saw all reads again it may still come upon one that had waited before."""
 
+_RECENT_NS = 2_000_000_000
+"""Whoever read so lately is asked what it waits for."""
 
-class Disturbances(NamedTuple):
-    """What has come between the readers and the tier.
-
-    forgiven_ns: the lateness that the tier's schedule does not hold; see Credit. starved_ns: how long the
-    server's threads wanted a CPU and had none. unseen_ns, stops: as Counters has them.
-    """
-
-    forgiven_ns: int = 0
-    starved_ns: int = 0
-    unseen_ns: int = 0
-    stops: int = 0
-
-
-@dataclass(frozen=True)
-class FirstPass:
-    """A file's first pass, as far as it has come: nbytes, the last of them `seconds` after the first read
-    began, and how long the tier's schedule takes for the very same reads.
-
-    disturbances: meanwhile. model_seconds has been reduced by the forgiven part: of all readers together, so
-    it may be more than the time that the tier takes. uncounted_bytes: what was read besides, in parts of
-    pages. owed_seconds: by how much the first read's reader came late, for what it had read before; it counts
-    as having come sooner. timed: whether any of the reads came from a tier that takes time. unsure_share: of
-    the time of these, the part by which what the machine adds is not known; see floor.unsure_ns. idle_cores:
-    how many cores were idle on average; None before all has arrived, if that took too short a time, or if the
-    machine did not tell.
-    """
-
-    nbytes: int
-    seconds: float
-    model_seconds: float
-    disturbances: Disturbances
-    uncounted_bytes: int = 0
-    owed_seconds: float = 0.0
-    timed: bool = True
-    unsure_share: float = 0.0
-    idle_cores: float | None = None
+_FIGURES = 12
+"""What Coverage._note_figures takes down."""
 
 
 class Coverage:
@@ -67,10 +37,10 @@ class Coverage:
     Files are known by their places in `sizes` (bytes). Not safe for concurrent callers, but for `look`.
     """
 
-    def __init__(self, sizes: Sequence[int], counters: Counters, credit: Credit) -> None:
+    def __init__(self, sizes: Sequence[int], counters: Counters, credit: Credit, idle: Idle) -> None:
         self.moments = 0
         """How often first passes have begun or come further; `look` wants to be called after each."""
-        self._counters, self._credit = counters, credit
+        self._counters, self._credit, self._idle = counters, credit, idle
         pages = [-(-size // _PAGE) for size in sizes]
         self._sizes, self._pages = array("q", sizes), array("q", pages)
         self._first_page = array("q", accumulate(pages, initial=0))
@@ -81,18 +51,18 @@ class Coverage:
         self._first_ns, self._owed_ns = array("q", zeros), array("q", zeros)
         self._complete_ns, self._complete_due_ns = array("q", zeros), array("q", zeros)
         self._timed_ns, self._unsure_ns = array("q", zeros), array("q", zeros)
-        self._eighths = array("q", zeros)
-        # What has come between: up to the first read, and up to the newest first-time byte.
-        self._forgiven_before, self._forgiven = array("q", zeros), array("q", zeros)
-        self._unseen_before, self._unseen = array("q", zeros), array("q", zeros)
-        self._stops_before, self._stops = array("q", zeros), array("q", zeros)
-        self._of_moment = array("q", bytes(8 * _MOMENTS))
+        self._most_unsure_ns = array("q", zeros)
+        self._late_ns, self._eighths = array("q", zeros), array("q", zeros)
+        # The mount's figures up to the first read, and up to the newest first-time byte.
+        self._before, self._after = array("q", zeros * _FIGURES), array("q", zeros * _FIGURES)
+        self._of_moment, self._reader_of_moment = (array("q", bytes(8 * _MOMENTS)) for _ in range(2))
         self._looked = 0
+        self._readers = Starved()
         self._look_lock = threading.Lock()
         self._looks: dict[int, list[_Look]] = {}
 
-    def begin(self, file: int, arrival_ns: int, began_ns: int, owed_ns: int) -> None:
-        """A read has come. What was before the first one is not this file's.
+    def begin(self, file: int, arrival_ns: int, began_ns: int, owed_ns: int, reader: int) -> None:
+        """A read has come, from a thread. What was before the first one is not this file's.
 
         arrival_ns: when the server saw it. began_ns: when it would have begun on the real device, owed_ns
         sooner than its reader came.
@@ -103,12 +73,11 @@ class Coverage:
         if not self._begun[file]:
             self._begun[file] = 1
             self._first_ns[file], self._owed_ns[file] = began_ns, owed_ns
-            self._forgiven_before[file] = self._credit.forgiven_ns
-            # All of those that this read may have waited for unseen are taken to come after it has begun.
-            unspoilt = arrival_ns - self._counters.blind_ns > _BLIND_NS
-            self._unseen_before[file] = self._counters.unseen_ns if unspoilt else 0
-            self._stops_before[file] = self._counters.stops if unspoilt else 0
-            self._note(file)
+            self._note_figures(self._before, file)
+            if arrival_ns - self._counters.blind_ns <= _BLIND_NS:
+                # All of those that this read may have waited for unseen are taken to come after it has begun.
+                self._before[file * _FIGURES] = self._before[file * _FIGURES + 1] = 0
+            self._note(file, reader)
         elif began_ns < self._first_ns[file]:
             self._first_ns[file], self._owed_ns[file] = began_ns, owed_ns
 
@@ -135,6 +104,9 @@ class Coverage:
         end = self._pages[file] if end_byte >= size else end_byte // _PAGE
         self._timed_ns[file] += timed_ns
         self._unsure_ns[file] += unsure_ns
+        self._most_unsure_ns[file] = max(self._most_unsure_ns[file], unsure_ns)
+        if timed_ns:
+            self._late_ns[file] += max(0, done_ns - due_ns)
         self._count_parts(file, offset, end_byte)
         fresh = 0
         for page in range(base + first, base + end):
@@ -145,13 +117,29 @@ class Coverage:
             self._arrived[file] += fresh
             self._complete_ns[file] = max(self._complete_ns[file], done_ns)
             self._complete_due_ns[file] = max(self._complete_due_ns[file], due_ns)
-            self._forgiven[file] = self._credit.forgiven_ns
-            self._unseen[file], self._stops[file] = self._counters.unseen_ns, self._counters.stops
+            self._note_figures(self._after, file)
+            self._after[file * _FIGURES + 3] = self._idle.window_until_ns(self._complete_due_ns[file])
             # A look at each eighth of the file: what comes after the newest one is no part of the pass.
             eighth = self._arrived[file] * 8 // self._pages[file]
             if eighth > self._eighths[file]:
                 self._eighths[file] = eighth
-                self._note(file)
+                self._note(file, 0)
+
+    def _note_figures(self, figures: "array[int]", file: int) -> None:
+        """What the mount counts, at this moment. The first two are of waits that nobody saw."""
+        at = file * _FIGURES
+        figures[at] = self._counters.unseen_ns
+        figures[at + 1] = self._counters.stops
+        figures[at + 2] = self._credit.forgiven_ns
+        figures[at + 3] = self._idle.window_ns
+        figures[at + 4] = self._idle.pause_ns
+        figures[at + 5] = self._idle.floor_ns
+        figures[at + 6] = self._idle.late_ns
+        figures[at + 7] = self._counters.exchanges
+        figures[at + 8] = self._counters.overfills
+        figures[at + 9] = self._counters.nameless
+        figures[at + 10] = self._counters.sending_ns
+        figures[at + 11] = self._counters.bytes
 
     def _count_parts(self, file: int, offset: int, end_byte: int) -> None:
         """Of pages that a reply begins or ends within and that have not arrived: their bytes."""
@@ -163,9 +151,10 @@ class Coverage:
         if within and not (head == tail and offset % _PAGE) and not self._seen[base + tail]:
             self._uncounted[file] += end_byte - max(offset, tail * _PAGE)
 
-    def _note(self, file: int) -> None:
-        """A first pass has begun, has come an eighth further, or has ended."""
+    def _note(self, file: int, reader: int) -> None:
+        """A first pass has begun, has come an eighth further, or has ended. reader: who began it, or 0."""
         self._of_moment[self.moments % _MOMENTS] = file
+        self._reader_of_moment[self.moments % _MOMENTS] = reader
         self.moments += 1
 
     def look(self) -> None:
@@ -174,10 +163,16 @@ class Coverage:
         """
         with self._look_lock:
             moments = self.moments
-            for moment in range(max(self._looked, moments - _MOMENTS), moments):
-                file = self._of_moment[moment % _MOMENTS]
+            places = [at % _MOMENTS for at in range(max(self._looked, moments - _MOMENTS), moments)]
+            if not places:
+                return
+            readers = set(self._credit.readers(time.monotonic_ns() - _RECENT_NS))
+            readers |= {self._reader_of_moment[place] for place in places}
+            now = _Look.now(self._readers.ns(readers - {0}))
+            for place in places:
+                file = self._of_moment[place]
                 known = self._looks.get(file, [])[:1] if self._eighths[file] else []
-                self._looks[file] = [*known, _Look.now()]
+                self._looks[file] = [*known, now]
             self._looked = moments
 
     def is_complete(self, file: int) -> bool:
@@ -194,49 +189,77 @@ class Coverage:
         """Places of the files of which anything has arrived."""
         return [file for file in range(len(self._sizes)) if self._arrived[file] or self._uncounted[file]]
 
-    def first_pass(self, file: int) -> FirstPass:
+    def first_pass(self, file: int) -> Evidence:
         """Until the newest first-time byte was with a reader."""
         if not self._arrived[file]:
-            return FirstPass(0, 0.0, 0.0, Disturbances(), int(self._uncounted[file]))
+            return Evidence(uncounted_bytes=int(self._uncounted[file]))
         seconds = (self._complete_ns[file] - self._first_ns[file]) / 1e9
-        meanwhile = self._disturbances(file)
-        model_ns = self._complete_due_ns[file] - self._first_ns[file] - meanwhile.forgiven_ns
+        at = file * _FIGURES
+        (
+            unseen,
+            stops,
+            forgiven,
+            window,
+            pause,
+            floor,
+            late,
+            exchanges,
+            overfills,
+            nameless,
+            sending,
+            nbytes,
+        ) = (
+            int(after - before)
+            for after, before in zip(
+                self._after[at : at + _FIGURES], self._before[at : at + _FIGURES], strict=True
+            )
+        )
+        # Two bounds of the same: where readers wait for the tier side by side, the idle times between their
+        # reads are short and many; where one waits for many reads at once, these overlap.
         timed_ns = self._timed_ns[file]
-        return FirstPass(
-            self.arrived_bytes(file),
-            seconds,
-            model_ns / 1e9,
-            meanwhile,
-            int(self._uncounted[file]),
-            owed_seconds=self._owed_ns[file] / 1e9,
+        share = seconds / timed_ns if timed_ns else 0.0
+        meanwhile = self._meanwhile(file, seconds)
+        return Evidence(
+            nbytes=self.arrived_bytes(file),
+            seconds=seconds,
+            model_seconds=(self._complete_due_ns[file] - self._first_ns[file] - forgiven) / 1e9,
             timed=self._unsure_ns[file] > 0,
-            unsure_share=self._unsure_ns[file] / timed_ns if timed_ns else 0.0,
-            idle_cores=self._idle_cores(file, seconds),
+            forgiven_seconds=forgiven / 1e9,
+            window_seconds=window / 1e9,
+            pause_seconds=pause / 1e9,
+            # One more is at the end, where the last reply has yet to wake its reader.
+            floor_seconds=min((floor + self._most_unsure_ns[file]) / 1e9, self._unsure_ns[file] * share),
+            late_seconds=min(late / 1e9, self._late_ns[file] * share),
+            contention_seconds=meanwhile.starved_seconds,
+            memory_seconds=meanwhile.memory_seconds or 0.0,
+            idle_cores=meanwhile.idle_core_seconds and meanwhile.idle_core_seconds / meanwhile.seconds,
+            unseen_seconds=unseen / 1e9,
+            owed_seconds=max(0, self._owed_ns[file]) / 1e9,
+            stops=stops,
+            exchanges=exchanges,
+            overfills=overfills,
+            nameless=nameless,
+            uncounted_bytes=int(self._uncounted[file]),
+            sending_ns_per_mib=(sending << 20) // nbytes if nbytes else 0,
         )
 
-    def _disturbances(self, file: int) -> Disturbances:
-        looks = self._looks.get(file, [])
-        before, after = (looks[0].starved_ns, looks[1].starved_ns) if len(looks) == 2 else (None, None)
-        starved_ns = after - before if before is not None and after is not None else 0
-        return Disturbances(
-            int(self._forgiven[file] - self._forgiven_before[file]),
-            max(0, starved_ns),
-            int(self._unseen[file] - self._unseen_before[file]),
-            int(self._stops[file] - self._stops_before[file]),
-        )
-
-    def _idle_cores(self, file: int, seconds: float) -> float | None:
+    def _meanwhile(self, file: int, seconds: float) -> "_Look":
+        """What a first pass of this length has added to what the machine counts."""
         looks = self._looks.get(file, [])
         if len(looks) < 2:
-            return None
+            return _Look(0.0, 0.0, 0.0, None)
         before, after = looks
         passed = after.seconds - before.seconds
+        idle = _added(before.idle_core_seconds, after.idle_core_seconds)
         # Looks that came at another time than the reads say nothing of the pass.
         if not max(_TICKS_SECONDS, seconds / 2) <= passed <= 2 * seconds:
-            return None
-        if before.idle_core_seconds is None or after.idle_core_seconds is None:
-            return None
-        return (after.idle_core_seconds - before.idle_core_seconds) / passed
+            idle = None
+        return _Look(
+            passed,
+            _added(before.starved_seconds, after.starved_seconds),
+            _added(before.memory_seconds, after.memory_seconds),
+            idle,
+        )
 
     def to_dict(self, file: int) -> dict[str, Any]:
         """As stats.json holds it. Staging is over when arrived_bytes is size."""
@@ -247,21 +270,30 @@ class Coverage:
             "first_arrival_ns": int(self._first_ns[file]),
             "complete_ns": int(self._complete_ns[file]),
             "complete_deadline_ns": int(self._complete_due_ns[file]),
-            "forgiven_ns": self._disturbances(file).forgiven_ns,
         }
 
 
 class _Look(NamedTuple):
-    """The machine at a moment. None where it cannot be asked: no read may fail for that."""
+    """The machine at a moment: for how long readers have wanted a CPU, tasks have
+    waited for memory, cores have been idle. None where it does not say: no read may fail for that.
+    """
 
     seconds: float
-    starved_ns: int | None
+    starved_seconds: float | None
+    memory_seconds: float | None
     idle_core_seconds: float | None
 
     @classmethod
-    def now(cls) -> "_Look":
+    def now(cls, readers_starved_ns: int | None) -> "_Look":
         moment = time.monotonic()
+        pressed, _ = pressure.totals()
+        memory = (pressed or {}).get("memory_some")
         try:
-            return cls(moment, machine.own_threads_starved_ns(), machine.idle_core_seconds())
+            idle = machine.idle_core_seconds()
         except (OSError, ValueError, IndexError):
-            return cls(moment, None, None)
+            idle = None
+        return cls(moment, readers_starved_ns and readers_starved_ns / 1e9, memory, idle)
+
+
+def _added(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else max(0.0, after - before)

@@ -25,18 +25,20 @@ class Credit:
     def __init__(self) -> None:
         self.forgiven_ns = 0
         places = _WAYS * _BUCKETS
-        # Per place: the reader's number + 1 (0 for a free place), when its newest reply was due, and when it
-        # was there (0 while it is on its way).
+        # Per place: the reader's number + 1 (0 for a free place), when its newest read came, when its reply
+        # was due, and when that was there (0 while it is on its way).
         self._names = array("q", bytes(8 * places))
+        self._came = array("q", bytes(8 * places))
         self._due = array("q", bytes(8 * places))
         self._done = array("q", bytes(8 * places))
 
-    def sending(self, reader: int, due_ns: int) -> None:
-        """A reply that was due at due_ns is about to be sent to `reader`."""
+    def sending(self, reader: int, arrival_ns: int, due_ns: int) -> None:
+        """A reply that was due at due_ns is about to be sent to `reader`, whose read came at arrival_ns."""
         place = self._find(reader)
         if place == _UNKNOWN:
             place = self._oldest(reader)
             self._names[place] = reader + 1
+        self._came[place] = arrival_ns
         self._due[place] = due_ns
         self._done[place] = 0
 
@@ -69,6 +71,19 @@ class Credit:
             self.forgiven_ns += max(0, late_ns)
             return 0
         return late_ns
+
+    def waited(self, reader: int) -> int:
+        """How long a reader's newest reply took by the tier; 0 if there is none."""
+        place = self._find(reader)
+        return self._due[place] - self._came[place] if place != _UNKNOWN else 0
+
+    def readers(self, since_ns: int) -> list[int]:
+        """Those whose newest reply was due since then."""
+        return [
+            name - 1
+            for name, due_ns in zip(self._names, self._due, strict=True)
+            if name and due_ns > since_ns
+        ]
 
     def _find(self, reader: int) -> int:
         first = reader % _BUCKETS * _WAYS

@@ -6,6 +6,10 @@ cpdef long long unsure_ns(long long nbytes) noexcept nogil
 
 @cython.final
 cdef class Floor:
-    cdef readonly long long fixed_ns, per_mib_ns
+    cdef readonly long long per_mib_ns
     cdef readonly bint known
-    cpdef long long of(self, long long nbytes) noexcept nogil
+    cdef long long[::1] _waited, _fixed
+    cdef Py_ssize_t _last
+    cpdef long long of(self, long long nbytes, long long waited_ns) noexcept nogil
+    @cython.locals(at=cython.Py_ssize_t, fixed_ns=cython.longlong, beyond_ns=cython.longlong)
+    cdef long long _after(self, long long waited_ns) noexcept nogil

@@ -5,19 +5,22 @@ from hbf_fuse.observe.ring cimport Ring
 from hbf_fuse.pacing.coverage cimport Coverage
 from hbf_fuse.pacing.credit cimport Credit
 from hbf_fuse.pacing.floor cimport Floor, unsure_ns
+from hbf_fuse.pacing.idle cimport Idle
 from hbf_fuse.pacing.mutex cimport Mutex
 from hbf_fuse.pacing.resident cimport Resident
 from hbf_fuse.pacing.tiers cimport Rank, Regions
 from hbf_fuse.tier.device cimport Tier
 
-cdef long long _UNSEEN_NS
+cdef long long _UNSEEN_NS, _LINK_WAIT_NS
 
 @cython.final
 cdef class Pacer:
-    cdef readonly bint changed, throttled
+    cdef readonly bint throttled
+    cdef long long _least_wait_ns
     cdef readonly Counters counters
     cdef readonly Floor floor
     cdef readonly Credit credit
+    cdef readonly Idle idle
     cdef readonly Ring ring
     cdef readonly Coverage coverage
     cdef readonly Resident resident
@@ -31,7 +34,7 @@ cdef class Pacer:
     cpdef long long admit(
         self, long long file, long long offset, long long nbytes, long long reader, bint direct, long long arrival_ns
     ) noexcept nogil
-    cpdef void sending(self, long long reader, long long due_ns) noexcept nogil
+    cpdef void sending(self, long long reader, long long arrival_ns, long long due_ns) noexcept nogil
     @cython.locals(at=cython.longlong, end=cython.longlong, piece_end=cython.longlong, place=cython.longlong,
                    took_ns=cython.longlong, timed=cython.bint)
     cpdef void complete(
@@ -48,7 +51,7 @@ cdef class Pacer:
     ) noexcept nogil
     cpdef void abandon(self, long long file, long long nbytes, long long reader, bint direct, bint interrupted) noexcept nogil
     cpdef void was_blind(self, long long since_ns, long long until_ns) noexcept nogil
-    cdef void _exchange(self, Tier heir, bint throttled) noexcept
+    cdef void _exchange(self, Tier heir, bint throttled, long long least_wait_ns) noexcept
     @cython.locals(named=cython.bint)
     cpdef bint next_drop(self) noexcept nogil
     cpdef long long inode(self, long long file) noexcept nogil

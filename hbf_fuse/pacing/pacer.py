@@ -13,6 +13,7 @@ from hbf_fuse.observe.ring import Ring
 from hbf_fuse.pacing.coverage import Coverage
 from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.floor import Floor, unsure_ns
+from hbf_fuse.pacing.idle import Idle
 from hbf_fuse.pacing.mutex import Mutex
 from hbf_fuse.pacing.resident import Resident
 from hbf_fuse.pacing.tiers import Rank, Regions
@@ -20,6 +21,12 @@ from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.spec import TierSpec
 
 _UNSEEN_NS = 1_000_000
+
+_LINK_WAIT_NS = 500_000
+"""Of tiers that are a link alone, the floor is at least that after so long a wait. What a reader that wakes
+up slowly loses, a link does not make up for; and none gives more than it carries, whatever is taken off
+arrivals.
+"""
 
 
 class Pacer:
@@ -36,12 +43,11 @@ class Pacer:
         placed: Mapping[int, Sequence[tuple[int, int]]],
         resident: Resident | None = None,
     ) -> None:
-        self.changed = False
-        """Whether a tier was exchanged for another since counting began."""
         self.throttled = any(spec.throttled for spec in specs.values())
+        self._least_wait_ns = 0 if any(map(_waits, specs.values())) else _LINK_WAIT_NS
         self.floor = Floor()
-        self.counters, self.credit, self.ring = Counters(), Credit(), Ring()
-        self.coverage = Coverage([size for _, size in files], self.counters, self.credit)
+        self.counters, self.credit, self.idle, self.ring = Counters(), Credit(), Idle(), Ring()
+        self.coverage = Coverage([size for _, size in files], self.counters, self.credit, self.idle)
         self.resident = resident
         self.tiers = Rank([Tier(spec) for spec in specs.values()])
         self._regions = Regions(len(files), placed)
@@ -60,27 +66,31 @@ class Pacer:
         """
         self._mutex.acquire()
         self.counters.began(arrival_ns, nbytes, reader)
-        arrived_ns = arrival_ns - self.floor.of(nbytes)
+        arrived_ns = arrival_ns - self.floor.of(nbytes, max(self._least_wait_ns, self.credit.waited(reader)))
         owed_ns = self.credit.owed(reader, arrived_ns)
         began_ns = arrived_ns - owed_ns
+        self.idle.ended(began_ns, owed_ns, unsure_ns(nbytes))
         end, due_ns = offset + nbytes, 0
         while True:
             piece_end = self._regions.piece_end(file, offset, end)
             ready_ns = self.tiers.reserve(self._regions.tier, began_ns, offset, piece_end - offset)
             due_ns = max(due_ns, ready_ns)
+            self.idle.taken(self.tiers.carried_ns(self._regions.tier), ready_ns)
             offset = piece_end
             if offset >= end:
                 break
-        self.coverage.begin(file, arrival_ns, began_ns, owed_ns)
+        self.coverage.begin(file, arrival_ns, began_ns, owed_ns, reader)
         if self.resident is not None and not direct:
             self.resident.coming(file, end - nbytes, nbytes)
         self._mutex.release()
         return due_ns
 
-    def sending(self, reader: int, due_ns: int) -> None:
-        """The reply that is due then is about to be sent. The reader may be back before it counts as sent."""
+    def sending(self, reader: int, arrival_ns: int, due_ns: int) -> None:
+        """The reply that is due then, to a read that arrived then, is about to be sent. The reader may be
+        back before it counts as sent.
+        """
         self._mutex.acquire()
-        self.credit.sending(reader, due_ns)
+        self.credit.sending(reader, arrival_ns, due_ns)
         self._mutex.release()
 
     def complete(
@@ -120,13 +130,18 @@ class Pacer:
                 break
         if timed:
             self.credit.sent(reader, due_ns, done_ns)
+            self.idle.replied(done_ns, done_ns - due_ns)
             took_ns = done_ns - arrival_ns
             self.coverage.add(file, offset, nbytes, due_ns, done_ns, took_ns, unsure_ns(nbytes))
         else:
             self.credit.nothing_owed(reader)
+            if self.throttled:
+                self.idle.untimed(done_ns - arrival_ns)
             self.coverage.add(file, offset, nbytes, due_ns, done_ns, 0, 0)
         if self.resident is not None and not direct:
             self.resident.came(file, offset, nbytes)
+            if self.resident.is_overfull():
+                self.counters.overfills += 1
         self._mutex.release()
 
     def abandon(self, file: int, nbytes: int, reader: int, direct: bool, interrupted: bool) -> None:
@@ -166,13 +181,14 @@ class Pacer:
         # Kept until the mutex is free: nothing that runs Python code may come between, not even to free it.
         before = self.tiers.tier
         heir, throttled = before.succeeded_by(spec), spec.throttled
-        self._exchange(heir, throttled)
+        self._exchange(heir, throttled, 0 if _waits(spec) else self._least_wait_ns)
 
-    def _exchange(self, heir: Tier, throttled: bool) -> None:
+    def _exchange(self, heir: Tier, throttled: bool, least_wait_ns: int) -> None:
         self._mutex.acquire()
         self.tiers.exchange(heir, throttled)
-        self.changed = True
+        self.counters.exchanges += 1
         self.throttled = self.tiers.any_throttled()
+        self._least_wait_ns = least_wait_ns
         self._mutex.release()
 
     def stats(self) -> dict[str, Any]:
@@ -183,9 +199,10 @@ class Pacer:
             "tier_bytes": dict(zip(self._names, self.tiers.bytes_by_place(), strict=True)),
             **(planes.to_dict() if planes else {}),
             "forgiven_seconds": self.credit.forgiven_ns / 1e9,
-            "floor": {
-                "fixed_ns": self.floor.fixed_ns,
-                "ns_per_mib": self.floor.per_mib_ns,
-                "known": self.floor.known,
-            },
+            "floor": self.floor.to_dict(),
         }
+
+
+def _waits(spec: TierSpec) -> bool:
+    """Whether reads wait for more than the link."""
+    return bool(spec.latency_ns or spec.planes or spec.jitter)

@@ -7,7 +7,7 @@ cdef class Resident:
     cdef readonly object policy
     cdef readonly long long budget, resident_bytes, most_resident_bytes, evicted_bytes, pinned_bytes
     cdef readonly long long drop_file, drop_first, drop_end
-    cdef long long _limit, _pin_limit, _room, _head, _coming_bytes, _dropping, _at, _end
+    cdef long long _limit, _most, _pin_limit, _room, _head, _coming_bytes, _dropping, _at, _end
     cdef readonly long long _count
     cdef public long long _number
     cdef long long[::1] _first_page, _brought, _queue
@@ -16,6 +16,7 @@ cdef class Resident:
                    mark=cython.longlong, page=cython.longlong)
     cpdef void came(self, long long file, long long offset, long long nbytes) noexcept nogil
     cpdef void abandoned(self, long long nbytes) noexcept nogil
+    cpdef bint is_overfull(self) noexcept nogil
     cpdef bint must_drop(self) noexcept nogil
     @cython.locals(first=cython.longlong, base=cython.longlong)
     cpdef bint next_drop(self) noexcept nogil

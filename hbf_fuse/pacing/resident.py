@@ -63,6 +63,7 @@ class Resident:
         self.drop_file = self.drop_first = self.drop_end = 0
         """What next_drop has named: a file and its pages from drop_first up to drop_end."""
         self._limit = budget - HEADROOM_BYTES
+        self._most = int(budget * OVERFULL)
         self._pin_limit = budget - WINDOW_BYTES if policy == "pin" else 0
         pages = [-(-size // PAGE) for size in sizes]
         self._first_page = array("q", accumulate(pages, initial=0))
@@ -76,10 +77,9 @@ class Resident:
         # The reply that is being dropped: what is left of it.
         self._dropping = self._at = self._end = 0
 
-    @property
-    def overfull(self) -> bool:
-        """Whether there ever was much more than the budget: pages came faster than they were dropped."""
-        return self.most_resident_bytes > self.budget * OVERFULL
+    def is_overfull(self) -> bool:
+        """Whether there is much more than the budget: pages came faster than they were dropped."""
+        return self.resident_bytes > self._most
 
     def exempt(self, file: int, first_byte: int, end_byte: int) -> None:
         """Never count these pages, never drop them."""

@@ -51,7 +51,7 @@ class Read:
                 coverage.look()
             if pacer.throttled:
                 self._wait(due_ns)
-            pacer.sending(self.reader, due_ns)
+            pacer.sending(self.reader, self.arrival_ns, due_ns)
             started_ns = time.monotonic_ns()
             send()
             done_ns = time.monotonic_ns()

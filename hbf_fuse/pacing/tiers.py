@@ -28,6 +28,12 @@ class Rank:
             return self.following.reserve(place - 1, arrival_ns, offset, nbytes)
         return self.tier.reserve(arrival_ns, offset, nbytes)
 
+    def carried_ns(self, place: int) -> int:
+        """As Tier has it, of the tier in a place."""
+        if place and self.following is not None:
+            return self.following.carried_ns(place - 1)
+        return self.tier.carried_ns
+
     def served(self, place: int, nbytes: int) -> None:
         """The tier in a place has brought this much."""
         if place and self.following is not None:

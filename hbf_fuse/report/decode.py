@@ -3,9 +3,7 @@
 import statistics
 
 from hbf_fuse.report.summary import Point
-
-TOLERANCE_PCT = 5.0
-"""How far measured tokens/s may be from 1 / (compute + tier)."""
+from hbf_fuse.verdict import DECODE_TOLERANCE_PCT
 
 
 def checks(points: list[Point]) -> list[str]:
@@ -15,13 +13,17 @@ def checks(points: list[Point]) -> list[str]:
     if not known:
         return ["llama-bench does not say when it decodes (--progress): there is nothing to hold tg against."]
     bound = {point: error for point, error in errors.items() if is_tier_bound(point)}
-    near = [error for error in bound.values() if abs(error) <= TOLERANCE_PCT]
+    near = [error for error in bound.values() if abs(error) <= DECODE_TOLERANCE_PCT]
     worst = max(map(abs, near), default=0.0)
     text = (
         f"Decode follows 1 / (compute + tier) within {worst:.2g}% in {len(near)} of {len(bound)} points that "
         "the tier binds."
     )
-    far = [f"{point.label} ({error:+.1f}%)" for point, error in bound.items() if abs(error) > TOLERANCE_PCT]
+    far = [
+        f"{point.label} ({error:+.1f}%)"
+        for point, error in bound.items()
+        if abs(error) > DECODE_TOLERANCE_PCT
+    ]
     if far:
         text += f" Further off: {', '.join(far)}."
     rest = [f"{point.label} ({error:+.1f}%)" for point, error in errors.items() if point not in bound]

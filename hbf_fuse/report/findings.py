@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from hbf_fuse.fs.verdict import tolerance_pct
 from hbf_fuse.report import decode
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series
 from hbf_fuse.tier.expect import CHUNK_BYTES
+from hbf_fuse.verdict import tolerance_pct
 
 OTHERS_SHARE = 0.05
 """Of a cell's time: more than this used by other processes is worth naming."""
@@ -43,7 +43,15 @@ def checks(series: Series) -> list[str]:
         found += [_ordered(points)]  # io.max is the ideal itself
     else:
         found += [_against_ideal(series, points), _ordered(points)]
-    found += [_repeats(points), *_outliers(points), _cold(points), _overhead(points), *_disturbed(points)]
+    return [sentence for sentence in found if sentence]
+
+
+def details(series: Series) -> list[str]:
+    """What whoever doubts the figures looks at next: repeats, outliers, the cache, other processes."""
+    points = [point for point in series.points if point.runs]
+    if not points:
+        return []
+    found = [_repeats(points), *_outliers(points), _cold(points), _overhead(points), *_disturbed(points)]
     return [sentence for sentence in found if sentence]
 
 
@@ -84,9 +92,7 @@ def _against_model(points: list[Point]) -> str:
     text = f"Stage time follows the tier model within {worst:.2g}% in {len(good)} of {len(judged)} points."
     for point in judged:
         if point not in good:
-            reasons = sorted({run["why"] for run in point.runs if not run["valid"]})
-            failed = [document["error"] for document in point.documents if "error" in document]
-            text += f" {point.label} is not valid: {'; '.join([*reasons, *failed])}."
+            text += f" {point.label}: {point.verdict}."
     return text
 
 

@@ -7,11 +7,17 @@ from hbf_fuse.observe import machine
 from hbf_fuse.report import against_cgroup, findings, summary
 from hbf_fuse.report.summary import Series
 from hbf_fuse.units import format_size
+from hbf_fuse.verdict import words
 
 LEGEND = (
     "Times are seconds, medians over the repeats; stage_eff and model_mbps are decimal MB/s; pp and tg are "
-    "llama-bench's tokens/s. `valid` counts the repeats whose stage rate agrees with the tier model."
+    "llama-bench's tokens/s. `agrees ±0.4%`: error and bound (the most that the emulator may have done, "
+    "0.4%) are within tolerance together; `unsure`: the error is, they together are not; `off`: the error is "
+    "not."
 )
+MOST_NAMED = 6
+"""Cells behind one reason."""
+
 _TITLES = {
     "mmap": "Weights mapped from the tier",
     "stage": "Weights copied through the tier, then mapped from the copy",
@@ -27,8 +33,9 @@ class Section:
     title: str
     series: Series
     rows: list[dict[str, Any]]
-    checks: list[str]
     meaning: list[str]
+    checks: list[str]
+    details: list[str]
 
 
 def sections(documents: list[dict[str, Any]], target_seconds: float | None = None) -> list[Section]:
@@ -38,8 +45,9 @@ def sections(documents: list[dict[str, Any]], target_seconds: float | None = Non
             title=f"{_TITLES[series.mode]} ({series.title})",
             series=series,
             rows=[point.row() for point in series.points],
-            checks=findings.checks(series),
             meaning=findings.meaning(series, target_seconds),
+            checks=findings.checks(series),
+            details=findings.details(series),
         )
         for series in summary.series_of(documents)
     ]
@@ -49,9 +57,12 @@ def markdown(documents: list[dict[str, Any]], target_seconds: float | None = Non
     """report.md."""
     parts = ["# Sweep", "", LEGEND, ""]
     for section in sections(documents, target_seconds):
-        parts += [f"## {section.title}", "", summary.table(section.series.columns, section.rows)]
-        parts += ["### What it means", "", *_list(section.meaning), ""]
+        parts += [f"## {section.title}", "", *section.meaning[:1], ""]
+        parts += [summary.table(section.series.columns, section.rows)]
+        parts += ["### What it means", "", *_list(section.meaning[1:] or ["Nothing more."]), ""]
         parts += ["### Whether to believe it", "", *_list(section.checks), ""]
+        parts += ["<details><summary>Repeats, outliers, other processes</summary>", ""]
+        parts += [*_list(section.details), "", "</details>", ""]
     if compared := against_cgroup.rows(documents):
         parts += [f"## {against_cgroup.TITLE}", "", against_cgroup.LEGEND, ""]
         parts += [summary.table(against_cgroup.COLUMNS, compared)]
@@ -61,9 +72,12 @@ def markdown(documents: list[dict[str, Any]], target_seconds: float | None = Non
 
 
 def remarks(documents: list[dict[str, Any]]) -> list[str]:
-    """Runs that failed, or that are not valid, and why."""
-    told = ((document, _remark(document)) for document in documents)
-    return [f"{document['cell']['name']}: {remark}" for document, remark in told if remark]
+    """Why runs failed, or do not agree: a line for each reason, with the cells that it holds for."""
+    cells: dict[str, list[str]] = {}
+    for document in documents:
+        for remark in _remarks(document):
+            cells.setdefault(remark, []).append(document["cell"]["name"])
+    return [f"{remark} ({_named(names)})" for remark, names in cells.items()]
 
 
 def environment(documents: list[dict[str, Any]]) -> list[str]:
@@ -105,11 +119,19 @@ def _model(document: dict[str, Any]) -> str:
     return f"{model['name']}, {format_size(model['size'])}, SHA-256 {model['sha256'][:16]}..."
 
 
-def _remark(document: dict[str, Any]) -> str:
+def _remarks(document: dict[str, Any]) -> list[str]:
     metrics = document.get("metrics")
     if metrics is None:
-        return f"failed: {document['error']}"
-    return "" if metrics["valid"] else f"not valid: {metrics['why']}"
+        return [f"failed: {document['error']}"]
+    if metrics["valid"]:
+        return []
+    state, reasons = summary.state_of(metrics), metrics.get("reasons") or [metrics["why"]]
+    return [f"{state}: {words.of(reason)}" for reason in reasons]
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _commit(document: dict[str, Any]) -> str:

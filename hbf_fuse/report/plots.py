@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from hbf_fuse.fs.verdict import tolerance_pct
 from hbf_fuse.report.findings import parts_of
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series
+from hbf_fuse.verdict import tolerance_pct
 
 WIDTH_INCHES = 4.6
 HEIGHT_INCHES = 3.4
@@ -170,7 +170,7 @@ def _errors(points: list[Point]) -> Figure:
         column, row = columns.index(_mbps(point)), rows.index(point.spec.latency_ms)
         good = point.valid and abs(error) <= tolerance_pct(point.spec)
         axes.add_patch(_square(column, row, _GOOD if good else _BAD))
-        text = f"{error:+.2f}" + ("" if point.valid else "\nnot valid")
+        text = f"{error:+.2f}" + ("" if point.valid else f"\n{point.state}")
         axes.text(column, row, text, ha="center", va="center", color=_TEXT_ON_THEM, fontsize=8)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(-0.5, len(rows) - 0.5)

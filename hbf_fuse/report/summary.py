@@ -1,6 +1,6 @@
 """Runs, sorted into series and points; and the summary table: the reference's columns by name, then ours."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.units import format_size
+from hbf_fuse.verdict import AGREES, UNSURE
 
 COLUMNS = (
     "tier_mbps",
@@ -23,7 +24,7 @@ COLUMNS = (
     "total_first_run_median",
     "model_mbps_median",
     "tier_error_pct_median",
-    "valid",
+    "verdict",
 )
 STREAM_COLUMNS = (
     "tier_mbps",
@@ -39,7 +40,7 @@ STREAM_COLUMNS = (
     "tg_min",
     "tg_max",
     "stage_seconds_median",
-    "valid",
+    "verdict",
 )
 """Of mode stream: what decode comes to with the weights in the tier."""
 
@@ -81,6 +82,32 @@ class Point:
         return self.valid_count * 2 > len(self.documents)
 
     @property
+    def state(self) -> str:
+        """How most repeats were judged."""
+        return Counter(map(state_of, self.runs)).most_common(1)[0][0] if self.runs else "failed"
+
+    @property
+    def verdict(self) -> str:
+        """How the repeats were judged, and the largest bound of those that agree: "agrees ±0.4%", or with
+        their numbers if not all are alike.
+        """
+        states = Counter(state_of(run) for run in self.runs)
+        states.update({"failed": len(self.documents) - len(self.runs)})
+        states = +states
+        bound = self._bound_pct()
+        told = [
+            (state if len(states) == 1 else f"{count} {state}")
+            + (f" ±{bound:.1f}%" if state == AGREES and bound is not None else "")
+            for state, count in states.most_common()
+        ]
+        return ", ".join(told)
+
+    def _bound_pct(self) -> float | None:
+        name = "tg_bound_pct" if self.mode == "stream" else "tier_bound_pct"
+        bounds = [run.get(name) for run in self.runs if state_of(run) == AGREES]
+        return max((bound for bound in bounds if bound is not None), default=None)
+
+    @property
     def ideal_mbps(self) -> float | None:
         """What the tier's bandwidth and latency come to in this mode; see expect.staging_mbps."""
         return expect.staging_mbps(self.spec, chunked=self.mode == "stage")
@@ -111,6 +138,8 @@ class Point:
             "total_first_run_median": self.median("total_first_run_seconds"),
             "model_mbps_median": self.median("model_mbps"),
             "tier_error_pct_median": self.median("tier_error_pct"),
+            "tier_bound_pct_median": self.median("tier_bound_pct"),
+            "verdict": self.verdict,
             "valid": f"{self.valid_count}/{len(self.documents)}",
             "stage_seconds_interval": stage and [stage.low, stage.high],
             **(self._decode() if self.mode == "stream" else {}),
@@ -121,6 +150,7 @@ class Point:
         return {
             "predicted_tg_median": self.median("predicted_tg"),
             "tg_error_pct_median": self.median("tg_error_pct"),
+            "tg_bound_pct_median": self.median("tg_bound_pct"),
             "bound": next((run.get("bound") for run in self.runs), None),
             "bytes_per_token_median": self.median("bytes_per_token"),
             "compute_tg_median": self.median("compute_tg"),
@@ -128,6 +158,13 @@ class Point:
             "tg_min": tg and tg.least,
             "tg_max": tg and tg.most,
         }
+
+
+def state_of(run: dict[str, Any]) -> str:
+    """How a finished run was judged. Those of older versions knew valid or not, and nothing between."""
+    if state := run.get("verdict"):
+        return str(state)
+    return AGREES if run["valid"] else UNSURE
 
 
 @dataclass(frozen=True)

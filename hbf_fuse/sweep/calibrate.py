@@ -18,12 +18,12 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.fs.verdict import tolerance_pct
 from hbf_fuse.mount import floor, probe
 from hbf_fuse.mount.server import MountConfig, mounted_here
 from hbf_fuse.observe import machine
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec, expect
+from hbf_fuse.verdict import tolerance_pct
 
 SOURCE_BYTES = 256 << 20
 POINT_SECONDS = 0.4
@@ -32,6 +32,8 @@ CROWD = 4
 
 CEILING_READS = 1500
 SMALL = 4096
+FLOOR_WAIT_NS = 400_000
+"""What is told of the floor: after a wait of so long."""
 MOST_READS_PER_SECOND = 25_000
 """More small reads than this from processes of their own keep two cores busy by themselves."""
 
@@ -135,13 +137,12 @@ class Calibration:
                 yield from self._round(engine, order.sample(self.points, len(self.points)))
 
     def _round(self, engine: str, points: list[Point]) -> Iterator[None]:
-        # As a mount of the tier would: each point has the floor of its own latency.
-        floors = {lat: floor.measure(engine, TierSpec(None, lat)) for lat in self.plan.lat_ms}
-        self._floors.setdefault(engine, []).extend(floors.values())
+        found = floor.measure(engine)
+        self._floors.setdefault(engine, []).append(found)
         ceiling = self._run(engine, Point(TierSpec(), 1 << 20, CROWD), Floor(), CEILING_READS).client_mbps
         self._ceilings.setdefault(engine, []).append(ceiling)
         for point in points:
-            sample = self._run(engine, point, floors[point.spec.latency_ms], _reads(point))
+            sample = self._run(engine, point, found, _reads(point))
             self._samples.setdefault((engine, point), []).append(sample)
             yield
 
@@ -171,7 +172,7 @@ class Calibration:
         valid = [cell["valid"] for cell in cells if cell["engine"] == engine]
         return {
             "ceiling_mbps": statistics.median(self._ceilings[engine]),
-            "floor_ns": statistics.median(one.fixed_ns for one in floors),
+            "floor_ns": statistics.median(one.of(0, FLOOR_WAIT_NS) for one in floors),
             "floor_ns_per_mib": statistics.median(one.per_mib_ns for one in floors),
             "share_valid": statistics.mean(valid) if valid else 0.0,
         }

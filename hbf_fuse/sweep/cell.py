@@ -19,7 +19,6 @@ from hbf_fuse import gguf
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.fs.verdict import tolerance_pct
 from hbf_fuse.mount import tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import machine, residency
@@ -27,6 +26,7 @@ from hbf_fuse.observe.trace import Trace
 from hbf_fuse.sweep import iomax, llama, stream
 from hbf_fuse.sweep.place import Place
 from hbf_fuse.tier import TierSpec, expect
+from hbf_fuse.verdict import AGREES, UNSURE, tolerance_pct, words
 
 SCHEMA = 2
 MODEL_FILE = "model.gguf"
@@ -136,16 +136,18 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
     bench, stats = measured.bench, measured.stats
     wall = time.monotonic() - begin
     machine_busy, ours = (after - was for after, was in zip(_busy_seconds(), busy, strict=True))
+    staging = _staging(cell, stats, measured.resident) if stats else {}
     return {
         "schema": SCHEMA,
         "cell": describe(cell),
         "metrics": {
-            **(_staging(cell, stats, measured.resident) if stats else {}),
+            **staging,
             **_running(cell, bench, stats),
             "resident_before_bytes": measured.resident,
             "harness_seconds": wall - bench.wall_seconds - measured.besides_seconds,
             "other_cpu_seconds": max(0.0, machine_busy - ours),
             **measured.own,
+            **(stream.verdict(measured.own, staging) if cell.mode == "stream" else {}),
         },
         "command": [*llama.settings(), binary.name, *_without(bench.command[1:], cell, place)],
         "llama_bench": {
@@ -263,28 +265,32 @@ def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> dict[st
         reader = "the copy" if cell.mode == "stage" else "llama-bench"
         raise HbfError(f"{reader} did not read the model from the mount") from None
     staging = file["staging"]
-    valid, why = staging["valid"], staging["why"]
-    if not valid and _follows_chunks(cell, staging):
-        valid, why = True, "as one chunk in flight after the other comes to"
+    verdict, reasons = staging["verdict"], list(staging["reasons"])
+    if _follows_chunks(cell, staging):
+        verdict, reasons = AGREES, ["window-bound"] if staging["shares"]["window"] else []
     if not file["complete"]:
-        why = "not every byte of the model was read"
+        verdict, reasons = UNSURE, ["incomplete", *reasons]
     elif resident:
-        why = residency.not_cold(resident)
+        verdict, reasons = UNSURE, ["not-cold", *reasons]
     return {
         "stage_seconds": staging["seconds"],
         "stage_effective_mbps": staging["achieved_mbps"],
         "model_mbps": staging["model_mbps"],
         "tier_error_pct": staging["error_pct"],
-        "valid": valid and file["complete"] and not resident,
-        "why": why,
+        "tier_bound_pct": staging["bound_pct"],
+        "verdict": verdict,
+        "reasons": reasons,
+        "valid": verdict == AGREES,
+        "why": words.sentence(reasons),
+        **{f"{name}_share": share for name, share in staging["shares"].items()},
     }
 
 
 def _follows_chunks(cell: Cell, staging: dict[str, Any]) -> bool:
     """Whether a copy took what its chunks take by bandwidth and latency.
 
-    The mount doubts a rate below its link's on a busy machine: pauses might be its own doing. In mode
-    `stage` all pauses are known beforehand, so where both models agree there is nothing left to doubt.
+    The mount is unsure where pauses might be its own doing. In mode `stage` all pauses are known beforehand,
+    so where both models agree there is nothing left to doubt.
     """
     ideal = expect.staging_mbps(cell.spec, chunked=True)
     if cell.mode != "stage" or not ideal or not cell.spec.plain or staging["error_pct"] is None:

@@ -12,6 +12,7 @@ from hbf_fuse.limits.files import Limits
 from hbf_fuse.observe import residency
 from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.verdict import AGREES, OFF, UNSURE, words
 
 TOLERANCE_PCT = 3.0
 """How far from its io.max a rate still counts as agreement."""
@@ -72,28 +73,23 @@ def _staging(size: int, seconds: float, spec: TierSpec, resident: int) -> dict[s
     """Under the names of the CSV."""
     wanted, rate = spec.bandwidth_mbps, size / seconds / 1e6
     error = (rate / wanted - 1) * 100 if wanted else None
-    why = residency.not_cold(resident) if resident else _why_off(error or 0.0, seconds)
+    code = "not-cold" if resident else _why_off(error or 0.0, seconds)
     return {
         "stage_seconds": seconds,
         "stage_effective_mbps": rate,
         "model_mbps": wanted,
         "tier_error_pct": error,
-        "valid": not why,
-        "why": why,
+        "verdict": UNSURE if resident else OFF if code else AGREES,
+        "reasons": [code] if code else [],
+        "valid": not code,
+        "why": words.sentence([code] if code else []),
     }
 
 
 def _why_off(error_pct: float, seconds: float) -> str:
+    """A code, or nothing."""
     if abs(error_pct) <= TOLERANCE_PCT:
         return ""
     if error_pct < 0:
-        return (
-            f"below io.max by {-error_pct:.1f}%: the disk is too slow, or llama-bench paused while it loaded"
-        )
-    ahead = seconds * error_pct / 100
-    if ahead <= HEAD_START_SECONDS * 1.1:
-        return (
-            f"above io.max by {error_pct:.1f}%: the kernel grants about {HEAD_START_SECONDS:g} s of reads in "
-            f"advance, which is much of {seconds:.1f} s; use a larger model"
-        )
-    return f"above io.max by {error_pct:.1f}%: not all of it was read from the disk"
+        return "below-io-max"
+    return "head-start" if seconds * error_pct / 100 <= HEAD_START_SECONDS * 1.1 else "above-io-max"

@@ -33,7 +33,9 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What one process did. pp and tg are tokens/s, None if not asked for; stalls: see sweep/stalls.py."""
+    """What one process did. pp and tg are tokens/s, None if not asked for; stalls, starved: see
+    sweep/stalls.py.
+    """
 
     command: list[str]
     pp: float | None
@@ -45,6 +47,13 @@ class BenchRun:
     stalls: dict[str, Any]
     records: list[dict[str, Any]]
     phases: list[Phase]
+    starved: list[tuple[int, int | None]]
+
+    def starved_between(self, start_ns: int, end_ns: int) -> int | None:
+        """How long its threads wanted a CPU meanwhile, in ns; None if that is not known."""
+        inside = [waited for moment, waited in self.starved if start_ns <= moment <= end_ns]
+        first, last = (inside[0], inside[-1]) if inside else (0, 0)
+        return None if first is None or last is None else last - first
 
 
 def find() -> Path:
@@ -163,6 +172,7 @@ def run(
         stalls=counted,
         records=records,
         phases=_phases(said.lines, records),
+        starved=watch.starved,
     )
 
 

@@ -17,6 +17,9 @@ _METRICS = (
     "stage_effective_mbps",
     "model_mbps",
     "tier_error_pct",
+    "tier_bound_pct",
+    "verdict",
+    "reasons",
     "valid",
     "why",
     "pp",
@@ -35,6 +38,9 @@ _METRICS = (
     "resident_before_bytes",
     "harness_seconds",
     "other_cpu_seconds",
+    "busy_share",
+    "window_share",
+    "pause_share",
 )
 _STREAM = (
     "compute_tg",
@@ -42,6 +48,7 @@ _STREAM = (
     "tier_seconds_per_token",
     "predicted_tg",
     "tg_error_pct",
+    "tg_bound_pct",
     "bound",
     "break_even_mbps",
 )
@@ -164,6 +171,7 @@ def _is_among(found: dict[Any, Any], derived: list[dict[str, str]]) -> bool:
 def row(document: dict[str, Any]) -> dict[str, Any]:
     """A run as a row of cells.csv. pp and tg carry their token counts in their names, as in pp256."""
     cell, metrics = document["cell"], dict(document.get("metrics", {}))
+    metrics["reasons"] = " ".join(metrics.get("reasons", ()))
     metrics.setdefault("valid", False)
     metrics.setdefault("why", document.get("error", ""))
     names = {"pp": f"pp{cell['bench']['n_prompt']}", "tg": f"tg{cell['bench']['n_gen']}"}

@@ -1,6 +1,6 @@
 """What a run's document must hold, so that tables and reports can be made of it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -13,6 +13,7 @@ Figure = Annotated[float, Field(ge=-MAX_FIGURE, le=MAX_FIGURE, strict=True)]
 Positive = Annotated[float, Field(gt=0, le=MAX_FIGURE, strict=True)]
 Whole = Annotated[int, Field(ge=0, le=1 << 62, strict=True)]
 Text = Annotated[str, Field(max_length=1 << 16)]
+State = Literal["agrees", "unsure", "off"]
 
 
 def _known_tier(fields: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +99,10 @@ class _Attribution(_Part):
 class _Metrics(_Part):
     valid: Annotated[bool, Field(strict=True)]
     why: Text
+    verdict: State | None = None
+    reasons: list[Text] = []
+    tier_bound_pct: Figure | None = None
+    tg_bound_pct: Figure | None = None
     stage_seconds: Figure
     bench_wall_seconds: Figure
     total_first_run_seconds: Figure

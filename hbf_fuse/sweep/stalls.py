@@ -6,12 +6,14 @@ Independent of the server's own count (`stall_seconds`). docs/definitions.md say
 import contextlib
 import re
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hbf_fuse.observe import pressure, taskstats
+from hbf_fuse.observe.starved import Starved
 from hbf_fuse.observe.taskstats import Wait
 
 REPORTED = {"blkio": "blkio", "swapin": "swapin", "freepages": "reclaim", "thrashing": "thrashing"}
@@ -31,6 +33,11 @@ class Watch:
         self._why = why_not_counted
         self._threads = 1
         self._peak_kib: int | None = None
+        self._starved = Starved()
+        self.starved: list[tuple[int, int | None]] = []
+        """How long its threads have wanted a CPU so far, in ns, by when that was asked for
+        (CLOCK_MONOTONIC).
+        """
         self._pressure, self._no_pressure = pressure.totals()
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
 
@@ -40,6 +47,8 @@ class Watch:
             found = dict(_STATUS.findall(Path(f"/proc/{pid}/status").read_text()))
             self._threads = max(self._threads, int(found.get("Threads", 1)))
             self._peak_kib = int(found["VmHWM"]) if "VmHWM" in found else self._peak_kib
+            threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+            self.starved.append((time.monotonic_ns(), self._starved.ns(threads)))
 
     def ended(self, pid: int) -> None:
         """Ask the kernel what it counted; it has until somebody waits for the process."""

@@ -1,25 +1,26 @@
 """Decode from the tier: what llama-bench gave, against what bytes and compute alone would give."""
 
 import dataclasses
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
 from hbf_fuse import gguf
 from hbf_fuse.observe import attribution
 from hbf_fuse.observe.trace import Read, Trace
+from hbf_fuse.pacing.floor import unsure_ns
+from hbf_fuse.pacing.idle import Idle
 from hbf_fuse.sweep.llama import BenchRun
 from hbf_fuse.tier import TierSpec, expect
+from hbf_fuse.verdict import AGREES, DECODE_TOLERANCE_PCT, OFF, UNSURE, words
 
 WINDOW_BYTES = 2 << 20
 """What decode has in flight: one readahead window of a mount with a budget, which FADV_SEQUENTIAL doubles
 (server.BUDGET_READAHEAD_KIB).
 """
 
-LATE_SHARE = 0.05
-"""Of a token's time: half of the reads later than this, and tokens/s tell of the machine, not the tier."""
-
 HEAT_BINS = 60
+
+_WORSE = (AGREES, UNSURE, OFF)
 
 
 @dataclass(frozen=True)
@@ -95,21 +96,59 @@ def metrics(
         "tg_error_pct": (run.tg / found.predicted_tg - 1) * 100,
         "bound": found.bound,
         "break_even_mbps": found.break_even_mbps,
-        **_doubt(inside, run.tg),
+        "tg_bound_pct": _bound_pct(inside, specs, names, run),
         **_shares(reads, names, model, run),
     }
 
 
-def _doubt(reads: list[Read], tg: float) -> dict[str, Any]:
-    """A verdict of its own on a decode whose reads this machine could not serve in time."""
-    if not reads:
-        return {}
-    late_seconds = statistics.median(read.done_ns - read.deadline_ns for read in reads) / 1e9
-    if late_seconds <= LATE_SHARE / tg:
-        return {}
-    rate = len(reads) / (max(read.done_ns for read in reads) - reads[0].arrival_ns) * 1e9
-    late = f"half of decode's reads came more than {late_seconds * 1e3:.0f} ms late, at {rate:.0f} a second"
-    return {"valid": False, "why": f"ceiling: {late}"}
+def verdict(own: dict[str, Any], staging: dict[str, Any]) -> dict[str, Any]:
+    """Of a cell, under the names of the CSV: of its first pass, and of its tokens/s, whichever is worse."""
+    state, reasons = _of_decode(own)
+    if _WORSE.index(state) < _WORSE.index(staging["verdict"]):
+        state = staging["verdict"]
+    codes = list(dict.fromkeys([*reasons, *staging["reasons"]]))
+    return {"verdict": state, "reasons": codes, "valid": state == AGREES, "why": words.sentence(codes)}
+
+
+def _of_decode(own: dict[str, Any]) -> tuple[str, list[str]]:
+    error, bound = own.get("tg_error_pct"), own.get("tg_bound_pct")
+    if error is None:
+        return UNSURE, ["evidence-missing"]
+    if own["bound"] == "compute" and error > 0:
+        return AGREES, ["compute-bound"]
+    if abs(error) > DECODE_TOLERANCE_PCT:
+        return OFF, ["decode-faster" if error > 0 else "decode-slower"] + ["cpu-contention"] * (
+            bound is None or bound > DECODE_TOLERANCE_PCT
+        )
+    if bound is None or abs(error) + bound > DECODE_TOLERANCE_PCT:
+        return UNSURE, ["cpu-contention"]
+    return AGREES, []
+
+
+def _bound_pct(
+    reads: list[Read], specs: dict[str, TierSpec], names: list[str], run: BenchRun
+) -> float | None:
+    """The most that the emulator can have added to decode's time, as a share of it; None if nobody can tell.
+
+    Of the idle times between the reads, what lateness, the machine's floor and waits for a CPU can account
+    for.
+    """
+    (decode,) = (phase for phase in run.phases if phase.name == "decode")
+    starved_ns = run.starved_between(decode.start_ns, decode.end_ns)
+    if starved_ns is None:
+        return None
+    idle, owed_ns = Idle(), dict[int, int]()
+    moments = [(read.done_ns, 0, read) for read in reads] + [(read.arrival_ns, 1, read) for read in reads]
+    for _, begins, read in sorted(moments):
+        if begins:
+            latency_ns = specs[names[read.tier]].latency_ns
+            idle.ended(read.arrival_ns, owed_ns.get(read.reader, 0), unsure_ns(read.nbytes))
+            idle.taken(read.deadline_ns - latency_ns, read.deadline_ns)
+        else:
+            owed_ns[read.reader] = read.done_ns - read.deadline_ns
+            idle.replied(read.done_ns, read.done_ns - read.deadline_ns)
+    doubtful = idle.floor_ns + idle.late_ns + starved_ns
+    return min(idle.window_ns + idle.pause_ns, doubtful) / (decode.end_ns - decode.start_ns) * 100
 
 
 def _shares(reads: list[Read], names: list[str], model: gguf.GgufFile, run: BenchRun) -> dict[str, Any]:

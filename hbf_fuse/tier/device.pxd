@@ -11,6 +11,7 @@ cdef long long FOREVER_NS, _SECOND_NS, _PIECE_BYTES
 cdef class Tier:
     cdef readonly object spec
     cdef readonly Planes planes
+    cdef readonly long long carried_ns
     cdef long long _rate, _latency_ns, _remainder
     cdef Latencies _latencies
     cdef Link _link

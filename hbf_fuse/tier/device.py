@@ -37,6 +37,8 @@ class Tier:
         self._remainder = 0
         self._depth = spec.depth
         self._working = Heap(spec.depth)
+        self.carried_ns = 0
+        """When the link has carried all that was asked for so far."""
 
     def succeeded_by(self, spec: TierSpec) -> "Tier":
         """A device of another kind in its place: what the link is carrying, it goes on carrying."""
@@ -62,6 +64,7 @@ class Tier:
             streamed_ns = self._carried(self.planes.first_ready_ns, nbytes, arrival_ns)
             tail_ns = tail * _SECOND_NS // self._rate if self._rate else 0
             carried_ns = max(streamed_ns, self.planes.all_ready_ns + tail_ns)
+        self.carried_ns = max(self.carried_ns, carried_ns)
         latency_ns = self._latency_ns if self._latencies is None else self._latencies.draw()
         deadline_ns = carried_ns + latency_ns
         if self._depth:

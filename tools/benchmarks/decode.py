@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import real_models
-
 from hbf_fuse.gguf import presets, synth
+from hbf_fuse.mount import published
 from hbf_fuse.mount.source import cache_dir
 from hbf_fuse.report import decode, page, plots, summary
 from hbf_fuse.report.summary import Point
@@ -106,17 +105,21 @@ def _sweep(model: str, folder: Path, arguments: list[str]) -> None:
 
 
 def _model(name: str) -> Path:
-    if name != SYNTHETIC:
-        return real_models.fetched(name)
     path = cache_dir() / f"{name}.gguf"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        synth.write(presets.load(name), path)
+        if name == SYNTHETIC:
+            synth.write(presets.load(name), path)
+        else:
+            published.fetch(name, path)
     return path
 
 
 def _about(name: str) -> str:
-    return presets.load(name).about if name == SYNTHETIC else real_models.MODELS[name].about
+    if name == SYNTHETIC:
+        return presets.load(name).about
+    model = published.MODELS[name]
+    return f"{model.about}, {model.size / 1e6:.0f} MB, a real model ({model.licence})"
 
 
 def _page(folder: Path) -> str:

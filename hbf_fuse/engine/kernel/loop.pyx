@@ -496,7 +496,7 @@ cdef class Loop:
         cdef File *file = &self.files[r.file]
         cdef const char *data = file.base
         cdef long long started_ns
-        self.pacer.sending(r.reader, r.due_ns)
+        self.pacer.sending(r.reader, r.arrival_ns, r.due_ns)
         started_ns = now()
         if data:
             data = data + r.offset if size_of(file.fd) >= r.offset + r.nbytes else NULL

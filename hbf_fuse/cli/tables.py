@@ -1,0 +1,66 @@
+"""Results as they are printed: a table that fits 80 columns in a terminal, Markdown where it is piped."""
+
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hbf_fuse.cli.common import console, printable
+
+_COLUMNS = {
+    "tier_lat_ms": "ms",
+    "stage_seconds_median": "stage s",
+    "stage_eff_median": "MB/s",
+    "model_mbps_median": "model",
+    "pp_median": "pp",
+    "tg_median": "tg",
+    "predicted_tg_median": "predicted",
+    "bytes_per_token_median": "MB/token",
+    "total_first_run_median": "first run s",
+    "verdict": "verdict",
+}
+"""Of a summary's columns, those that a terminal has room for, and their names there."""
+_NARROW = {"stream": ("stage_eff_median", "model_mbps_median", "pp_median", "total_first_run_median")}
+"""Of them, those that say little in a mode."""
+_STYLES = {"off": "red", "failed": "red", "unsure": "yellow", "agrees": "green"}
+
+
+def show(documents: list[dict[str, Any]], target_seconds: float | None = None) -> None:
+    """Tables, what they mean, and what is not to be believed."""
+    from hbf_fuse.report import page, summary
+
+    screen = console()
+    if screen.is_terminal:
+        for series in summary.series_of(documents):
+            screen.print(_table(series.title, series.mode, [point.row() for point in series.points]))
+    else:
+        print(summary.markdown(documents))
+    for section in page.sections(documents, target_seconds):
+        for line in section.meaning[:3]:
+            print(f"- {printable(line)}")
+    for line in page.remarks(documents):
+        print(f"- {printable(line)}")
+
+
+def _table(title: str, mode: str, rows: list[dict[str, Any]]) -> Table:
+    from hbf_fuse.report.summary import cell_text
+
+    shown = [name for name in _COLUMNS if name in rows[0] and name not in _NARROW.get(mode, ())]
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for name in ("tier_mbps", *shown):
+        table.add_column(_COLUMNS.get(name, "tier"), justify="left" if name == "verdict" else "right")
+    for row in rows:
+        style = next((style for state, style in _STYLES.items() if state in row["verdict"]), "")
+        values = [_figure(row[name], name) for name in shown[:-1]]
+        verdict = Text(row["verdict"], style=style)
+        table.add_row(cell_text(row["tier_mbps"], "tier_mbps"), *values, verdict)
+    return table
+
+
+def _figure(value: Any, name: str) -> str:
+    """Three digits are enough for a first look."""
+    if value is None:
+        return "-"
+    value = value / 1e6 if name == "bytes_per_token_median" else value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

