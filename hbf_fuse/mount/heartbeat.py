@@ -2,10 +2,8 @@
 that.
 """
 
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from hbf_fuse.pacing.pacer import Pacer
 
@@ -18,25 +16,15 @@ LATE_NS = 10_000_000
 _LIVELY_NS = 1_000_000_000
 
 
-@contextmanager
-def beating(pacer: Pacer) -> Iterator[None]:
-    """Tell the pacer for how long nobody can have seen reads arrive."""
-    ended = threading.Event()
-    thread = threading.Thread(target=_beat, args=(pacer, ended), daemon=True, name="heartbeat")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _beat(pacer: Pacer, ended: threading.Event) -> None:
+def watch(pacer: Pacer, ended: Callable[[float], bool]) -> None:
+    """Tell the pacer for how long nobody can have seen reads arrive. ended: waits for the end of the mount,
+    for so many seconds at most, and says whether it has come; then this returns.
+    """
     before_ns = time.monotonic_ns()
     while True:
         lively = before_ns - pacer.counters.last_seen_ns < _LIVELY_NS
         pause = BEAT_SECONDS if lively else REST_SECONDS
-        if ended.wait(pause):
+        if ended(pause):
             return
         now_ns = time.monotonic_ns()
         due_ns = before_ns + int(pause * 1e9)

@@ -22,6 +22,7 @@ from hbf_fuse.mount import floor, heartbeat, iomax, mountpoint, preload
 from hbf_fuse.observe import trace
 from hbf_fuse.observe.trace import TraceFile
 from hbf_fuse.pacing.floor import Floor
+from hbf_fuse.pacing.pacer import Pacer
 from hbf_fuse.tier import TierSpec
 
 DEFAULT_READAHEAD_KIB = 4096
@@ -97,7 +98,7 @@ def serve(
     ):
         when_ready(remark)
         linux.tell_supervisor("READY=1", f"STATUS=serving {config.source} at {config.mountpoint} ({fs.spec})")
-        threading.Thread(target=_stop_when_ended, args=(mount, stop), daemon=True).start()
+        threading.Thread(target=_stop_when_ended, args=(mount, fs.pacer, stop), daemon=True).start()
         stop.wait(stood_still)
         linux.tell_supervisor("STOPPING=1")
         if not mount.join(timeout=0):
@@ -127,8 +128,7 @@ def mounted_here(
                     "cannot find out what a read takes beyond the tier (the machine is too busy): "
                     "figures are unsure wherever the tier is not busy all the time"
                 )
-            with heartbeat.beating(fs.pacer):
-                yield mount
+            yield mount
         finally:
             with signals.deferred():
                 if not mount.join(timeout=0):
@@ -216,8 +216,8 @@ def _raise_descriptors() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _stop_when_ended(mount: Engine, stop: _Stop) -> None:
-    mount.join()
+def _stop_when_ended(mount: Engine, pacer: Pacer, stop: _Stop) -> None:
+    heartbeat.watch(pacer, mount.join)
     stop.now()
 
 

@@ -37,13 +37,13 @@ def meaning(points: list[Point]) -> list[str]:
     known = [point for point in points if None not in (point.median("predicted_tg"), point.median("tg"))]
     if not known:
         return []
-    slowest, fastest = known[0], known[-1]
+    ends = dict.fromkeys((known[0], known[-1]))
+    left = [f"at {point.label} {point.median('tg'):.3g} are left" for point in ends]
     compute = statistics.median(point.median("compute_tg") or 0.0 for point in known)
     nbytes = statistics.median(point.median("bytes_per_token") or 0.0 for point in known)
     return [
         f"Every decoded token reads {nbytes / 1e6:.4g} MB from the tier. From memory alone decode runs at "
-        f"{compute:.3g} tokens/s; at {slowest.label} {slowest.median('tg'):.3g} are left, at {fastest.label} "
-        f"{fastest.median('tg'):.3g}.",
+        f"{compute:.3g} tokens/s; {', '.join(left)}.",
         *(
             _break_even([point for point in known if point.spec.latency_ms == latency], latency)
             for latency in sorted({point.spec.latency_ms for point in known})
