@@ -203,7 +203,7 @@ class Coverage:
             pause,
             floor,
             late,
-            exchanges,
+            _,
             overfills,
             nameless,
             sending,
@@ -236,7 +236,8 @@ class Coverage:
             unseen_seconds=unseen / 1e9,
             owed_seconds=max(0, self._owed_ns[file]) / 1e9,
             stops=stops,
-            exchanges=exchanges,
+            # Also those after it: the tier that it came from is not at hand any more.
+            exchanges=int(self._counters.exchanges - self._before[at + 7]),
             overfills=overfills,
             nameless=nameless,
             uncounted_bytes=int(self._uncounted[file]),

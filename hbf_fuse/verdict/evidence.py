@@ -22,10 +22,11 @@ class Evidence:
     average; None if not known. unseen_seconds: how long nobody was left to see reads arrive. owed_seconds: by
     how much the first read counts as having come sooner, for what its reader had read before.
 
-    stops, exchanges, overfills, nameless: how often the server stood still, the tier was exchanged, more was
-    resident than the budget allows, reads came from threads that have no number here. uncounted_bytes: what
-    was read besides, in parts of pages. sending_ns_per_mib: what a reply took, copying and all. floor_known,
-    replies_seen: whether the floor was measured, and whether the engine knows when replies were sent.
+    stops, exchanges, overfills, nameless: how often the server stood still, the tier was exchanged (then or
+    later), more was resident than the budget allows, reads came from threads that have no number here.
+    uncounted_bytes: what was read besides, in parts of pages. sending_ns_per_mib: what a reply took, copying
+    and all. floor_known, replies_seen: whether the floor was measured, and whether the engine knows when
+    replies were sent.
     """
 
     nbytes: int = 0
