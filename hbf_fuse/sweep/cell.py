@@ -137,6 +137,9 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
     wall = time.monotonic() - begin
     machine_busy, ours = (after - was for after, was in zip(_busy_seconds(), busy, strict=True))
     staging = _staging(cell, stats, measured.resident) if stats else {}
+    judged = (
+        stream.verdict(measured.own, staging, stats["overfills"]) if stats and cell.mode == "stream" else {}
+    )
     return {
         "schema": SCHEMA,
         "cell": describe(cell),
@@ -147,7 +150,7 @@ def run(cell: Cell, place: Place) -> dict[str, Any]:
             "harness_seconds": wall - bench.wall_seconds - measured.besides_seconds,
             "other_cpu_seconds": max(0.0, machine_busy - ours),
             **measured.own,
-            **(stream.verdict(measured.own, staging) if cell.mode == "stream" else {}),
+            **judged,
         },
         "command": [*llama.settings(), binary.name, *_without(bench.command[1:], cell, place)],
         "llama_bench": {

@@ -101,9 +101,12 @@ def metrics(
     }
 
 
-def verdict(own: dict[str, Any], staging: dict[str, Any]) -> dict[str, Any]:
+def verdict(own: dict[str, Any], staging: dict[str, Any], overfills: int) -> dict[str, Any]:
     """Of a cell, under the names of the CSV: of its first pass, and of its tokens/s, whichever is worse."""
     state, reasons = _of_decode(own)
+    if overfills:
+        # More was resident at some time than the budget allows: what decode read again was too little.
+        state, reasons = (UNSURE if state == AGREES else state), ["over-budget", *reasons]
     if _WORSE.index(state) < _WORSE.index(staging["verdict"]):
         state = staging["verdict"]
     codes = list(dict.fromkeys([*reasons, *staging["reasons"]]))
