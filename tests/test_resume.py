@@ -14,7 +14,7 @@ import pytest
 from hbf_fuse import mountinfo
 from hbf_fuse.sweep import place as places
 
-KILLS = 20
+KILLS = 10
 MBPS, LATS, REPEATS = (600, 1200), (0, 1), 2
 
 

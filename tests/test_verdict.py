@@ -17,15 +17,18 @@ from hbf_fuse.fs import Filesystem
 from hbf_fuse.mount import envelope, floor, live, server
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.observe import Counters, machine
+from hbf_fuse.observe.starved import Starved
 from hbf_fuse.pacing.coverage import Coverage
 from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.idle import Idle
+from hbf_fuse.pacing.pacer import Pacer
 from hbf_fuse.sweep import stream
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import AGREES, OFF, UNSURE, Evidence, rules, words
 
 GB = 1_000_000_000
+READER, SERVER = 101, 102
 
 
 def judge(spec, seconds=1.0, model_seconds=1.0, **known):
@@ -246,6 +249,41 @@ def test_what_happens_before_and_after_a_files_first_pass_is_not_held_against_it
     assert (reads.nbytes, reads.seconds) == (8192, 1_800_100 / 1e9)
     assert reads.timed and reads.floor_seconds == 8000 / 1e9
     assert coverage.begun() == [1]
+
+
+def test_waits_for_a_cpu_count_beyond_what_is_reckoned_with(monkeypatch):
+    """Of readers and servers, less the floor and what threads that waited for a deadline were late by."""
+    counters, credit, idle = Counters(), Credit(), Idle()
+    coverage = Coverage([4096], counters, credit, idle)
+    starved = {READER: 0, SERVER: 0}
+    monkeypatch.setattr(Starved, "ns", lambda _, threads: sum(starved[thread] for thread in threads))
+    coverage.begin(0, GB, GB, 0, READER)
+    credit.sending(READER, GB, time.monotonic_ns())
+    coverage.look([SERVER])
+    starved.update({READER: 5_000_000, SERVER: 4_000_000})
+    counters.floored_ns, counters.woken_late_ns = 1_000_000, 2_000_000
+    coverage.add(0, 0, 4096, GB + 900_000_000, GB + 900_000_000, 900_000_000, 8000)
+    coverage.look([SERVER])
+    assert coverage.first_pass(0).contention_seconds == pytest.approx(0.006)
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "seen_ms", "unseen_ms"),
+    [
+        (5, None, 0),  # no later than a busy machine makes it
+        (30, None, 30),
+        (30, 20, 0),  # a read was seen meanwhile: only this thread was kept waiting
+        (30, 29, 30),  # just now: it may have waited, too
+    ],
+)
+def test_a_beat_that_comes_late_tells_that_the_server_stood_still(late_ms, seen_ms, unseen_ms):
+    pacer = Pacer({"hbf": TierSpec(100)}, [(1, 4096)], {})
+    assert pacer.next_beat(GB // 2) == GB // 2 + 5_000_000
+    assert pacer.next_beat(3 * GB) == 3 * GB + 100_000_000
+    if seen_ms is not None:
+        pacer.counters.last_seen_ns = 3 * GB + seen_ms * 1_000_000
+    pacer.beat(3 * GB, 3 * GB + late_ms * 1_000_000)
+    assert pacer.counters.unseen_ns == unseen_ms * 1_000_000
 
 
 def test_a_floor_that_could_not_be_measured_is_told(tmp_path, monkeypatch, noise):

@@ -180,3 +180,22 @@ def test_decode_is_stretched_by_what_its_reads_take_longer():
 def test_staging_ends_when_every_page_has_come_once():
     first, again = Read(0, 10, 10, 0, 8192, 1, 2, 0), Read(20, 90, 90, 0, 4096, 1, 2, 0)
     assert chains.first_pass_ns([first, again], [10, 90]) == 10
+
+
+def test_readers_that_are_as_fast_as_the_tier_are_off_by_nothing():
+    """However late one of them begins, and however long one pauses."""
+    spec, begins = TierSpec(200, 1), [0, 3_000_000]
+    ends = expect.ends_ns(spec, MIB, begins, 8)
+    told = [(begin, end, [end - begin]) for begin, end in zip(begins, ends, strict=True)]
+    assert expect.readers_error_pct(spec, MIB, 8, told) == pytest.approx(0, abs=1e-6)
+    paused = expect.ends_ns(spec, MIB, [0], 8, 2_000_000)[0]
+    alone = (0, paused, [(paused - 14_000_000) // 8] * 8)
+    assert expect.readers_error_pct(spec, MIB, 8, [alone]) == pytest.approx(0, abs=1e-3)
+    slower = [(begin, begin + (end - begin) * 2, [2 * (end - begin)]) for begin, end, _ in told]
+    assert expect.readers_error_pct(spec, MIB, 8, slower) == pytest.approx(-50)
+
+
+def test_readers_together_get_what_a_closed_loop_gets():
+    for spec in (TierSpec(200, 1), TierSpec(None, 2), TierSpec(1000)):
+        ends = expect.ends_ns(spec, MIB, [0] * 4, 25)
+        assert 100 * MIB * 1e3 / max(ends) == pytest.approx(expect.closed_loop(spec, MIB, 4, 100), rel=1e-6)

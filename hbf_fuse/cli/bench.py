@@ -127,6 +127,7 @@ def bench(
     if trace and not (may_be_written(trace) and trace.absolute().parent.is_dir()):
         raise HbfError(f"{trace} is no trace, or in no folder; name another file (--trace)")
     with loop.locked(folder) as results, places.lent(folder) as lent:
+        lent.traced = trace is not None
         document = cells.run(cell, lent)
         try:
             tell(f"stored as {results.store(document)}")

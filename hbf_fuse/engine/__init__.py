@@ -13,6 +13,9 @@ ENGINES = ("kernel", "fusepy")
 class Engine(Protocol):
     """A filesystem on a mountpoint. start() and stop() raise HbfError; serving happens in threads."""
 
+    beats: bool
+    """Whether it tells the pacer itself that the server does not stand still; see Pacer.next_beat."""
+
     def start(self) -> None:
         """Mount and serve; returns when the kernel has been answered for the first time."""
 

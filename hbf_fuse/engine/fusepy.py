@@ -112,6 +112,8 @@ def _attributes(node: Node) -> dict[str, int]:
 class FusepyEngine:
     """libfuse's loop in a thread of its own."""
 
+    beats = False
+
     def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool) -> None:
         if fs.resident is not None:
             raise HbfError("--resident needs the kernel engine: libfuse 2 cannot drop pages")

@@ -6,6 +6,7 @@ On a small mount of its own, which nobody else can reach: it is detached as soon
 import contextlib
 import json
 import os
+import select
 import signal
 import statistics
 import subprocess
@@ -23,7 +24,7 @@ from hbf_fuse.observe.trace import RECORD, Read
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec
 
-WAITS_MS = (0.02, 0.1, 0.4, 2.0, 5.0)
+WAITS_MS = (0.02, 0.1, 0.4, 2.0, 10.0)
 """How long the probe waits for its reads, so that what waking up costs is known after short sleeps and long
 ones.
 """
@@ -34,7 +35,7 @@ LARGE_MS = 1.0
 PROBE_MS = 30
 """About how long one measurement takes."""
 
-LEAST_READS, MOST_READS = 12, 100
+LEAST_READS, MOST_READS = 10, 100
 """Of one measurement: fewer say little about the usual read, more nothing new."""
 
 SMALL = 4096
@@ -61,16 +62,16 @@ def measure(engine_name: str) -> Floor:
     An unknown floor if the machine is too busy, or nothing can be mounted.
     """
     try:
-        with _mounted(engine_name, TierSpec(latency_ms=LARGE_MS)) as (fs, file):
-            large = _usual(fs, file, LARGE)
-            small = _usual(fs, file, SMALL)
+        with _mounted(engine_name, TierSpec(latency_ms=LARGE_MS)) as (fs, file), _reader(file) as reader:
+            large = _usual(fs, reader, LARGE)
+            small = _usual(fs, reader, SMALL)
             per_mib = max(0, large - small) * LARGE // fs.pacer.counters.largest_read
             after = [(round(LARGE_MS * 1e6), small)]
             for wait in WAITS_MS:
                 fs.pacer.exchange(TierSpec(latency_ms=wait))
                 # Where one of them is disturbed, its neighbours tell.
                 with contextlib.suppress(_TooBusy):
-                    after.append((round(wait * 1e6), _usual(fs, file, SMALL)))
+                    after.append((round(wait * 1e6), _usual(fs, reader, SMALL)))
             return Floor(sorted(after), per_mib)
     except (_TooBusy, HbfError, OSError):
         return Floor(known=False)
@@ -103,39 +104,58 @@ def _mounted(engine_name: str, spec: TierSpec) -> Iterator[tuple[Filesystem, int
         mount.join(PATIENCE_SECONDS)
 
 
-def _usual(fs: Filesystem, file: int, size: int) -> int:
+@contextmanager
+def _reader(file: int) -> "Iterator[subprocess.Popen[str]]":
+    """A probe that is ready to read."""
+    # In this process group (see daemon.py on automounts), so Ctrl-C would reach it, too.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        reader = subprocess.Popen(
+            probe.command(lean_library(), file),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=[file],
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+    with reader:
+        try:
+            _line(reader)
+            yield reader
+        finally:
+            reader.kill()
+
+
+def _line(reader: "subprocess.Popen[str]") -> str:
+    """The next one that it says. TimeoutError if it says nothing."""
+    if reader.stdout is None or not select.select([reader.stdout], [], [], PATIENCE_SECONDS)[0]:
+        raise TimeoutError
+    return reader.stdout.readline()
+
+
+def _usual(fs: Filesystem, reader: "subprocess.Popen[str]", size: int) -> int:
     """What _unseen says in a moment that is quiet enough."""
     for _ in range(ATTEMPTS):
         with contextlib.suppress(_TooBusy):
-            return _unseen(fs, file, size)
+            return _unseen(fs, reader, size)
     raise _TooBusy
 
 
-def _unseen(fs: Filesystem, file: int, size: int) -> int:
+def _unseen(fs: Filesystem, reader: "subprocess.Popen[str]", size: int) -> int:
     """Of a usual request's ns, those that pass at the reader and not between the server's arrival and reply.
 
     libfuse 2 has several requests, one after the other, to a read of this size.
     """
     before, starved_before_ns = fs.pacer.ring.count, machine.own_threads_starved_ns()
     reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / fs.pacer.tiers.tier.spec.latency_ms)))
-    command = probe.command(lean_library(), file, size, reads)
-    # In this process group (see daemon.py on automounts), so Ctrl-C would reach it, too.
-    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        reader = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, pass_fds=[file]
-        )
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-    with reader:
-        try:
-            said = reader.communicate("\n", timeout=PATIENCE_SECONDS)[0]
-        except subprocess.TimeoutExpired as error:
-            raise _TooBusy from error
-        finally:
-            reader.kill()
+    if reader.stdin is not None:
+        reader.stdin.write(probe.order(size, reads))
+        reader.stdin.flush()
+    said = json.loads(_line(reader) or "{}")
     records = fs.pacer.ring.since(before)[0]
-    unseen = sorted(_differences(said, [Read(*fields) for fields in RECORD.iter_unpack(records)]))
+    reads_seen = [Read(*fields) for fields in RECORD.iter_unpack(records)]
+    unseen = sorted(_differences(said.get("times", []), reads_seen))
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]
     if not usual:
         raise _TooBusy
@@ -146,10 +166,8 @@ def _unseen(fs: Filesystem, file: int, size: int) -> int:
     return max(0, floor_ns)
 
 
-def _differences(said: str, reads: list[Read]) -> Iterator[int]:
+def _differences(at_reader: list[int], reads: list[Read]) -> Iterator[int]:
     at_server = [read.done_ns - read.arrival_ns for read in reads]
-    _, _, document = said.partition("\n")
-    at_reader = json.loads(document)["times"] if document else []
     each = max(1, len(at_server) // max(1, len(at_reader)))
     for place, there in enumerate(at_reader):
         yield (there - sum(at_server[place * each : (place + 1) * each])) // each

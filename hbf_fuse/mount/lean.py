@@ -5,15 +5,24 @@ import os
 import time
 
 
-def measure(fd: int, size: int, reads: int, start: int, stride: int) -> list[int]:
-    """Nanoseconds that each of `reads` reads of `size` bytes takes, one at a time: piece `start` of the file
-    of fd, then by `stride` pieces on, round and round. fd is opened with O_DIRECT. OSError if one fails.
+def measure(
+    fd: int, size: int, reads: int, start: int, stride: int, pause_ns: int = 0
+) -> tuple[int, int, list[int]]:
+    """When the first of `reads` reads of `size` bytes began and the last one ended (CLOCK_MONOTONIC, ns), and
+    how long each took: one at a time, piece `start` of the file of fd, then by `stride` pieces on, round and
+    round; between them it computes for pause_ns. fd is opened with O_DIRECT. OSError if one fails.
     """
     pieces = os.fstat(fd).st_size // size
     buffer = mmap.mmap(-1, size)
+    # Memory that is touched for the first time takes milliseconds in some virtual machines.
+    buffer.write(b"\1" * size)
     times = []
+    began = ended = time.monotonic_ns()
     for count in range(reads):
         begin = time.monotonic_ns()
         os.preadv(fd, [buffer], (start + count * stride) % pieces * size)
-        times.append(time.monotonic_ns() - begin)
-    return times
+        ended = time.monotonic_ns()
+        times.append(ended - begin)
+        while count < reads - 1 and time.monotonic_ns() < ended + pause_ns:
+            pass
+    return began, ended, times

@@ -4,6 +4,7 @@ import os
 from array import array
 
 from libc.stdlib cimport free
+from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "<unistd.h>" nogil:
@@ -19,21 +20,28 @@ cdef inline long long now() noexcept nogil:
     return t.tv_sec * 1000000000LL + t.tv_nsec
 
 
-def measure(int fd, long long size, long long reads, long long start, long long stride):
+def measure(int fd, long long size, long long reads, long long start, long long stride, long long pause_ns=0):
     """See lean.py."""
     cdef long long pieces = os.fstat(fd).st_size // size
     cdef long long[::1] times = array("q", bytes(8 * reads))
     cdef char *buffer = <char *> aligned_alloc(4096, size)
-    cdef long long count, begin
+    cdef long long count, begin, began = 0, ended = 0
     cdef bint failed = buffer == NULL
     with nogil:
+        if not failed:
+            # Memory that is touched for the first time takes milliseconds in some virtual machines.
+            memset(buffer, 1, size)
+        began = now()
         for count in range(reads if not failed else 0):
             begin = now()
             if pread(fd, buffer, size, (start + count * stride) % pieces * size) < size:
                 failed = True
                 break
-            times[count] = now() - begin
+            ended = now()
+            times[count] = ended - begin
+            while count < reads - 1 and now() < ended + pause_ns:
+                pass
     free(buffer)
     if failed:
         raise OSError("a read failed")
-    return list(times)
+    return began, ended, list(times)

@@ -217,7 +217,10 @@ def _raise_descriptors() -> None:
 
 
 def _stop_when_ended(mount: Engine, pacer: Pacer, stop: _Stop) -> None:
-    heartbeat.watch(pacer, mount.join)
+    if mount.beats:
+        mount.join()
+    else:
+        heartbeat.watch(pacer, mount.join)
     stop.now()
 
 

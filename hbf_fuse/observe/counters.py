@@ -13,6 +13,9 @@ class Counters:
     unseen, by what these two count. nameless: reads of threads that have no number here: those of another PID
     namespace. exchanges: how often a tier was exchanged for another. overfills: replies after which more was
     resident than the budget allows. last_seen_ns: when the newest read arrived.
+
+    What is reckoned with already of all the time that threads wait for a CPU: floored_ns, what reads counted
+    as earlier for the machine's floor; woken_late_ns, how late threads came back from waiting for a deadline.
     """
 
     def __init__(self) -> None:
@@ -24,6 +27,7 @@ class Counters:
         self.unseen_ns = self.stops = self.blind_ns = 0
         self.nameless = self.exchanges = self.overfills = 0
         self.last_seen_ns = 0
+        self.floored_ns = self.woken_late_ns = self.wakes = 0
         self.first_arrival_ns = self.last_done_ns = 0
         self.lateness = Histogram()
 
@@ -78,6 +82,9 @@ class Counters:
             "exchanges": self.exchanges,
             "overfills": self.overfills,
             "stops": self.stops,
+            "wakes": self.wakes,
+            "woken_late_seconds": self.woken_late_ns / 1e9,
+            "floored_seconds": self.floored_ns / 1e9,
             "first_arrival_ns": self.first_arrival_ns,
             "last_done_ns": self.last_done_ns,
             "lateness_ns": self.lateness.summary(),

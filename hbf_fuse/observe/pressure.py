@@ -4,6 +4,7 @@ Source: Documentation/accounting/psi.rst. Counted for the whole machine, not for
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path("/proc/pressure")
@@ -12,14 +13,16 @@ RESOURCES = ("io", "memory", "cpu")
 _TOTAL = re.compile(r"^(some|full) .*\btotal=(\d+)$", re.MULTILINE)
 
 
-def totals(folder: Path = FOLDER) -> tuple[dict[str, float] | None, str]:
+def totals(
+    folder: Path = FOLDER, resources: Sequence[str] = RESOURCES
+) -> tuple[dict[str, float] | None, str]:
     """Seconds since boot in which some task, or every task that could have run, waited; else None and why.
 
     The keys are io_some, io_full, memory_some and so on, as many as this kernel has.
     """
     found = {}
     try:
-        for resource in RESOURCES:
+        for resource in resources:
             for kind, microseconds in _TOTAL.findall((folder / resource).read_text()):
                 found[f"{resource}_{kind}"] = int(microseconds) / 1e6
     except OSError:

@@ -15,18 +15,18 @@ cdef class Coverage:
     cdef unsigned char[::1] _seen
     cdef long long[::1] _sizes, _pages, _first_page, _arrived, _uncounted, _in_flight, _begun, _first_ns, _owed_ns
     cdef long long[::1] _complete_ns, _complete_due_ns, _timed_ns, _unsure_ns, _most_unsure_ns
-    cdef long long[::1] _late_ns, _eighths, _before, _after
+    cdef long long[::1] _late_ns, _quarters, _before, _after
     cdef long long[::1] _of_moment, _reader_of_moment
     cdef long long _looked
     cdef dict _looks
-    cdef object _look_lock, _readers
+    cdef object _look_lock, _readers, _servers
     cpdef bint is_complete(self, long long file) noexcept nogil
     cdef void _note(self, long long file, long long reader) noexcept nogil
     cpdef void begin(self, long long file, long long arrival_ns, long long began_ns, long long owed_ns, long long reader) noexcept nogil
     @cython.locals(at=cython.longlong)
     cdef void _note_figures(self, long long[::1] figures, long long file) noexcept nogil
     cpdef void abandon(self, long long file) noexcept nogil
-    @cython.locals(page=cython.longlong, fresh=cython.longlong, eighth=cython.longlong, base=cython.longlong, size=cython.longlong,
+    @cython.locals(page=cython.longlong, fresh=cython.longlong, quarter=cython.longlong, base=cython.longlong, size=cython.longlong,
                    first=cython.longlong, end=cython.longlong, end_byte=cython.longlong)
     cpdef void add(
         self,

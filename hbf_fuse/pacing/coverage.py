@@ -3,7 +3,7 @@
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -52,12 +52,12 @@ class Coverage:
         self._complete_ns, self._complete_due_ns = array("q", zeros), array("q", zeros)
         self._timed_ns, self._unsure_ns = array("q", zeros), array("q", zeros)
         self._most_unsure_ns = array("q", zeros)
-        self._late_ns, self._eighths = array("q", zeros), array("q", zeros)
+        self._late_ns, self._quarters = array("q", zeros), array("q", zeros)
         # The mount's figures up to the first read, and up to the newest first-time byte.
         self._before, self._after = array("q", zeros * _FIGURES), array("q", zeros * _FIGURES)
         self._of_moment, self._reader_of_moment = (array("q", bytes(8 * _MOMENTS)) for _ in range(2))
         self._looked = 0
-        self._readers = Starved()
+        self._readers, self._servers = Starved(), Starved()
         self._look_lock = threading.Lock()
         self._looks: dict[int, list[_Look]] = {}
 
@@ -119,10 +119,10 @@ class Coverage:
             self._complete_due_ns[file] = max(self._complete_due_ns[file], due_ns)
             self._note_figures(self._after, file)
             self._after[file * _FIGURES + 3] = self._idle.window_until_ns(self._complete_due_ns[file])
-            # A look at each eighth of the file: what comes after the newest one is no part of the pass.
-            eighth = self._arrived[file] * 8 // self._pages[file]
-            if eighth > self._eighths[file]:
-                self._eighths[file] = eighth
+            # A look at each quarter of the file: what comes after the newest one is no part of the pass.
+            quarter = self._arrived[file] * 4 // self._pages[file]
+            if quarter > self._quarters[file]:
+                self._quarters[file] = quarter
                 self._note(file, 0)
 
     def _note_figures(self, figures: "array[int]", file: int) -> None:
@@ -152,14 +152,16 @@ class Coverage:
             self._uncounted[file] += end_byte - max(offset, tail * _PAGE)
 
     def _note(self, file: int, reader: int) -> None:
-        """A first pass has begun, has come an eighth further, or has ended. reader: who began it, or 0."""
+        """A first pass has begun, has come a quarter further, or has ended. reader: who began it, or 0."""
         self._of_moment[self.moments % _MOMENTS] = file
         self._reader_of_moment[self.moments % _MOMENTS] = reader
         self.moments += 1
 
-    def look(self) -> None:
-        """Take down what the machine and the server's threads have done so far, for every file whose first
-        pass has begun or come further since this was called last. From Python's threads; safe for several.
+    def look(self, servers: Collection[int] | None = None) -> None:
+        """Take down what the machine has done so far, for every file whose first pass has begun or come
+        further since this was called last. From Python's threads; safe for several.
+
+        servers: the threads that reads wait for; None for all of this process.
         """
         with self._look_lock:
             moments = self.moments
@@ -168,12 +170,20 @@ class Coverage:
                 return
             readers = set(self._credit.readers(time.monotonic_ns() - _RECENT_NS))
             readers |= {self._reader_of_moment[place] for place in places}
-            now = _Look.now(self._readers.ns(readers - {0}))
+            now = _Look.now(self._starved_ns(readers - {0}, servers))
             for place in places:
                 file = self._of_moment[place]
-                known = self._looks.get(file, [])[:1] if self._eighths[file] else []
+                known = self._looks.get(file, [])[:1] if self._quarters[file] else []
                 self._looks[file] = [*known, now]
             self._looked = moments
+
+    def _starved_ns(self, readers: Collection[int], servers: Collection[int] | None) -> int | None:
+        """How long readers and servers have wanted a CPU, beyond what is reckoned with already."""
+        readers_ns = self._readers.ns(readers)
+        servers_ns = machine.own_threads_starved_ns() if servers is None else self._servers.ns(servers)
+        if readers_ns is None or servers_ns is None:
+            return None
+        return readers_ns + servers_ns - int(self._counters.floored_ns + self._counters.woken_late_ns)
 
     def is_complete(self, file: int) -> bool:
         """Whether every page has arrived."""
@@ -275,8 +285,9 @@ class Coverage:
 
 
 class _Look(NamedTuple):
-    """The machine at a moment: for how long readers have wanted a CPU, tasks have
-    waited for memory, cores have been idle. None where it does not say: no read may fail for that.
+    """The machine at a moment: for how long readers and servers have wanted a CPU (see
+    Coverage._starved_ns), tasks have waited for memory, cores have been idle. None where it does not say: no
+    read may fail for that.
     """
 
     seconds: float
@@ -285,15 +296,15 @@ class _Look(NamedTuple):
     idle_core_seconds: float | None
 
     @classmethod
-    def now(cls, readers_starved_ns: int | None) -> "_Look":
+    def now(cls, starved_ns: int | None) -> "_Look":
         moment = time.monotonic()
-        pressed, _ = pressure.totals()
+        pressed, _ = pressure.totals(resources=("memory",))
         memory = (pressed or {}).get("memory_some")
         try:
             idle = machine.idle_core_seconds()
         except (OSError, ValueError, IndexError):
             idle = None
-        return cls(moment, readers_starved_ns and readers_starved_ns / 1e9, memory, idle)
+        return cls(moment, None if starved_ns is None else starved_ns / 1e9, memory, idle)
 
 
 def _added(before: float | None, after: float | None) -> float | None:

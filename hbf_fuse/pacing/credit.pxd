@@ -11,5 +11,7 @@ cdef class Credit:
     cpdef void nothing_owed(self, long long reader) noexcept nogil
     cpdef long long waited(self, long long reader) noexcept nogil
     cpdef long long owed(self, long long reader, long long arrival_ns) noexcept nogil
+    @cython.locals(place=cython.longlong)
+    cpdef list readers(self, long long since_ns)
     cdef long long _find(self, long long reader) noexcept nogil
     cdef long long _oldest(self, long long reader) noexcept nogil

@@ -79,11 +79,11 @@ class Credit:
 
     def readers(self, since_ns: int) -> list[int]:
         """Those whose newest reply was due since then."""
-        return [
-            name - 1
-            for name, due_ns in zip(self._names, self._due, strict=True)
-            if name and due_ns > since_ns
-        ]
+        found = []
+        for place in range(_WAYS * _BUCKETS):
+            if self._names[place] and self._due[place] > since_ns:
+                found.append(self._names[place] - 1)
+        return found
 
     def _find(self, reader: int) -> int:
         first = reader % _BUCKETS * _WAYS

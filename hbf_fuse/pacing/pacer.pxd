@@ -11,7 +11,7 @@ from hbf_fuse.pacing.resident cimport Resident
 from hbf_fuse.pacing.tiers cimport Rank, Regions
 from hbf_fuse.tier.device cimport Tier
 
-cdef long long _UNSEEN_NS, _LINK_WAIT_NS
+cdef long long _UNSEEN_NS, _LINK_WAIT_NS, _BEAT_NS, _REST_NS, _LATE_BEAT_NS, _LIVELY_NS
 
 @cython.final
 cdef class Pacer:
@@ -29,7 +29,7 @@ cdef class Pacer:
     cdef list _names
     cdef long long[::1] _inodes
     cdef Mutex _mutex
-    @cython.locals(arrived_ns=cython.longlong, owed_ns=cython.longlong, began_ns=cython.longlong,
+    @cython.locals(waited_ns=cython.longlong, arrived_ns=cython.longlong, owed_ns=cython.longlong, began_ns=cython.longlong,
                    due_ns=cython.longlong, ready_ns=cython.longlong, piece_end=cython.longlong, end=cython.longlong)
     cpdef long long admit(
         self, long long file, long long offset, long long nbytes, long long reader, bint direct, long long arrival_ns
@@ -51,6 +51,10 @@ cdef class Pacer:
     ) noexcept nogil
     cpdef void abandon(self, long long file, long long nbytes, long long reader, bint direct, bint interrupted) noexcept nogil
     cpdef void was_blind(self, long long since_ns, long long until_ns) noexcept nogil
+    @cython.locals(lively=cython.bint)
+    cpdef long long next_beat(self, long long now_ns) noexcept nogil
+    @cython.locals(seen_ns=cython.longlong)
+    cpdef void beat(self, long long due_ns, long long now_ns) noexcept nogil
     cdef void _exchange(self, Tier heir, bint throttled, long long least_wait_ns) noexcept
     @cython.locals(named=cython.bint)
     cpdef bint next_drop(self) noexcept nogil

@@ -22,6 +22,15 @@ from hbf_fuse.tier.spec import TierSpec
 
 _UNSEEN_NS = 1_000_000
 
+_BEAT_NS = 5_000_000
+_REST_NS = 100_000_000
+"""Between beats when no read has come for a second."""
+
+_LATE_BEAT_NS = 10_000_000
+"""A beat that comes later than this was kept from coming."""
+
+_LIVELY_NS = 1_000_000_000
+
 _LINK_WAIT_NS = 500_000
 """Of tiers that are a link alone, the floor is at least that after so long a wait. What a reader that wakes
 up slowly loses, a link does not make up for; and none gives more than it carries, whatever is taken off
@@ -66,7 +75,9 @@ class Pacer:
         """
         self._mutex.acquire()
         self.counters.began(arrival_ns, nbytes, reader)
-        arrived_ns = arrival_ns - self.floor.of(nbytes, max(self._least_wait_ns, self.credit.waited(reader)))
+        waited_ns = max(self._least_wait_ns, self.credit.waited(reader))
+        self.counters.floored_ns += self.floor.of(0, waited_ns)
+        arrived_ns = arrival_ns - self.floor.of(nbytes, waited_ns)
         owed_ns = self.credit.owed(reader, arrived_ns)
         began_ns = arrived_ns - owed_ns
         self.idle.ended(began_ns, owed_ns, unsure_ns(nbytes))
@@ -162,6 +173,21 @@ class Pacer:
         self.counters.unseen_ns += until_ns - since_ns
         self.counters.blind_ns = until_ns
         self._mutex.release()
+
+    def next_beat(self, now_ns: int) -> int:
+        """When the next beat is due: a sign that the server does not stand still, as in a frozen cgroup or on
+        a paused machine. No signal tells that.
+        """
+        lively = now_ns - self.counters.last_seen_ns < _LIVELY_NS
+        return now_ns + (_BEAT_NS if lively else _REST_NS)
+
+    def beat(self, due_ns: int, now_ns: int) -> None:
+        """A thread that waited for due_ns is back. What was seen since then shows that only this thread was
+        kept waiting; what was seen just now, nothing.
+        """
+        seen_ns = self.counters.last_seen_ns
+        if now_ns - due_ns > _LATE_BEAT_NS and not due_ns < seen_ns < now_ns - _LATE_BEAT_NS // 2:
+            self.was_blind(due_ns, now_ns)
 
     def next_drop(self) -> bool:
         """See Resident.next_drop; False where there is no budget."""

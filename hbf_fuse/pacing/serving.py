@@ -50,7 +50,7 @@ class Read:
             if coverage.moments != moments:
                 coverage.look()
             if pacer.throttled:
-                self._wait(due_ns)
+                self._wait(pacer, due_ns)
             pacer.sending(self.reader, self.arrival_ns, due_ns)
             started_ns = time.monotonic_ns()
             send()
@@ -75,7 +75,7 @@ class Read:
         if coverage.moments != moments:
             coverage.look()
 
-    def _wait(self, until_ns: int) -> None:
+    def _wait(self, pacer: Pacer, until_ns: int) -> None:
         left_ns = until_ns - time.monotonic_ns()
         if left_ns > _INTERRUPTIBLE_NS:
             if self._killed.wait((left_ns - _INTERRUPTIBLE_NS) / 1e9):
@@ -83,3 +83,4 @@ class Read:
             left_ns = until_ns - time.monotonic_ns()
         if left_ns > 0:
             time.sleep(left_ns / 1e9)
+            pacer.counters.woken_late_ns += max(0, time.monotonic_ns() - until_ns)

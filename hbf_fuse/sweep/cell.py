@@ -124,7 +124,6 @@ class _Measured:
 def run(cell: Cell, place: Place) -> dict[str, Any]:
     """Run llama-bench as the mode wants it, on a fresh mount or none; the document of what was measured.
 
-    The cell's trace is left at place.trace, for whoever lent the place.
     Raises HbfError if the cell cannot be run.
     """
     binary = llama.find()
@@ -236,7 +235,8 @@ def _mounted(cell: Cell, place: Place) -> Iterator[Path]:
         layout=cell.layout,
         # The copy's chunks are larger than FUSE's largest read: their parts must not wait for each other.
         async_dio=cell.mode == "stage",
-        trace=place.trace,
+        # To write one takes time from what is measured.
+        trace=place.trace if place.traced or cell.mode == "stream" else None,
     )
     with tied.mounted(config) as mount:
         yield mount / MODEL_FILE

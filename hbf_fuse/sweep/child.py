@@ -14,7 +14,7 @@ from typing import IO, Protocol, TextIO
 
 from hbf_fuse import linux, signals
 
-_LOOK_MS = 50
+_LOOK_MS = 100
 _LISTEN_SECONDS = 2.0
 
 
@@ -22,7 +22,7 @@ class Watch(Protocol):
     """Who wants to know more of a process than its exit code."""
 
     def look(self, pid: int) -> None:
-        """Called every 50 ms while it runs."""
+        """Called every 100 ms while it runs."""
 
     def ended(self, pid: int) -> None:
         """Called when it has ended, before it is waited for: the kernel's counters still have it."""
@@ -53,7 +53,7 @@ def run_group(
     """Run to the end and leave nobody of the group behind, not even if this process is killed.
 
     enter: called by the child before anything of it runs; system calls only, for it may run beside threads.
-    require: called every 50 ms while it runs; what it raises ends the run.
+    require: called every 100 ms while it runs; what it raises ends the run.
     Raises OSError or subprocess.TimeoutExpired.
     """
     ended = Ended()

@@ -31,7 +31,9 @@ class Place:
     def __init__(self, mountpoint: Path, memory: int) -> None:
         self.mountpoint = mountpoint
         self.trace = mountpoint.with_name("trace")
-        """Where a cell's mount writes every read; the next cell writes over it."""
+        """Where a cell's mount writes every read, if that is wanted; the next cell writes over it."""
+        self.traced = False
+        """Whether it is wanted in any mode."""
         self.memory = memory
         """A descriptor of what is in memory; its path is memory_path here and in children that get it."""
 

@@ -1,5 +1,8 @@
 """What the model says a reader gets: the device itself, driven in virtual time."""
 
+import heapq
+from collections.abc import Sequence
+
 from hbf_fuse.tier.bounds import FOREVER_NS
 from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.spec import TierSpec
@@ -25,6 +28,40 @@ def closed_loop(spec: TierSpec, nbytes: int, depth: int, reads: int = READS) -> 
         # Decades: as many as the clock can hold tell the same.
         return closed_loop(spec, nbytes, depth, reads // 2)
     return reads * nbytes * 1e3 / last_ns if last_ns else None
+
+
+def ends_ns(
+    spec: TierSpec, nbytes: int, begins_ns: Sequence[int], reads: int, pause_ns: int = 0
+) -> list[int]:
+    """When each of some readers has its last read, if they begin then and each makes so many of nbytes, one
+    after the other, pausing for so long between them.
+    """
+    tier, ends = Tier(spec), list(begins_ns)
+    waiting = [(begin_ns, 0, number) for number, begin_ns in enumerate(begins_ns)]
+    heapq.heapify(waiting)
+    while waiting:
+        arrival_ns, done, number = heapq.heappop(waiting)
+        # Where each one reads matters to flash planes alone.
+        ends[number] = tier.reserve(arrival_ns, (done * len(ends) + number) * nbytes, nbytes)
+        if done + 1 < reads:
+            heapq.heappush(waiting, (ends[number] + pause_ns, done + 1, number))
+    return ends
+
+
+def readers_error_pct(
+    spec: TierSpec, nbytes: int, reads: int, readers: Sequence[tuple[int, int, Sequence[int]]]
+) -> float:
+    """By how many percent readers were faster (+) or slower than the tier lets them be, all together.
+
+    readers: of each, when it began and ended, and how long its reads took, in ns; what is left of its time it
+    paused between them. Each begins in the model when it began, so that nothing depends on how they start.
+    """
+    begins = [began for began, _, _ in readers]
+    took = sum(ended - began for began, ended, _ in readers)
+    paused = took - sum(sum(times) for _, _, times in readers)
+    pause_ns = paused // len(readers) // max(1, reads - 1)
+    model = sum(ends_ns(spec, nbytes, begins, reads, pause_ns)) - sum(begins)
+    return (model / took - 1) * 100
 
 
 def staging_mbps(spec: TierSpec, chunked: bool) -> float | None:

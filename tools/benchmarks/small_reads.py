@@ -75,8 +75,9 @@ def _measure(folder: Path, latency: float, size: int, busy: int) -> dict[str, fl
     source = make_source(folder, reads * size)
     with _hogs(busy), tied.mounted(MountConfig(source, folder / "mnt", spec)) as mount:
         fd = os.open(mount / "model.gguf", os.O_RDONLY | os.O_DIRECT)
-        command = probe.command(floor.lean_library(), fd, size, reads)
-        said = subprocess.run(command, input=b"\n", stdout=subprocess.PIPE, check=True, pass_fds=[fd]).stdout
+        command = probe.command(floor.lean_library(), fd)
+        order = probe.order(size, reads).encode()
+        said = subprocess.run(command, input=order, stdout=subprocess.PIPE, check=True, pass_fds=[fd]).stdout
         os.close(fd)
         stats = live.read_hidden(mount, "stats.json")
     measured, staging = stats["floor"], stats["files"]["model.gguf"]["staging"]

@@ -14,36 +14,36 @@ that were called `agrees` and were not right.
 """
 
 import argparse
+import dataclasses
 import json
-import mmap
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disturbances import DISTURBANCES, QUIET
 from readers import make_source
 
-from hbf_fuse.mount import live, published, tied
+from hbf_fuse import linux
+from hbf_fuse.mount import lean, live, published, tied
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.mount.source import cache_dir
 from hbf_fuse.observe import machine
 from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec
-from hbf_fuse.tier.expect import closed_loop
+from hbf_fuse.tier.expect import ends_ns, readers_error_pct
 from hbf_fuse.verdict import AGREES, tolerance_pct
 
 SPREAD_PCT = 0.3
-"""By how much the reader's own clock is off on a quiet machine, at most."""
+"""By how much the reader's own clock is off, beside what its machine does to whoever sleeps."""
 
 TIERS = (
     TierSpec(200),
@@ -53,9 +53,11 @@ TIERS = (
     TierSpec(1000),
     TierSpec(None, 2),
 )
-SIZE = 32 << 20
-READ = 1 << 20
-PAUSE_SECONDS = (0.0, 0.002)
+SIZE = 64 << 20
+READS = {1: 1 << 20, 2: 1 << 20, 4: 1 << 20, 16: 1 << 17, 64: 1 << 17}
+"""Bytes of a read, by readers."""
+
+PAUSE_NS = (0, 2_000_000)
 """Between reads: none, and about what llama.cpp takes to parse."""
 
 
@@ -69,15 +71,17 @@ class Run:
     pause: float
     readers: int
     truth_pct: float
+    asleep_pct: float
     tolerance_pct: float
     verdict: str
     error_pct: float | None
     bound_pct: float | None
     reasons: list[str]
+    evidence: dict[str, Any]
 
     @property
     def right(self) -> bool:
-        return abs(self.truth_pct) <= self.tolerance_pct + SPREAD_PCT
+        return abs(self.truth_pct) <= self.tolerance_pct + SPREAD_PCT + self.asleep_pct
 
 
 def main() -> None:
@@ -105,7 +109,7 @@ def main() -> None:
             for number in range(options.rounds):
                 for place, (what, strength) in enumerate(random.sample(turns, len(turns))):
                     spec = TIERS[(number + place) % len(TIERS)]
-                    runs.append(_measure(Path(name), source, what, strength, spec, PAUSE_SECONDS[place % 2]))
+                    runs.append(_measure(Path(name), source, what, strength, spec, PAUSE_NS[place % 2]))
                     print(f"round {number + 1}/{options.rounds}: {_line(runs[-1])}", file=sys.stderr)
         finally:
             models = _swept(Path(name), options.models) if options.models else {}
@@ -119,14 +123,15 @@ def main() -> None:
 def _line(run: Run) -> str:
     bound = "-" if run.bound_pct is None else f"{run.bound_pct:.2f}"
     return (
-        f"{run.name} {run.strength} at {run.tier}: {run.truth_pct:+.2f}% by the reader's clock; "
+        f"{run.name} {run.strength} at {run.tier}: {run.truth_pct:+.2f}% by the reader's clock "
+        f"({run.asleep_pct:.2f}% asleep); "
         f"{run.verdict}, error {run.error_pct or 0:+.2f}, bound {bound}, {' '.join(run.reasons)}"
     )
 
 
 def _document(runs: list[Run]) -> dict[str, Any]:
-    quiet = [run for run in runs if run.name == "quiet"]
-    disturbed = [run for run in runs if run.name != "quiet"]
+    quiet = [run for run in runs if run.name == QUIET]
+    disturbed = [run for run in runs if run.name != QUIET]
     return {
         "quiet": _matrix(quiet),
         "disturbed": _matrix(disturbed),
@@ -143,8 +148,12 @@ def _matrix(runs: list[Run]) -> dict[str, int]:
     return dict(Counter(f"{'right' if run.right else 'wrong'}, {run.verdict}" for run in runs))
 
 
-def _measure(folder: Path, source: Path, name: str, strength: str, spec: TierSpec, pause: float) -> Run:
+def _measure(folder: Path, source: Path, name: str, strength: str, spec: TierSpec, pause_ns: int) -> Run:
     readers = int(strength) if name == "readers" else 1
+    if readers > 1:
+        # They begin one after the other: a link does not mind, its first one is enough to keep it busy.
+        spec, pause_ns = dataclasses.replace(spec, bandwidth_mbps=spec.bandwidth_mbps or 1000), 0
+    nbytes = READS[readers]
     (folder / "mnt").mkdir(exist_ok=True)
     with ExitStack() as stack:
         served = source
@@ -157,55 +166,59 @@ def _measure(folder: Path, source: Path, name: str, strength: str, spec: TierSpe
         config = MountConfig(served, folder / "mnt", spec, preload=name != "slow-source")
         mount = stack.enter_context(tied.mounted(config))
         server = int(live.read_hidden(mount, "spec.json")["pid"])
+        asleep_pct = _asleep(spec, nbytes, readers)
         stack.enter_context(DISTURBANCES[name][strength](server, mount))
-        took, paused = _read(mount / "model.gguf", readers, pause)
+        truth_pct = _read(mount / "model.gguf", spec, nbytes, readers, pause_ns)
         (file,) = tied.stats(mount)["files"].values()
-    count = SIZE // READ
-    rate = closed_loop(spec, READ, readers, count) or float("inf")
     staging = file["staging"]
     return Run(
         name,
         strength,
         str(spec),
-        pause,
+        pause_ns / 1e9,
         readers,
-        ((SIZE / rate / 1e6 + paused) / (took + paused) - 1) * 100,
+        truth_pct,
+        asleep_pct,
         tolerance_pct(spec),
         staging["verdict"],
         staging["error_pct"],
         staging["bound_pct"],
         staging["reasons"],
+        staging["evidence"],
     )
 
 
-def _read(path: Path, readers: int, pause: float) -> tuple[float, float]:
-    """Seconds that reads took, by the readers' own clock, and that one reader paused between its own."""
-    paused = 0.0
+def _asleep(spec: TierSpec, nbytes: int, readers: int) -> float:
+    """By how many percent somebody is late who only sleeps, as long and as often as one reader waits."""
+    each = SIZE // nbytes // readers
+    (end_ns, *_) = ends_ns(spec, nbytes, [0] * readers, each)
+    with ThreadPoolExecutor(1, initializer=linux.sharpen_timers) as pool:
+        took = pool.submit(_sleep, each, end_ns // each).result()
+    return (took / end_ns - 1) * 100
 
-    def part(number: int) -> None:
-        nonlocal paused
-        buffer, fd = buffers[number], files[number]
-        try:
-            for at in range(number * READ, SIZE, readers * READ):
-                os.preadv(fd, [buffer], at)
-                if pause and readers == 1 and at + READ < SIZE:
-                    begin = time.monotonic()
-                    time.sleep(pause)
-                    paused += time.monotonic() - begin
-        finally:
-            os.close(fd)
 
-    buffers = [mmap.mmap(-1, READ) for _ in range(readers)]
-    for buffer in buffers:
-        buffer.write(bytes(READ))
+def _sleep(times: int, each_ns: int) -> int:
+    begin = time.monotonic_ns()
+    for _ in range(times):
+        time.sleep(each_ns / 1e9)
+    return time.monotonic_ns() - begin
+
+
+def _read(path: Path, spec: TierSpec, nbytes: int, readers: int, pause_ns: int) -> float:
+    """By how many percent readers are off the tier, by their own clock."""
     files = [os.open(path, os.O_RDONLY | os.O_DIRECT) for _ in range(readers)]
-    threads = [threading.Thread(target=part, args=(number,)) for number in range(readers)]
-    begin = time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.monotonic() - begin - paused, paused
+    each = SIZE // nbytes // readers
+    try:
+        with ThreadPoolExecutor(readers) as pool:
+            parts = [
+                pool.submit(lean.measure, fd, nbytes, each, number, readers, pause_ns)
+                for number, fd in enumerate(files)
+            ]
+            told = [part.result() for part in parts]
+    finally:
+        for fd in files:
+            os.close(fd)
+    return readers_error_pct(spec, nbytes, each, told)
 
 
 def _swept(folder: Path, repeats: int) -> dict[str, Any]:
@@ -255,159 +268,6 @@ def _swept(folder: Path, repeats: int) -> dict[str, Any]:
             ],
         }
     return found
-
-
-Disturbance = Callable[[int, Path], Any]
-"""What disturbs the server of this id, mounted there, within a `with` block."""
-
-
-def _nothing() -> Disturbance:
-    @contextmanager
-    def within(server: int, mount: Path) -> Iterator[None]:
-        yield
-
-    return within
-
-
-def _hogs(count: int, nice: int = 0) -> Disturbance:
-    @contextmanager
-    def within(server: int, mount: Path) -> Iterator[None]:
-        line = [sys.executable, "-c", f"import os\nos.nice({nice})\nwhile True: pass"]
-        hogs = [subprocess.Popen(line) for _ in range(count)]
-        try:
-            time.sleep(0.1)
-            yield
-        finally:
-            for hog in hogs:
-                hog.kill()
-                hog.wait()
-
-    return within
-
-
-def _repeated(
-    seconds: float, every: float, begin: Callable[[int], None], end: Callable[[int], None]
-) -> Disturbance:
-    """Something that lasts so long, again and again."""
-
-    @contextmanager
-    def within(server: int, mount: Path) -> Iterator[None]:
-        over = threading.Event()
-
-        def run() -> None:
-            while not over.wait(every):
-                begin(server)
-                time.sleep(seconds)
-                end(server)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-
-    return within
-
-
-def _stopped(seconds: float, every: float) -> Disturbance:
-    return _repeated(
-        seconds, every, lambda pid: os.kill(pid, signal.SIGSTOP), lambda pid: os.kill(pid, signal.SIGCONT)
-    )
-
-
-def _frozen(seconds: float, every: float) -> Disturbance:
-    """In a cgroup of its own (v1), frozen and thawed: no signal tells the server."""
-
-    @contextmanager
-    def within(server: int, mount: Path) -> Iterator[None]:
-        root = Path("/sys/fs/cgroup/freezer")
-        group = root / f"hbf-verdict-{os.getpid()}"
-        group.mkdir()
-        try:
-            (group / "cgroup.procs").write_text(str(server))
-            frozen = _repeated(
-                seconds,
-                every,
-                lambda _: (group / "freezer.state").write_text("FROZEN") and None,
-                lambda _: (group / "freezer.state").write_text("THAWED") and None,
-            )
-            with frozen(server, mount):
-                yield
-        finally:
-            (group / "freezer.state").write_text("THAWED")
-            (root / "cgroup.procs").write_text(str(server))
-            group.rmdir()
-
-    return within
-
-
-def _delayed(microseconds: int) -> Disturbance:
-    """Each reply is held up before it is sent, by strace, which slows everything else down a little, too."""
-
-    @contextmanager
-    def within(server: int, mount: Path) -> Iterator[None]:
-        line = ["strace", "-f", "-qq", "-p", str(server), "-o", "/dev/null", "-e", "trace=writev"]
-        tracer = subprocess.Popen([*line, "-e", f"inject=writev:delay_enter={microseconds}"])
-        try:
-            time.sleep(0.3)
-            yield
-        finally:
-            tracer.terminate()
-            tracer.wait()
-
-    return within
-
-
-def _memory(mebibytes: int) -> Disturbance:
-    """Another program takes memory and gives it back."""
-
-    @contextmanager
-    def within(server: int, mount: Path) -> Iterator[None]:
-        code = f"while True:\n    taken = bytearray({mebibytes} << 20)"
-        hog = subprocess.Popen([sys.executable, "-c", code])
-        try:
-            time.sleep(0.1)
-            yield
-        finally:
-            hog.kill()
-            hog.wait()
-
-    return within
-
-
-def _changed(mbps: float) -> Disturbance:
-    """Another tier, a moment after the reading began."""
-
-    @contextmanager
-    def within(server: int, mount: Path) -> Iterator[None]:
-        def change() -> None:
-            (mount / ".hbf/control").write_text(json.dumps({"mbps": mbps}))
-
-        timer = threading.Timer(0.03, change)
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.join()
-
-    return within
-
-
-DISTURBANCES: dict[str, dict[str, Disturbance]] = {
-    "quiet": {str(number): _nothing() for number in range(8)},
-    "hogs": {"1": _hogs(1), "2": _hogs(2), "4": _hogs(4), "8": _hogs(8)},
-    "nice-hogs": {"2": _hogs(2, 19), "4": _hogs(4, 19)},
-    "stop": {"5 ms": _stopped(0.005, 0.03), "20 ms": _stopped(0.02, 0.05), "100 ms": _stopped(0.1, 0.05)},
-    "freeze": {"20 ms": _frozen(0.02, 0.05), "50 ms": _frozen(0.05, 0.05), "200 ms": _frozen(0.2, 0.02)},
-    "delay": {f"{us} us": _delayed(us) for us in (25, 50, 100, 250, 1000)},
-    "slow-source": {"0.5": _nothing(), "0.9": _nothing(), "1.5": _nothing()},
-    "memory": {"500 MiB": _memory(500), "4000 MiB": _memory(4000)},
-    "readers": {"2": _nothing(), "4": _nothing(), "16": _nothing(), "64": _nothing()},
-    "changed": {"100": _changed(100), "190": _changed(190), "2000": _changed(2000)},
-}
-"""By name and strength. `readers` and `slow-source` are made where the run is."""
 
 
 if __name__ == "__main__":

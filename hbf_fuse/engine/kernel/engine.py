@@ -34,6 +34,7 @@ class KernelEngine:
         self._allow_other = allow_other
         self._async_dio = async_dio
         self._session: Session | None = None
+        self.beats = not compiled.why_not()
         self._placed: mounting.Placed | None = None
 
     def start(self) -> None:

@@ -9,6 +9,8 @@ A reply waits for the source: for its disk, or for memory. Should that hold up a
 for some milliseconds, a watch begins another receiver, up to MOST_RECEIVERS; they end when they are not needed.
 """
 
+from threading import get_native_id
+
 from hbf_fuse.pacing.pacer cimport Pacer
 from hbf_fuse.tier.heap cimport Heap
 
@@ -130,6 +132,7 @@ cdef class Loop:
     cdef bint stands_by, rests  # the sender on standby, and the watch: whether they have nothing to do
     cdef File *files
     cdef object owner  # what the descriptor lives as long as
+    cdef readonly list threads  # that reads wait for: receivers and the sender on standby, by their ids
     cdef dict kept  # by handle, what must live while the loop knows it
     cdef Read *pool
     cdef int *spare
@@ -145,7 +148,7 @@ cdef class Loop:
     def __cinit__(self, int fd, Pacer pacer, int max_request, owner=None):
         cdef pthread_condattr_t monotonic
         self.fd, self.pacer, self.max_request = fd, pacer, max_request
-        self.kept, self.owner = {}, owner
+        self.kept, self.owner, self.threads = {}, owner, []
         self.waiting = Heap(POOL)
         # Not touched, and so not allocated, before it is used.
         self.files = <File *> calloc(FILES, sizeof(File))
@@ -187,6 +190,7 @@ cdef class Loop:
         return common + [self.drop] * (self.pacer.resident is not None)
 
     def receive(self):
+        self.threads.append(get_native_id())
         with nogil:
             self.receive_loop(False)
             self.end()
@@ -196,6 +200,7 @@ cdef class Loop:
             pthread_mutex_unlock(&self.lock)
 
     def stand_by(self):
+        self.threads.append(get_native_id())
         with nogil:
             self.standby_loop()
 
@@ -414,6 +419,9 @@ cdef class Loop:
             until.tv_sec, until.tv_nsec = until_ns // 1000000000, until_ns % 1000000000
             pthread_cond_timedwait(&self.leads, &self.lock, &until)
             t = now()
+            if t > until_ns:
+                self.pacer.counters.wakes += 1
+                self.pacer.counters.woken_late_ns += t - until_ns
         self.led = False
         if not self.waiting.count or self.ended or self.waiting.first_key() > t:
             return
@@ -449,21 +457,21 @@ cdef class Loop:
             pthread_cond_signal(&self.watches)
 
     cdef void watch_loop(self) noexcept nogil:
-        """Look every TICK_NS, as long as reads wait or nobody receives, whether somebody is missing."""
+        """Look every TICK_NS, as long as reads wait or nobody receives, whether somebody is missing; and always
+        whether the server stood still.
+        """
         cdef timespec until
-        cdef long long t
+        cdef long long until_ns, t = now()
         cdef bint blind, overdue
         pthread_mutex_lock(&self.lock)
         while not self.ended:
-            if not self.waiting.count and self.receiving:
-                self.rests = True
-                pthread_cond_wait(&self.watches, &self.lock)
-                self.rests = False
-                continue
-            t = now() + TICK_NS
-            until.tv_sec, until.tv_nsec = t // 1000000000, t % 1000000000
+            self.rests = not self.waiting.count and self.receiving
+            until_ns = self.pacer.next_beat(t) if self.rests else t + TICK_NS
+            until.tv_sec, until.tv_nsec = until_ns // 1000000000, until_ns % 1000000000
             pthread_cond_timedwait(&self.watches, &self.lock, &until)
+            self.rests = False
             t = now()
+            self.pacer.beat(until_ns, t)
             blind = not self.receiving and self.blind_ns and t - self.blind_ns > BLIND_NS
             overdue = not self.led and self.waiting.count and t - self.waiting.first_key() > OVERDUE_NS
             if overdue and self.stands_by:

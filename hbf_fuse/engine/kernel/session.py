@@ -163,7 +163,7 @@ class Session:
     def _dispatch(self, message: memoryview, arrival_ns: int) -> None:
         if len(message) < abi.IN_HEADER.size:
             # Nothing from the kernel: the loop says that a first pass has begun or come further.
-            self.fs.pacer.coverage.look()
+            self.fs.pacer.coverage.look(self._loop.threads if self._loop else None)
             return
         request = abi.Request(message)
         try:
