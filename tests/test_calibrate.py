@@ -10,7 +10,7 @@ import pytest
 
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.report import accuracy
-from hbf_fuse.sweep.calibrate import UNKNOWN_FLOOR, Calibration, Plan
+from hbf_fuse.sweep.calibrate import Calibration, Plan
 from hbf_fuse.tier import TierSpec, expect
 
 HBF = [sys.executable, "-m", "hbf_fuse"]
@@ -27,7 +27,7 @@ def test_a_calibration_measures_every_point_near_the_model(calibration):
     assert sum(1 for _ in calibration.run()) == calibration.steps == 9
     document = calibration.document()
     assert document["complete"]
-    rates = [cell for cell in document["cells"] if cell["mbps"] and cell["why"] != UNKNOWN_FLOOR]
+    rates = [cell for cell in document["cells"] if cell["mbps"] and cell["reasons"] != ["floor-unknown"]]
     assert all(abs(cell["error_pct"]) < 25 for cell in rates)
     assert all(cell["server_mbps"] == pytest.approx(cell["client_mbps"], rel=0.25) for cell in rates)
     assert document["engines"]["kernel"]["ceiling_mbps"] > 400

@@ -39,7 +39,7 @@ def markdown(envelope: dict[str, Any], engine: str) -> str:
             f"{cell['error_pct']:+.2f}",
             f"{worst:+.2f}",
             round(cell["p50_us"]),
-            "yes" if cell["valid"] else f"no: {cell['why']}",
+            "yes" if cell["valid"] else f"no: {' '.join(cell['reasons'])}",
         ]
         lines.append("| " + " | ".join(cell_text(figure) for figure in figures) + " |")
     return "\n".join(lines) + "\n"

@@ -92,9 +92,6 @@ FULL = Plan(
 )
 
 
-UNKNOWN_FLOOR = "too busy to measure the floor"
-
-
 @dataclass(frozen=True)
 class Sample:
     """One run of a point. Rates in decimal MB/s, times in ns. error_pct: of the readers' own clocks against
@@ -263,18 +260,19 @@ def _cell(engine: str, point: Point, runs: list[Sample], ceilings: list[float]) 
     if point.is_latency_point:
         allowed = max(LATENCY_TOLERANCE_NS, LATENCY_TOLERANCE * spec.latency_ns)
         valid = abs(p50 - spec.latency_ns) <= allowed
-        why = "" if valid else f"p50 is {(p50 - spec.latency_ns) / 1000:+.0f} us off"
+        reason = "short-reads"
     else:
         valid = abs(error_pct) <= tolerance_pct(spec)
-        why = "" if valid else _why(model, statistics.median(ceilings), runs)
-    return {**cell, "valid": valid, "why": why}
+        reason = _reason(model, statistics.median(ceilings), runs)
+    return {**cell, "valid": valid, "reasons": [] if valid else [reason]}
 
 
-def _why(model: float, ceiling: float, runs: list[Sample]) -> str:
+def _reason(model: float, ceiling: float, runs: list[Sample]) -> str:
+    """What most probably keeps a cell from its model, as a code of verdict/words.py."""
     if sum(run.floor_known for run in runs) * 2 <= len(runs):
-        return UNKNOWN_FLOOR
+        return "floor-unknown"
     if model > ceiling * 0.95:
-        return f"ceiling ({ceiling:.0f} MB/s)"
+        return "above-ceiling"
     if statistics.median(run.starved_ns for run in runs) > 0.02 * POINT_SECONDS * 1e9:
-        return "CPU starved"
-    return "lateness"
+        return "cpu-contention"
+    return "late-replies"

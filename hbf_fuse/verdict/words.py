@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 _WORDS = {
     "cpu-contention": "threads waited for a CPU: end other programs, or use fewer threads",
+    "above-ceiling": "the tier is faster than this machine can serve: use a slower one, or a faster machine",
     "above-io-max": "faster than io.max: not all of it was read from the disk",
     "below-io-max": "slower than io.max: the disk is too slow, or llama-bench paused while it loaded",
     "compute-bound": "compute takes longer than the tier: readahead hides part of the tier",
