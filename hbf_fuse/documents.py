@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import secrets
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from hbf_fuse.errors import HbfError
+from hbf_fuse.folder import READ, Folder, read_file
 
 MAX_TOML_BYTES = 1 << 16
 """A grid or a table of tiers takes a thousandth of this."""
@@ -20,9 +20,6 @@ size.
 
 MAX_DIGITS = 20
 """Of a whole number: what 64 bits hold, with a sign."""
-
-ENCODING_ERRORS = "backslashreplace"
-"""For what is no Unicode: a model's name may have any bytes."""
 
 _KEY_PART = r"""(?:"(?:[^"\\\n]|\\.){0,200}+"|'[^'\n]{0,200}+'|[\w-]++)"""
 _LONG_KEY = re.compile(rf"(?<![\w-])(?:{_KEY_PART}[ \t]*+\.[ \t]*+){{16}}")
@@ -67,44 +64,45 @@ def parse_json(text: bytes | str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def read_json_in(folder: Folder, name: str) -> Any:
+    """The same of a file in an open folder."""
+    try:
+        return parse_json(folder.read(name, MAX_JSON_BYTES))
+    except ValueError as error:
+        raise HbfError(f"{folder.path / name} is not JSON: {error}") from error
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it appears whole or not at all, and outlives a crash. Makes its folder.
 
     HbfError if it cannot be written.
     """
     try:
-        _write_whole(path, text)
+        Folder.at(path.parent).write(path.name, text)
     except OSError as error:
-        raise HbfError(
-            f"cannot write {path}: {error.strerror}; mend that and give the same command again"
-        ) from error
+        raise _unwritten(path, error) from error
 
 
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In a folder that others may write to, too, a name that can be foreseen might be a link of theirs.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+def write_in(folder: Folder, name: str, text: str) -> None:
+    """The same in an open folder."""
     try:
-        with temporary.open("x", newline="", encoding="utf-8", errors=ENCODING_ERRORS) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        folder.write(name, text)
+    except OSError as error:
+        raise _unwritten(folder.path / name, error) from error
+
+
+def inert_cell(value: Any) -> Any:
+    """A cell of a CSV that is no formula to a spreadsheet, which opens a CSV as if it were its own."""
+    is_formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return f"'{value}" if is_formula else value
+
+
+def _unwritten(path: Path, error: OSError) -> HbfError:
+    return HbfError(f"cannot write {path}: {error.strerror}; mend that and give the same command again")
 
 
 def _content(file: Path, most: int) -> bytes:
-    with file.open("rb") as opened:
-        content = opened.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it is longer than {most} bytes")
-    return content
+    return read_file(os.open(file, READ), most)
 
 
 def _whole(digits: str) -> int:

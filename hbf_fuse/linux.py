@@ -1,15 +1,20 @@
-"""The few calls that Python does not wrap: mount(2), umount2(2), prctl(2), mincore(2), mallopt(3). And
-sd_notify, and what /proc says of a thread or a process.
+"""The few calls that Python does not wrap: mount(2), umount2(2), prctl(2), capset(2), mincore(2), mallopt(3).
+Paths that are opened without following links. And sd_notify, and what /proc says of a thread, a process or
+a descriptor.
 
 Each raises OSError with the kernel's errno.
 """
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import signal
 import socket
+import stat
+import struct
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 MS_NOSUID = 2
@@ -17,8 +22,23 @@ MS_NODEV = 4
 MS_NOEXEC = 8
 MNT_FORCE = 1
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 
+_STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40
+_OWN_DESCRIPTORS = Path("/proc/self/fd")
+
+# Of linux/capability.h.
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_NET_BIND_SERVICE = 1, 2, 3, 10
+CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_NICE = 14, 21, 23
+
+KEPT_BY_CHILDREN = frozenset({CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_NICE})
+"""By what a command starts as root, such as llama-bench: its libraries, its model, --mlock, --prio."""
+
+_CAPABILITIES_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_TIMERSLACK = 29
 _M_ARENA_MAX = -8
 
@@ -41,15 +61,87 @@ def _check(result: int, what: str) -> None:
         raise OSError(code, os.strerror(code), what)
 
 
-def mount(source: str, target: str, fstype: str, flags: int, data: str) -> None:
-    """Mount as mount(2) does."""
-    args = (os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), data.encode())
+def mount(source: str, directory: int, fstype: str, flags: int, data: str) -> None:
+    """Mount over the directory of a descriptor, whatever it is called by now, as mount(2) does."""
+    target = f"/proc/self/fd/{directory}"
+    args = (os.fsencode(source), target.encode(), fstype.encode(), ctypes.c_ulong(flags), os.fsencode(data))
     _check(_libc.mount(*args), target)
 
 
 def umount(target: str, flags: int = 0) -> None:
     """Unmount as umount2(2) does; MNT_DETACH hides a busy mount at once and ends it with its last user."""
     _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def without_links(path: Path) -> Path:
+    """Where a path leads, as open_unlinked takes it. What is below /proc/self/fd is a descriptor of ours, and
+    stays one.
+    """
+    return path if path.parent == _OWN_DESCRIPTORS else path.resolve()
+
+
+def open_unlinked(path: Path, flags: int) -> int:
+    """Open an absolute path `without_links`, in which no part may be one by now. OSError ELOOP if there is
+    one.
+    """
+    if path.parent == _OWN_DESCRIPTORS:
+        return os.open(path, flags | os.O_CLOEXEC)
+    folder = _walk(path.parent.parts, frozenset())
+    try:
+        return os.open(path.name or ".", flags | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
+
+
+def open_folder(path: Path) -> int:
+    """A folder that somebody named, links and all; for root, links of strangers aside: who may put one
+    where root goes does not decide where that is. OSError ELOOP where one is in the way.
+    """
+    if os.geteuid():
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return _walk(path.absolute().parts, frozenset({0, os.geteuid(), _who_called()}))
+
+
+def _who_called() -> int:
+    """The user for whom sudo(8) made us root; else root itself."""
+    caller = os.environ.get("SUDO_UID", "")
+    return int(caller) if caller.isdecimal() and len(caller) < 11 else 0
+
+
+def _walk(parts: Sequence[str], trusted: Collection[int]) -> int:
+    """Open a folder part by part from the root, following links of trusted users alone."""
+    left, links = [part for part in parts if part != "/"], 0
+    folder = os.open("/", _STEP)
+    try:
+        while left:
+            step = os.open(left.pop(0), _STEP, dir_fd=folder)
+            info = os.fstat(step)
+            if stat.S_ISLNK(info.st_mode):
+                links += 1
+                leads_to = os.readlink("", dir_fd=step)
+                os.close(step)
+                if info.st_uid not in trusted or links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), leads_to)
+                left = [part for part in Path(leads_to).parts if part != "/"] + left
+                step = os.open("/", _STEP) if leads_to.startswith("/") else os.dup(folder)
+            os.close(folder)
+            folder = step
+        os.close(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder))
+    except BaseException:
+        os.close(folder)
+        raise
+    return folder
+
+
+def path_of(fd: int) -> Path:
+    """What is open, by its name of this moment."""
+    return Path(f"/proc/self/fd/{fd}").readlink()
+
+
+def mount_id(fd: int) -> int:
+    """Of the mount that what is open lies on."""
+    facts = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+    return int(facts["mnt_id"])
 
 
 def sharpen_timers() -> None:
@@ -60,6 +152,41 @@ def sharpen_timers() -> None:
 def die_with_parent() -> None:
     """Have this process killed when the thread that started it ends, however that happens."""
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
+
+
+def give_up_at_exec(capabilities: Iterable[int]) -> None:
+    """Never have these again from the next execve(2) on, nor get any from a file. For a child of root before
+    that (capabilities(7)); needs CAP_SETPCAP.
+    """
+    for capability in capabilities:
+        _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+    _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
+
+
+def given_up_by_children() -> list[int]:
+    """All capabilities but KEPT_BY_CHILDREN."""
+    return [number for number in range(_last_capability() + 1) if number not in KEPT_BY_CHILDREN]
+
+
+def keep_capabilities(kept: Collection[int]) -> None:
+    """Give up all others, in this thread and those that it starts later, and in what these execute. Nothing
+    to do for who has none.
+    """
+    for capability in range(_last_capability() + 1):
+        if capability not in kept:
+            _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+    header = struct.pack("=Ii", _CAPABILITIES_3, 0)
+    data = ctypes.create_string_buffer(24)
+    _check(_libc.capget(header, data), "capget")
+    words = struct.unpack("=6I", data.raw)
+    mask = sum(1 << number for number in kept)
+    masks = (mask & 0xFFFFFFFF,) * 3 + (mask >> 32,) * 3
+    narrowed = struct.pack("=6I", *(word & mask for word, mask in zip(words, masks, strict=True)))
+    _check(_libc.capset(header, narrowed), "capset")
+
+
+def _last_capability() -> int:
+    return int(Path("/proc/sys/kernel/cap_last_cap").read_text())
 
 
 def share_one_heap() -> None:

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
@@ -53,13 +54,17 @@ def mount_of(path: Path) -> Mount:
     """The mount that a path is on, as the kernel says it: no names are compared."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        facts = dict(line.split(":\t") for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+        found = by_number(linux.mount_id(fd))
     finally:
         os.close(fd)
-    for mount in mounts():
-        if mount.number == int(facts["mnt_id"]):
-            return mount
-    raise HbfError(f"{path} is on a mount that /proc/self/mountinfo does not list; use another path")
+    if found is None:
+        raise HbfError(f"{path} is on a mount that /proc/self/mountinfo does not list; use another path")
+    return found
+
+
+def by_number(number: int) -> Mount | None:
+    """The mount of an id, wherever it lies by now."""
+    return next((mount for mount in mounts() if mount.number == number), None)
 
 
 def _plain(field: bytes) -> str:

@@ -57,9 +57,9 @@ def test_an_interrupt_while_a_mount_begins_leaves_nothing(noise, tmp_path, monke
     (tmp_path / "mnt").mkdir()
     placed = mounting.Placed.__init__
 
-    def interrupted(self, mountpoint):
+    def interrupted(self, number):
         signal.raise_signal(signal.SIGINT)
-        placed(self, mountpoint)
+        placed(self, number)
 
     monkeypatch.setattr(mounting.Placed, "__init__", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from hbf_fuse import linux, mountinfo
 from hbf_fuse.cli.app import app
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs.backing import open_source
+from hbf_fuse.fs.backing import identity, open_source
 from hbf_fuse.limits import devices, files, group, hierarchy
 from hbf_fuse.limits.devices import Disk
 from hbf_fuse.limits.files import Limits, Setting
@@ -444,9 +444,8 @@ def alive(pid):
 def test_uncached_reads_give_the_same_bytes_at_any_offset(on_disk):
     path = on_disk / "source"
     path.write_bytes(os.urandom(100_001))
-    info = path.stat()
-    facts = info.st_size, info.st_mtime_ns, info.st_ino
-    backing, expected = open_source(path, *facts, uncached=True), path.read_bytes()
+    known = identity(path.stat())
+    backing, expected = open_source(path, known, uncached=True), path.read_bytes()
     for offset, nbytes in (
         (0, 4096),
         (1, 1),
@@ -461,7 +460,7 @@ def test_uncached_reads_give_the_same_bytes_at_any_offset(on_disk):
     with pytest.raises(OSError, match="ended early"):
         backing.slice(0, 100_001)
     with pytest.raises(OSError, match="changed"):
-        open_source(path, *facts, uncached=True)
+        open_source(path, known, uncached=True)
 
 
 @pytest.mark.parametrize("engine", ["kernel", "fusepy"])
@@ -513,7 +512,7 @@ def test_mode_cgroup_measures_the_file_itself_and_stands_beside_fuse(cold, tiny_
     model = on_disk / "model.gguf"
     shutil.copy(tiny_model, model)
     cell = Cell(Model.of(model), TierSpec(150), mode="cgroup", bench=BenchOptions(8, 4))
-    with places.lent(on_disk) as place:
+    with places.lent() as place:
         document = json.loads(json.dumps(cells.run(cell, place)))
     metrics = document["metrics"]
     assert metrics["io_max_in_force_mbps"] == 150

@@ -155,7 +155,9 @@ mountpoint = Path({str(tmp_path / "mnt")!r})
 mountpoint.mkdir()
 fs = Filesystem(Path({str(noise(1 << 20))!r}), TierSpec())
 mount = engine.create("kernel", fs, mountpoint, False)
-mount.start()
+directory = os.open(mountpoint, os.O_RDONLY)
+mount.start(directory)
+os.close(directory)
 try:
     # Closed whatever happens: the exit would wait for its own server.
     with open(mountpoint / "model.gguf", "rb", buffering=0) as file:

@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from hbf_fuse import mountinfo
-from hbf_fuse.sweep import place as places
 
 KILLS = 10
 MBPS, LATS, REPEATS = (600, 1200), (0, 1), 2
@@ -24,10 +23,14 @@ def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, l
     line = [sys.executable, "-m", "hbf_fuse", "sweep", "-m", str(tiny_model), "-p", "8", "-n", "2"]
     line += ["--mode", "mmap,stage", "--mbps", ",".join(map(str, MBPS)), "--lat", ",".join(map(str, LATS))]
     line += ["--repeats", str(REPEATS), "-o", str(results)]
+    (tmp_path / "scratch").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
     chance = random.Random(5)
     seen = {}
     for _ in range(KILLS):
-        sweep = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        sweep = subprocess.Popen(
+            line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        )
         time.sleep(chance.uniform(0.2, 3.0))
         sweep.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         said = sweep.communicate(timeout=30)[1]
@@ -36,7 +39,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, l
         for run in (results / "runs").glob("[!.]*.json"):
             text = run.read_text()
             assert seen.setdefault(run.name, text) == text, f"{run.name} was measured twice"
-    subprocess.run(line, check=True, capture_output=True, timeout=200)
+    subprocess.run(line, check=True, capture_output=True, timeout=200, env=environment)
     _wait_until_gone(tmp_path)
     expected = 2 * len(MBPS) * len(LATS) * REPEATS
     kept = {run.name: run.read_text() for run in (results / "runs").glob("*.json")}
@@ -47,7 +50,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, l
             (row["mode"], row["tier_mbps"], row["tier_lat_ms"], row["repeat"]) for row in csv.DictReader(file)
         ]
     assert len(rows) == len(set(rows)) == expected
-    assert not (results / places.SCRATCH).exists()
+    assert not list(tmp_path.glob("scratch/*"))
 
 
 def _wait_until_gone(folder):

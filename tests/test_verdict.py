@@ -270,18 +270,21 @@ def test_waits_for_a_cpu_count_beyond_what_is_reckoned_with(monkeypatch):
 @pytest.mark.parametrize(
     ("late_ms", "seen_ms", "unseen_ms"),
     [
-        (5, None, 0),  # no later than a busy machine makes it
-        (30, None, 30),
-        (30, 20, 0),  # a read was seen meanwhile: only this thread was kept waiting
-        (30, 29, 30),  # just now: it may have waited, too
+        (5, [], 0),  # no later than a busy machine makes it
+        (30, [], 30),
+        (30, [20], 0),  # a read was seen meanwhile: only this thread was kept waiting
+        (30, [29], 30),  # just now: it may have waited, too
+        (30, range(-5, 30), 0),  # just now, as all the time
+        (30, [*range(-5, 1), *range(25, 30)], 30),  # just now, after none had for a while
+        (30, range(-5, 12), 0),
     ],
 )
 def test_a_beat_that_comes_late_tells_that_the_server_stood_still(late_ms, seen_ms, unseen_ms):
     pacer = Pacer({"hbf": TierSpec(100)}, [(1, 4096)], {})
     assert pacer.next_beat(GB // 2) == GB // 2 + 5_000_000
     assert pacer.next_beat(3 * GB) == 3 * GB + 100_000_000
-    if seen_ms is not None:
-        pacer.counters.last_seen_ns = 3 * GB + seen_ms * 1_000_000
+    for at_ms in seen_ms:
+        pacer.counters.began(3 * GB + at_ms * 1_000_000, 4096, READER)
     pacer.beat(3 * GB, 3 * GB + late_ms * 1_000_000)
     assert pacer.counters.unseen_ns == unseen_ms * 1_000_000
 

@@ -1,12 +1,11 @@
 """`hbf bench`: one cell."""
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hbf_fuse.cli.common import Json, print_json, tell
+from hbf_fuse.cli.common import Json, print_json, tell, warn_of_others
 from hbf_fuse.cli.options import (
     Depth,
     EngineName,
@@ -27,6 +26,7 @@ from hbf_fuse.cli.options import (
     tier_spec,
 )
 from hbf_fuse.errors import HbfError
+from hbf_fuse.folder import Folder
 
 DEFAULT_RESIDENT = "50%"
 Model = Annotated[
@@ -126,13 +126,14 @@ def bench(
         raise HbfError(f"{folder} holds a sweep; use another folder (-o)")
     if trace and not (may_be_written(trace) and trace.absolute().parent.is_dir()):
         raise HbfError(f"{trace} is no trace, or in no folder; name another file (--trace)")
-    with loop.locked(folder) as results, places.lent(folder) as lent:
+    with loop.locked(folder) as results, places.lent() as lent:
+        warn_of_others(results.opened)
         lent.traced = trace is not None
         document = cells.run(cell, lent)
         try:
             tell(f"stored as {results.store(document)}")
             if trace:
-                shutil.copyfile(lent.trace, trace)
+                Folder.at(trace.absolute().parent).write(trace.name, lent.trace.read_bytes())
         finally:
             # Also when the disk is full: it was measured, after all.
             _show(document, as_json)

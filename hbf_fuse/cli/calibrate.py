@@ -41,6 +41,7 @@ def calibrate(
 
     Ctrl-C keeps what was measured so far.
     """
+    from hbf_fuse.documents import write_whole
     from hbf_fuse.mount import envelope
     from hbf_fuse.report import accuracy
     from hbf_fuse.sweep import calibrate as calibration
@@ -60,7 +61,7 @@ def calibrate(
         for _ in range(calibration.SOURCE_BYTES // len(block)):
             noise.write(block)
         source = Path(f"/proc/self/fd/{noise.fileno()}")
-        measured = calibration.Calibration(plan, source, Path(folder), tell)
+        measured = calibration.Calibration(plan, source, Path(folder).resolve(), tell)
         # Ctrl-C keeps what there is.
         try:
             with suppress(KeyboardInterrupt), progress_of("calibrating", measured.steps) as advance:
@@ -75,14 +76,11 @@ def calibrate(
     if not document["complete"]:
         tell("interrupted: what was measured so far is kept")
     if markdown:
-        markdown.write_text(
-            "\n".join(
-                f"## {engine}\n\n{accuracy.markdown(document, engine)}" for engine in document["engines"]
-            )
-        )
+        parts = [f"## {engine}\n\n{accuracy.markdown(document, engine)}" for engine in document["engines"]]
+        write_whole(markdown, "\n".join(parts))
     maps = [accuracy.heat_map(document, engine) for engine in document["engines"]]
     if svg:
-        svg.write_text(_svg(maps))
+        write_whole(svg, _svg(maps))
     if as_json:
         print_json(document)
         return

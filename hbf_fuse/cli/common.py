@@ -1,6 +1,7 @@
 """What every command shares: how errors end, where remarks go, how JSON is printed."""
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from rich.progress import (
 )
 
 from hbf_fuse.errors import HbfError, in_one_line
+from hbf_fuse.folder import Folder
 
 MAX_MESSAGE = 2000
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -38,6 +40,12 @@ def printable(text: str) -> str:
 def console(to_stderr: bool = False) -> Console:
     """Where tables are printed: what is in brackets is part of a name, not markup."""
     return Console(stderr=to_stderr, markup=False, emoji=False, highlight=False)
+
+
+def warn_of_others(folder: Folder) -> None:
+    """Root is told where somebody else may change what it measures into."""
+    if os.geteuid() == 0 and folder.is_shared:
+        tell(f"another user may change what is in {folder.path}: its results are as good as that user's word")
 
 
 def print_json(document: Any) -> None:

@@ -12,7 +12,7 @@ from hbf_fuse.cli.bench import Model, gguf_source
 from hbf_fuse.cli.common import Json, new_app, print_json, tell
 from hbf_fuse.cli.options import Jitter, Lat, ProfileName, Seed, bandwidth, tier_spec
 from hbf_fuse.cli.sweep import numbers
-from hbf_fuse.documents import write_whole
+from hbf_fuse.documents import inert_cell, write_whole
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size, parse_size
 
@@ -373,5 +373,5 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), restval="")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: inert_cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()

@@ -128,3 +128,7 @@ def _run() -> None:
 def main() -> None:
     """The entry point."""
     guarded(_run, failure=MOUNT_FAILED)
+
+
+if __name__ == "__main__":
+    main()

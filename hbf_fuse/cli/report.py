@@ -57,20 +57,21 @@ def report(
 
 def write_report(results: "Results", target_seconds: float | None) -> Path:
     """report.md, and report.html with plots/ where the libraries for them are; returns the better one."""
-    from hbf_fuse.documents import write_whole
+    from hbf_fuse.documents import write_in
     from hbf_fuse.report import page
 
     documents = results.all()
     path = results.folder / "report.md"
-    write_whole(path, page.markdown(documents, target_seconds))
+    write_in(results.opened, path.name, page.markdown(documents, target_seconds))
     try:
         from hbf_fuse.report import html
     except ImportError as error:
         tell(f"no report.html and plots: {error.name} is missing; `pip install 'hbf-fuse[report]'` brings it")
         return path
     text, drawn = html.render(documents, target_seconds)
+    plots = results.opened.below("plots") if drawn else results.opened
     for plot in drawn:
-        write_whole(results.folder / "plots" / f"{plot.name}.svg", plot.svg + "\n")
+        write_in(plots, f"{plot.name}.svg", plot.svg + "\n")
     path = results.folder / "report.html"
-    write_whole(path, text)
+    write_in(results.opened, path.name, text)
     return path

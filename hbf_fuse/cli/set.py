@@ -28,7 +28,6 @@ def change(
     from hbf_fuse.fs import control
     from hbf_fuse.mount import live
     from hbf_fuse.mount import mountpoint as points
-    from hbf_fuse.tier import TierSpec
 
     given = {
         "mbps": mbps,
@@ -44,7 +43,7 @@ def change(
     if not message:
         raise typer.BadParameter("say what to change, such as --mbps 250")
     path = points.absolute(mountpoint)
-    before = TierSpec.from_dict(live.read_hidden(path, "spec.json")["tier"])
+    before = live.read_tier(path)
     after = control.applied(
         json.dumps(message).encode(), before
     )  # says what is wrong with it, which the mount cannot

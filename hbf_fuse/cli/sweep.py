@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hbf_fuse.cli.bench import Model, gguf_source
-from hbf_fuse.cli.common import Json, print_json, progress_of, single, tell
+from hbf_fuse.cli.common import Json, print_json, progress_of, single, tell, warn_of_others
 from hbf_fuse.cli.options import Place, Tiers, checked_engine, named, tier_tables
 from hbf_fuse.cli.report import TargetSeconds, write_report
 from hbf_fuse.errors import HbfError
@@ -131,6 +131,7 @@ def sweep(
     concerns = conditions.judge(source.stat().st_size, copied=not set(grid.mode) <= {"mmap", "cgroup"})
     _tell_concerns(concerns, strict)
     with loop.locked(output.absolute()) as folder:
+        warn_of_others(folder.opened)
         tell("reading the model once for its hash")
         planned = grid.cells(cells.Model.of(source))
         loop.require_same(folder, planned[0])

@@ -33,7 +33,9 @@ def show(documents: list[dict[str, Any]], target_seconds: float | None = None) -
     screen = console()
     if screen.is_terminal:
         for series in summary.series_of(documents):
-            screen.print(_table(series.title, series.mode, [point.row() for point in series.points]))
+            screen.print(
+                _table(printable(series.title), series.mode, [point.row() for point in series.points])
+            )
     else:
         print(summary.markdown(documents))
     for section in page.sections(documents, target_seconds):
@@ -53,7 +55,7 @@ def _table(title: str, mode: str, rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         style = next((style for state, style in _STYLES.items() if state in row["verdict"]), "")
         values = [_figure(row[name], name) for name in shown[:-1]]
-        verdict = Text(row["verdict"], style=style)
+        verdict = Text(printable(row["verdict"]), style=style)
         table.add_row(cell_text(row["tier_mbps"], "tier_mbps"), *values, verdict)
     return table
 

@@ -38,7 +38,11 @@ def top(
             time.sleep(interval)
             spec, now = live.read_hidden(path, "spec.json"), live.read_hidden(path, "stats.json")
             layers = _layers(path, before["now_ns"], tensors)
-            screen.update(Group(_figures(path, spec, before, now), _hottest(layers)), refresh=True)
+            try:
+                figures = _figures(path, spec, before, now)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise HbfError(f"{path} speaks of itself as no mount of this version does") from error
+            screen.update(Group(figures, _hottest(layers)), refresh=True)
             before = now
             count = None if count is None else count - 1
 
@@ -84,7 +88,7 @@ def _figures(path: Path, spec: dict[str, Any], before: dict[str, Any], now: dict
         table.add_row(
             "resident",
             f"{format_size(resident['resident_bytes'])} of {format_size(resident['budget_bytes'])} "
-            f"({resident['policy']}), {format_size(resident['evicted_bytes'])} dropped",
+            f"({printable(str(resident['policy']))}), {format_size(resident['evicted_bytes'])} dropped",
         )
     return table
 
@@ -92,5 +96,5 @@ def _figures(path: Path, spec: dict[str, Any], before: dict[str, Any], now: dict
 def _hottest(layers: dict[str, float]) -> Table:
     table = Table("hottest layers", "read")
     for name, nbytes in sorted(layers.items(), key=lambda item: -item[1])[:MOST_LAYERS]:
-        table.add_row(name, format_size(nbytes))
+        table.add_row(printable(name), format_size(nbytes))
     return table

@@ -1,5 +1,6 @@
 """Chooses how a filesystem object reaches the kernel. Engines translate; they decide nothing."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +17,10 @@ class Engine(Protocol):
     beats: bool
     """Whether it tells the pacer itself that the server does not stand still; see Pacer.next_beat."""
 
-    def start(self) -> None:
-        """Mount and serve; returns when the kernel has been answered for the first time."""
+    def start(self, directory: int, mounted: Callable[[int], None] = lambda number: None) -> None:
+        """Mount over the mountpoint's directory, which is open, and serve; returns when the kernel has been
+        answered for the first time. mounted: called with the mount's id as soon as there is one.
+        """
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until the mount has ended, by whom ever. False if the time ran out first."""

@@ -5,9 +5,10 @@ The peer of every benchmark. It sees requests of at most 128 KiB, copies in Pyth
 
 import errno
 import os
+import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,17 @@ def _attributes(node: Node) -> dict[str, int]:
     }
 
 
+def _refuse_others_folder(mountpoint: Path) -> None:
+    """libfuse mounts by name, and whoever may write to the folder decides what that is."""
+    folder = mountpoint.parent.stat()
+    others = folder.st_uid != 0 or (folder.st_mode & 0o022 and not folder.st_mode & stat.S_ISVTX)
+    if os.geteuid() == 0 and others:
+        raise HbfError(
+            f"{mountpoint.parent} is another user's: root mounts there with --engine kernel only, "
+            "which needs no name"
+        )
+
+
 class FusepyEngine:
     """libfuse's loop in a thread of its own."""
 
@@ -119,14 +131,14 @@ class FusepyEngine:
             raise HbfError("--resident needs the kernel engine: libfuse 2 cannot drop pages")
         fs.replies_seen = False
         self._operations = _Operations(fs)
-        # As mount tables name it.
-        self._mountpoint = mountpoint.resolve()
+        self._mountpoint = mountpoint
         self._allow_other = allow_other
         self._ended = threading.Event()
         self._failure: Exception | None = None
         self._placed: mounting.Placed | None = None
 
-    def start(self) -> None:
+    def start(self, directory: int, mounted: Callable[[int], None] = lambda number: None) -> None:
+        _refuse_others_folder(self._mountpoint)
         before = find(self._mountpoint)
         threading.Thread(target=self._loop, daemon=True).start()
         give_up = time.monotonic() + _START_SECONDS
@@ -134,7 +146,8 @@ class FusepyEngine:
             if self._ended.wait(0.01) or time.monotonic() > give_up:
                 mounting.explain_closed_device(self._mountpoint)
                 raise HbfError(f"cannot mount on {self._mountpoint}: libfuse refused ({self._failure})")
-        self._placed = mounting.Placed(self._mountpoint)
+        self._placed = mounting.Placed.at(self._mountpoint)
+        mounted(self._placed.number)
 
     def join(self, timeout: float | None = None) -> bool:
         return self._ended.wait(timeout)

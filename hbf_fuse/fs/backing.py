@@ -3,10 +3,12 @@
 import errno
 import mmap
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Protocol
 
+from hbf_fuse import linux
 from hbf_fuse.linux import Descriptor
 
 _ALIGNMENT = 4096
@@ -33,19 +35,25 @@ class Backing(Protocol):
         """The same to keep. OSError EIO as above."""
 
 
-def open_source(source: Path, size: int, mtime_ns: int, ino: int, *, uncached: bool = False) -> Backing:
-    """The file that was mounted, mapped or uncached.
+def identity(info: os.stat_result) -> tuple[int, ...]:
+    """What a file is recognised by: device, inode, type, size and time of change of its content."""
+    return info.st_dev, info.st_ino, stat.S_IFMT(info.st_mode), info.st_size, info.st_mtime_ns
 
-    Raises OSError: the source's own errno, or ESTALE if it is no longer the file that was mounted.
+
+def open_source(source: Path, known: tuple[int, ...], *, uncached: bool = False) -> Backing:
+    """The file that was mounted, mapped or uncached. source: absolute and without links. known: its identity.
+
+    Raises OSError: the source's own errno, ELOOP if a link was put in its way, or ESTALE if it is no longer
+    the file that was mounted.
     """
     # A pipe or a terminal in place of the file must not keep us waiting.
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    fd = os.open(source, flags | (os.O_DIRECT if uncached else 0))
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    fd = linux.open_unlinked(source, flags | (os.O_DIRECT if uncached else 0))
     try:
         info = os.fstat(fd)
-        if (info.st_size, info.st_mtime_ns, info.st_ino) != (size, mtime_ns, ino):
+        if identity(info) != known:
             raise OSError(errno.ESTALE, "source changed since it was mounted", str(source))
-        return Uncached(fd) if uncached else Mapped(fd, size)
+        return Uncached(fd) if uncached else Mapped(fd, info.st_size)
     finally:
         os.close(fd)
 

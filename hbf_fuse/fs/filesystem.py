@@ -199,7 +199,7 @@ class Filesystem:
     def _backing(self, node: Node, source: Path) -> Backing:
         """A file's bytes, for one more user; looked at each time, whoever else has it open."""
         # Not under the lock: a disk that hangs must hold up nobody else.
-        fresh = open_source(source, node.size, node.mtime_ns, node.source_ino, uncached=self.uncached)
+        fresh = open_source(source, node.identity, uncached=self.uncached)
         with self._lock:
             backing, users = self._backings.get(node.ino, (fresh, 0))
             self._backings[node.ino] = (backing, users + 1)

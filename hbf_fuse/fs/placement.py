@@ -2,20 +2,26 @@
 
 import itertools
 import re
+import time
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import regex
+
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec
 
 if TYPE_CHECKING:
-    from hbf_fuse.gguf.reader import GgufFile, Tensor
+    from hbf_fuse.gguf.reader import GgufFile
 
 PAGE = 4096
 MAX_EXAMPLES = 30
 MAX_RULE = 1000
+MAX_SECONDS = 2.0
+"""For all names of a model together: there are expressions that take years."""
+
 MAIN = "hbf"
 """The mount's own tier: where everything is that no rule names."""
 
@@ -33,7 +39,7 @@ DRAM = "dram"
 class Rule:
     """Tensors whose names the pattern is found in come from `tier`."""
 
-    pattern: re.Pattern[str]
+    pattern: "regex.Pattern[str]"
     tier: str
 
     @classmethod
@@ -45,8 +51,8 @@ class Rule:
         if len(text) > MAX_RULE:
             raise HbfError(f"--place of {len(text)} characters; at most {MAX_RULE} make sense")
         try:
-            return cls(re.compile(pattern), tier)
-        except (re.error, RecursionError, OverflowError) as error:
+            return cls(regex.compile(pattern), tier)
+        except (regex.error, RecursionError, OverflowError, KeyError, ValueError) as error:
             raise HbfError(f"--place {text!r}: {pattern!r} is no regular expression: {error}") from error
 
 
@@ -95,14 +101,15 @@ class Placement:
     """
 
     def __init__(self, model: "GgufFile", rules: Sequence[Rule]) -> None:
-        for rule in rules:
-            if not any(rule.pattern.search(tensor.name) for tensor in model.tensors):
+        found = _found(model, rules)
+        for rule, names in zip(rules, found, strict=True):
+            if not names:
                 raise HbfError(
                     f"--place: no tensor of {model.path.name} matches {rule.pattern.pattern!r}; there are "
                     f"{_examples(model)}"
                 )
         self.size = model.size
-        self.regions = list(_by_page(model, rules))
+        self.regions = list(_by_page(model, rules, found))
         self._starts = [start for start, _ in self.regions]
 
     def pieces(self, offset: int, nbytes: int) -> Iterator[tuple[str, int, int]]:
@@ -131,16 +138,38 @@ def _examples(model: "GgufFile") -> str:
     return ", ".join(itertools.islice(kinds, MAX_EXAMPLES))
 
 
-def _tier_of(tensor: "Tensor", rules: Sequence[Rule]) -> str:
-    return next((rule.tier for rule in rules if rule.pattern.search(tensor.name)), MAIN)
+def _found(model: "GgufFile", rules: Sequence[Rule]) -> list[set[str]]:
+    """For each rule, the names of the tensors that it fits. HbfError if that takes too long."""
+    give_up, names = time.monotonic() + MAX_SECONDS, [tensor.name for tensor in model.tensors]
+    found = []
+    for rule in rules:
+        try:
+            found.append({name for name in names if _fits(rule.pattern, name, give_up)})
+        except TimeoutError as error:
+            raise HbfError(
+                f"--place: {rule.pattern.pattern!r} takes too long to look for; nest no repeats in it"
+            ) from error
+    return found
 
 
-def _by_page(model: "GgufFile", rules: Sequence[Rule]) -> Iterator[tuple[int, str]]:
-    """Where regions begin, at pages."""
+def _fits(pattern: "regex.Pattern[str]", name: str, give_up: float) -> bool:
+    left = give_up - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return pattern.search(name, timeout=left) is not None
+
+
+def _by_page(
+    model: "GgufFile", rules: Sequence[Rule], found: Sequence[set[str]]
+) -> Iterator[tuple[int, str]]:
+    """Where regions begin, at pages. found: the names that each rule fits."""
     names = [DRAM, *dict.fromkeys(tier for rule in rules if (tier := rule.tier) != DRAM)]
     names += [MAIN] if MAIN not in names else []
     pages = bytearray(-(-model.size // PAGE))
-    placed = [(tensor, names.index(_tier_of(tensor, rules))) for tensor in model.tensors]
+    tiers = {
+        name: rule.tier for rule, fitted in reversed([*zip(rules, found, strict=True)]) for name in fitted
+    }
+    placed = [(tensor, names.index(tiers.get(tensor.name, MAIN))) for tensor in model.tensors]
     # DRAM last: it takes the pages that it shares.
     for tensor, number in sorted(placed, key=lambda each: -each[1]):
         first, end = tensor.offset // PAGE, -(-(tensor.offset + tensor.nbytes) // PAGE)

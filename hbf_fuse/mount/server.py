@@ -1,5 +1,6 @@
 """A mount from beginning to end, in this process."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -30,9 +31,21 @@ BUDGET_READAHEAD_KIB = 1024
 """With a resident budget: readahead of 4 MiB, which FADV_SEQUENTIAL doubles, would fill a small one."""
 
 
+_KEPT = frozenset(
+    {
+        linux.CAP_SYS_ADMIN,  # to mount and unmount
+        linux.CAP_DAC_READ_SEARCH,  # sources
+        linux.CAP_DAC_OVERRIDE,  # a trace, in a folder of somebody else's
+        linux.CAP_FOWNER,  # whether a source of somebody else's is cached (mincore(2))
+        linux.CAP_NET_BIND_SERVICE,  # --metrics
+    }
+)
+"""Of what root may do, what a server is for."""
+
+
 @dataclass(frozen=True)
 class MountConfig:
-    """What a person asked for. Paths are absolute.
+    """What a person asked for. Paths are absolute; that of the mountpoint is without links.
 
     readahead_kib: None for the default, which is less with a resident budget. layout: where the model lies.
     async_dio: see engine.create.
@@ -70,6 +83,9 @@ def serve(
     Raises HbfError if the mount cannot begin.
     """
     _set_priority(config.priority, tell)
+    # Before there are threads: each has its own.
+    with contextlib.suppress(PermissionError):  # a container may allow nobody to ask for less
+        linux.keep_capabilities(_KEPT)
     _raise_descriptors()
     linux.share_one_heap()
     limited = config.io_max_mbps is not None
@@ -115,13 +131,13 @@ def mounted_here(
     """
     fs.pacer.reckon_with(floor)
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
-    with watcher.watching(str(config.mountpoint)):
+    with watcher.watching(str(config.mountpoint)) as is_mounted:
         try:
             # Interrupted between the mount and the note of it, it would be left behind.
-            with signals.deferred(), mountpoint.claimed(config.mountpoint):
+            with signals.deferred(), mountpoint.claimed(config.mountpoint) as directory:
                 if config.trace:
                     fs.trace = _traced(config.trace, fs)
-                mount.start()
+                mount.start(directory, is_mounted)
             _settle(fs, config, tell)
             if not floor.known:
                 tell(

@@ -32,6 +32,7 @@ def mounted(config: MountConfig) -> Iterator[Path]:
     The server reads its stdin and ends when that closes: with this process, however it dies.
     Raises HbfError with the server's own words if the mount cannot begin.
     """
+    config = dataclasses.replace(config, mountpoint=mountpoint.absolute(config.mountpoint))
     # No pipe for its remarks: a full one that nobody reads would stop the server, and with it its readers.
     with tempfile.TemporaryFile("w+", errors="replace") as remarks:
         process = None

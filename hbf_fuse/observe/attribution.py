@@ -19,6 +19,9 @@ LOAD = "load"
 MAX_EXPERTS = 4096
 """In a tensor; models have some hundred. More is something else under an expert's name."""
 
+MOST_LAYERS = 512
+"""That a heat map tells apart: more are in nobody's model, and in no picture."""
+
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _EXPERTS = re.compile(r"_exps\.")
 
@@ -171,12 +174,12 @@ def depths(trace: Iterable[Read]) -> dict[int, int]:
 def heat(
     trace: Iterable[Read], tensors: Sequence[Tensor], bins: int
 ) -> tuple[list[str], list[float], list[list[float]]]:
-    """Bytes by layer and time: the layers in the order of the file, the bins' ends in seconds from the first
-    arrival, and a row of bytes per layer.
+    """Bytes by layer and time: the layers in the order of the file, MOST_LAYERS at most, the bins' ends in
+    seconds from the first arrival, and a row of bytes per layer.
     """
     reads, known = list(trace), TensorMap(tensors)
     order = [layer_of(tensor.name) for tensor in sorted(tensors, key=lambda each: each.offset)]
-    layers = list(dict.fromkeys(order))
+    layers = list(dict.fromkeys(order))[:MOST_LAYERS]
     if not reads:
         return layers, [], [[] for _ in layers]
     first = min(read.arrival_ns for read in reads)
@@ -185,7 +188,7 @@ def heat(
     for read in reads:
         column = int((read.arrival_ns - first) / width)
         for tensor, _, nbytes in known.parts(read.offset, read.nbytes):
-            if tensor:
+            if tensor and layer_of(tensor.name) in rows:
                 rows[layer_of(tensor.name)][min(column, bins - 1)] += nbytes
     return layers, [width * (place + 1) / 1e9 for place in range(bins)], list(rows.values())
 

@@ -2,11 +2,13 @@ cimport cython
 
 from hbf_fuse.observe.histogram cimport Histogram
 
+cdef long long _GAP_NS
+
 @cython.final
 cdef class Counters:
     cdef public long long reads, bytes, in_flight, in_flight_max, largest_read, interrupted, failed, waited_ns, sending_ns
     cdef public long long unseen_ns, stops, blind_ns, nameless, exchanges, overfills, last_seen_ns, first_arrival_ns, last_done_ns
-    cdef public long long floored_ns, woken_late_ns, wakes
+    cdef public long long gap_end_ns, floored_ns, woken_late_ns, wakes
     cdef readonly Histogram lateness
     cpdef void began(self, long long arrival_ns, long long nbytes, long long reader) noexcept nogil
     cpdef void finished(

@@ -4,6 +4,8 @@ from typing import Any
 
 from hbf_fuse.observe.histogram import Histogram
 
+_GAP_NS = 5_000_000
+
 
 class Counters:
     """Reads begun and finished, and how long after their deadlines their data was visible.
@@ -12,7 +14,8 @@ class Counters:
     still (SIGSTOP): what came meanwhile waited unseen. blind_ns: when it was last over that reads might wait
     unseen, by what these two count. nameless: reads of threads that have no number here: those of another PID
     namespace. exchanges: how often a tier was exchanged for another. overfills: replies after which more was
-    resident than the budget allows. last_seen_ns: when the newest read arrived.
+    resident than the budget allows. last_seen_ns: when the newest read arrived;
+    gap_end_ns: when one last did after none had for 5 ms.
 
     What is reckoned with already of all the time that threads wait for a CPU: floored_ns, what reads counted
     as earlier for the machine's floor; woken_late_ns, how late threads came back from waiting for a deadline.
@@ -26,7 +29,7 @@ class Counters:
         self.waited_ns = self.sending_ns = 0
         self.unseen_ns = self.stops = self.blind_ns = 0
         self.nameless = self.exchanges = self.overfills = 0
-        self.last_seen_ns = 0
+        self.last_seen_ns = self.gap_end_ns = 0
         self.floored_ns = self.woken_late_ns = self.wakes = 0
         self.first_arrival_ns = self.last_done_ns = 0
         self.lateness = Histogram()
@@ -35,6 +38,8 @@ class Counters:
         """A read of nbytes arrived from a thread."""
         # Of reads that come at once, the earliest may be the last to get here.
         self.first_arrival_ns = min(self.first_arrival_ns or arrival_ns, arrival_ns)
+        if arrival_ns - self.last_seen_ns > _GAP_NS:
+            self.gap_end_ns = arrival_ns
         self.last_seen_ns = max(self.last_seen_ns, arrival_ns)
         self.reads += 1
         if not reader:

@@ -4,8 +4,11 @@ A trace is a line of JSON (what was served, from which tier), then records of RE
 order of completion.
 """
 
+import errno
 import fcntl
 import json
+import os
+import stat
 import struct
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +36,9 @@ meanwhile.
 """
 
 
+_OPEN_TO_WRITE = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
 class Read(NamedTuple):
     """One record."""
 
@@ -50,8 +56,8 @@ class Read(NamedTuple):
 class TraceFile:
     """Every read from now on in a file, made anew: a thread of its own takes them from the ring.
 
-    OSError if it cannot be made, EWOULDBLOCK if another mount writes to it. A file that cannot be written
-    ends tracing, never serving: `stopped` says why it lacks reads, if it does.
+    OSError if it cannot be made, EWOULDBLOCK if another mount writes to it, EEXIST if it is something else. A
+    file that cannot be written ends tracing, never serving: `stopped` says why it lacks reads, if it does.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], ring: Ring) -> None:
@@ -59,11 +65,18 @@ class TraceFile:
         self._ring = ring
         self._written = ring.count
         self._lost = 0
-        self._file = path.open("ab", buffering=0)
+        # What was looked at before may have been exchanged: it is looked at again, open, and no link is
+        # followed.
+        fd = os.open(path, _OPEN_TO_WRITE, 0o666)
+        self._file = open(fd, "ab", buffering=0)  # noqa: SIM115 - closed by its thread
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self._file.tell():
-                self._file.truncate(0)
+            known = os.fstat(fd)
+            if not stat.S_ISREG(known.st_mode) or os.pread(fd, len(_BEGINNING), 0) not in (b"", _BEGINNING):
+                raise OSError(errno.EEXIST, "it is no trace")
+            if known.st_uid != os.geteuid() or known.st_nlink != 1:
+                raise OSError(errno.EPERM, "it is another user's file, or has other names")
+            self._file.truncate(0)
             self._file.write(header_line(header))
         except OSError:
             self._file.close()

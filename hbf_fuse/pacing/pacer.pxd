@@ -53,7 +53,7 @@ cdef class Pacer:
     cpdef void was_blind(self, long long since_ns, long long until_ns) noexcept nogil
     @cython.locals(lively=cython.bint)
     cpdef long long next_beat(self, long long now_ns) noexcept nogil
-    @cython.locals(seen_ns=cython.longlong)
+    @cython.locals(seen_ns=cython.longlong, steady=cython.bint, others_ran=cython.bint)
     cpdef void beat(self, long long due_ns, long long now_ns) noexcept nogil
     cdef void _exchange(self, Tier heir, bint throttled, long long least_wait_ns) noexcept
     @cython.locals(named=cython.bint)

@@ -182,11 +182,13 @@ class Pacer:
         return now_ns + (_BEAT_NS if lively else _REST_NS)
 
     def beat(self, due_ns: int, now_ns: int) -> None:
-        """A thread that waited for due_ns is back. What was seen since then shows that only this thread was
-        kept waiting; what was seen just now, nothing.
+        """A thread that waited for due_ns is back. If reads were seen meanwhile, only this thread was kept
+        waiting; but one that was seen just now, after none had been for a while, may have waited as well.
         """
         seen_ns = self.counters.last_seen_ns
-        if now_ns - due_ns > _LATE_BEAT_NS and not due_ns < seen_ns < now_ns - _LATE_BEAT_NS // 2:
+        steady = self.counters.gap_end_ns <= due_ns and now_ns - seen_ns < _LATE_BEAT_NS
+        others_ran = due_ns < seen_ns and (steady or seen_ns < now_ns - _LATE_BEAT_NS // 2)
+        if now_ns - due_ns > _LATE_BEAT_NS and not others_ran:
             self.was_blind(due_ns, now_ns)
 
     def next_drop(self) -> bool:

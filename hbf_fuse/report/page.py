@@ -5,7 +5,7 @@ from typing import Any
 
 from hbf_fuse.observe import machine
 from hbf_fuse.report import against_cgroup, findings, summary
-from hbf_fuse.report.summary import Series
+from hbf_fuse.report.summary import Series, inert
 from hbf_fuse.units import format_size
 from hbf_fuse.verdict import words
 
@@ -57,7 +57,7 @@ def markdown(documents: list[dict[str, Any]], target_seconds: float | None = Non
     """report.md."""
     parts = ["# Sweep", "", LEGEND, ""]
     for section in sections(documents, target_seconds):
-        parts += [f"## {section.title}", "", *section.meaning[:1], ""]
+        parts += [f"## {inert(section.title)}", "", *map(inert, section.meaning[:1]), ""]
         parts += [summary.table(section.series.columns, section.rows)]
         parts += ["### What it means", "", *_list(section.meaning[1:] or ["Nothing more."]), ""]
         parts += ["### Whether to believe it", "", *_list(section.checks), ""]
@@ -163,4 +163,4 @@ def _drift(documents: list[dict[str, Any]]) -> list[str]:
 
 
 def _list(lines: list[str]) -> list[str]:
-    return [f"- {line}" for line in lines]
+    return [f"- {inert(line)}" for line in lines]

@@ -21,6 +21,11 @@ from hbf_fuse.verdict import tolerance_pct
 WIDTH_INCHES = 4.6
 HEIGHT_INCHES = 3.4
 MOST_BARS = 20
+MOST_ROWS = 256
+"""Of the heat map."""
+
+_LONGEST_NAME = 40
+
 _INK = "#010203"
 """Replaced by currentColor: matplotlib knows colours only."""
 
@@ -37,6 +42,8 @@ STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": [_FONT],
     "font.size": 9,
+    # A layer's name is no formula.
+    "text.parse_math": False,
     "text.color": _INK,
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -204,11 +211,13 @@ def _decode(points: list[Point]) -> Figure:
 def _heat(points: list[Point]) -> Figure:
     """Bytes by layer and time, of the slowest tier's last repeat."""
     heat = points[0].runs[-1]["attribution"]["heat"]
-    figure, axes = _figure(height=max(HEIGHT_INCHES, 0.9 + 0.16 * len(heat["layers"])))
+    layers = [name[:_LONGEST_NAME] for name in heat["layers"][:MOST_ROWS]]
+    rows = heat["bytes"][:MOST_ROWS]
+    figure, axes = _figure(height=max(HEIGHT_INCHES, 0.9 + 0.16 * len(layers)))
     if heat["seconds"]:
-        extent = (0, heat["seconds"][-1], len(heat["layers"]) - 0.5, -0.5)
-        axes.imshow(heat["bytes"], aspect="auto", interpolation="nearest", cmap="viridis", extent=extent)
-    axes.set_yticks(range(len(heat["layers"])), heat["layers"], fontsize=7)
+        extent = (0, heat["seconds"][-1], len(layers) - 0.5, -0.5)
+        axes.imshow(rows, aspect="auto", interpolation="nearest", cmap="viridis", extent=extent)
+    axes.set_yticks(range(len(layers)), layers, fontsize=7)
     axes.set_xlabel("seconds")
     axes.set_ylabel("layer")
     return figure

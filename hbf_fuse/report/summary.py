@@ -1,5 +1,6 @@
 """Runs, sorted into series and points; and the summary table: the reference's columns by name, then ours."""
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -233,7 +234,7 @@ def summarize(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown(documents: list[dict[str, Any]]) -> str:
     """A Markdown table per series."""
     tables = [
-        f"### {series.title}\n\n{table(series.columns, [point.row() for point in series.points])}"
+        f"### {inert(series.title)}\n\n{table(series.columns, [point.row() for point in series.points])}"
         for series in series_of(documents)
     ]
     return "\n".join(tables)
@@ -242,8 +243,20 @@ def markdown(documents: list[dict[str, Any]]) -> str:
 def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
     """Rows as a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " ---: |" * len(columns)]
-    lines += ["| " + " | ".join(cell_text(row[column], column) for column in columns) + " |" for row in rows]
+    lines += [
+        "| " + " | ".join(inert(cell_text(row[column], column)) for column in columns) + " |" for row in rows
+    ]
     return "\n".join(lines) + "\n"
+
+
+def inert(text: str) -> str:
+    """Text for Markdown that may quote others: no HTML, no links or pictures, no further line or column."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return _MARKUP.sub(lambda found: _ENTITIES[found[0]], plain)
+
+
+_ENTITIES = {"<": "&lt;", "|": "&#124;", "[": "&#91;", "]": "&#93;"}
+_MARKUP = re.compile("[" + re.escape("".join(_ENTITIES)) + "]")
 
 
 def cell_text(value: Any, column: str = "") -> str:

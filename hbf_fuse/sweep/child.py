@@ -10,12 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Protocol, TextIO
 
 from hbf_fuse import linux, signals
+from hbf_fuse.errors import HbfError
+from hbf_fuse.units import format_size
 
 _LOOK_MS = 100
 _LISTEN_SECONDS = 2.0
+
+MAX_SAID_BYTES = 16 << 20
+"""On stdout, and on stderr: a llama-bench says some kilobytes."""
+
+_MAX_LINE, _LINE_COSTS = 4096, 128
 
 
 class Watch(Protocol):
@@ -49,12 +57,14 @@ def run_group(
     watch: Watch | None = None,
     enter: Callable[[], None] | None = None,
     require: Callable[[], None] | None = None,
+    unprivileged: bool = False,
 ) -> Ended:
     """Run to the end and leave nobody of the group behind, not even if this process is killed.
 
     enter: called by the child before anything of it runs; system calls only, for it may run beside threads.
     require: called every 100 ms while it runs; what it raises ends the run.
-    Raises OSError or subprocess.TimeoutExpired.
+    unprivileged: of what root may do, it may do what linux.KEPT_BY_CHILDREN names.
+    Raises OSError, subprocess.TimeoutExpired, or HbfError if it talks without end.
     """
     ended = Ended()
     read_end, write_end = os.pipe()
@@ -71,14 +81,19 @@ def run_group(
             at_end.callback(listener.join, _LISTEN_SECONDS)
             # Interrupted between its start and the note of it, it would be left behind.
             with signals.deferred(), their_end:
-                process = _start(line, pass_fds, said, their_end, enter)
+                process = _start(line, pass_fds, said, their_end, enter, unprivileged)
                 at_end.callback(_end_group, process)
-            _await_end(process, timeout_seconds, watch, require)
+            _await_end(
+                process,
+                timeout_seconds,
+                watch,
+                [_require_brevity(line[0], said), *([require] if require else [])],
+            )
             ended.wall_seconds = time.monotonic() - begin
             if watch:
                 watch.ended(process.pid)
         said.seek(0)
-        ended.stdout = said.read()
+        ended.stdout = said.read(MAX_SAID_BYTES)
     ended.returncode = process.returncode
     return ended
 
@@ -89,11 +104,17 @@ def _start(
     stdout: IO[str],
     stderr: IO[bytes],
     enter: Callable[[], None] | None,
+    unprivileged: bool,
 ) -> "subprocess.Popen[bytes]":
+    unprivileged = unprivileged and os.geteuid() == 0
+    given_up = linux.given_up_by_children() if unprivileged else []
+
     def before_exec() -> None:
         linux.die_with_parent()
         if enter:
             enter()
+        if unprivileged:
+            linux.give_up_at_exec(given_up)
 
     return subprocess.Popen(
         line,
@@ -118,7 +139,7 @@ def _await_end(
     process: "subprocess.Popen[bytes]",
     timeout_seconds: float | None,
     watch: Watch | None,
-    require: Callable[[], None] | None,
+    requirements: Sequence[Callable[[], None]],
 ) -> None:
     """Return at the moment when it ends, without waiting for it as wait(2) does."""
     give_up = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -129,7 +150,7 @@ def _await_end(
         while not end.poll(_LOOK_MS):
             if watch:
                 watch.look(process.pid)
-            if require:
+            for require in requirements:
                 require()
             if give_up is not None and timeout_seconds is not None and time.monotonic() > give_up:
                 raise subprocess.TimeoutExpired(process.args, timeout_seconds)
@@ -137,6 +158,21 @@ def _await_end(
         os.close(fd)
 
 
+def _require_brevity(program: str, said: IO[str]) -> Callable[[], None]:
+    def require() -> None:
+        if os.fstat(said.fileno()).st_size > MAX_SAID_BYTES:
+            name = Path(program).name
+            raise HbfError(
+                f"{name} printed more than {format_size(MAX_SAID_BYTES)}, which is no result; use another"
+            )
+
+    return require
+
+
 def _listen(pipe: TextIO, lines: list[tuple[int, str]]) -> None:
-    for line in pipe:
-        lines.append((time.monotonic_ns(), line))
+    """What is said beyond MAX_SAID_BYTES is read and forgotten."""
+    left = MAX_SAID_BYTES
+    while line := pipe.readline(_MAX_LINE):
+        left -= len(line) + _LINE_COSTS
+        if left > 0:
+            lines.append((time.monotonic_ns(), line))

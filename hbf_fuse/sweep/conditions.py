@@ -52,7 +52,8 @@ def judge(model_bytes: int, copied: bool) -> list[Concern]:
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that this code runs from, and whether it was changed since; None elsewhere."""
     folder = Path(hbf_fuse.__file__).parent.parent
-    line = ["git", "-C", str(folder)]
+    # No program that the checkout's own settings name is run for this.
+    line = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-C", str(folder)]
     try:
         if Path(_said([*line, "rev-parse", "--show-toplevel"])) != folder:
             return None  # installed inside somebody else's repository

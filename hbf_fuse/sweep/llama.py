@@ -1,6 +1,6 @@
 """llama-bench: finding it, asking which flags it has, running it, believing only sound output."""
 
-import json
+import math
 import os
 import re
 import shutil
@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount.source import cache_dir
 from hbf_fuse.observe.attribution import Phase
@@ -89,7 +90,7 @@ def _on_path() -> Path | None:
 def flags(binary: Path) -> frozenset[str]:
     """The options in its --help: they differ from version to version."""
     try:
-        said = subprocess.run([binary, "--help"], capture_output=True, text=True, timeout=60, check=False)
+        said = _asked(binary, "--help")
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HbfError(f"cannot run {binary}: {error}") from error
     found = frozenset(_FLAG.findall(said.stdout + said.stderr))
@@ -103,8 +104,12 @@ def version(binary: Path) -> str:
     """The first line of --version, or `unknown` for builds that have none."""
     if "--version" not in flags(binary):
         return "unknown"
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    said = _asked(binary, "--version")
     return (said.stdout + said.stderr).strip().partition("\n")[0] or "unknown"
+
+
+def _asked(binary: Path, option: str) -> child.Ended:
+    return child.run_group([str(binary), option], timeout_seconds=60, unprivileged=True)
 
 
 def command(binary: Path, model: Path, options: BenchOptions) -> list[str]:
@@ -149,7 +154,7 @@ def run(
     line = command(binary, model, options)
     try:
         with stalls.counted() as watch:
-            said = child.run_group(line, timeout_seconds, pass_fds, watch, enter, require)
+            said = child.run_group(line, timeout_seconds, pass_fds, watch, enter, require, unprivileged=True)
             counted = watch.metrics(said.wall_seconds)
     except subprocess.TimeoutExpired as error:
         raise HbfError(f"llama-bench did not end within {timeout_seconds:g} s (--timeout)") from error
@@ -178,14 +183,14 @@ def run(
 
 def _parse(output: str) -> list[dict[str, Any]]:
     try:
-        records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        records = [documents.parse_json(line) for line in output.splitlines() if line.startswith("{")]
         if not records:
             raise ValueError("no JSON lines")
         for record in records:
-            if not all(isinstance(record[key], int | float) for key in ("n_prompt", "n_gen", "avg_ts")):
+            figures = [record["n_prompt"], record["n_gen"], record["avg_ts"], *record["samples_ns"]]
+            if not all(isinstance(figure, int | float) and math.isfinite(figure) for figure in figures):
                 raise ValueError("a figure is not a number")
-            sum(record["samples_ns"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise HbfError(
             f"llama-bench printed something that is no result ({error}): {output[:80]!r}"
         ) from error

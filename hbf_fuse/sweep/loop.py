@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from hbf_fuse.sweep import place as places
 from hbf_fuse.sweep.cell import Cell, Model
 from hbf_fuse.sweep.conditions import Concern, git_state
 from hbf_fuse.sweep.place import Place
-from hbf_fuse.sweep.results import Results
+from hbf_fuse.sweep.results import Results, Unstorable
 
 SWEEP_FILE = "sweep.json"
 """What the cells of a folder have in common; a folder of single cells has none."""
@@ -40,7 +39,7 @@ def run(
     mode = ""
     _claim(results, planned[0])
     git = git_state()
-    with places.lent(results.folder) as place:
+    with places.lent() as place:
         for cell in planned:
             known = results.has(cell.name)
             document = results.load(cell.name) if known else None
@@ -50,8 +49,13 @@ def run(
                     place.warm(2 * cell.model.size)
                     mode = cell.mode
                 document = _measure(cell, place)
-                document["conditions"] = {"concerns": [str(one) for one in concerns], "git": git}
-                results.store(document)
+                conditions = {"concerns": [str(one) for one in concerns], "git": git}
+                document["conditions"] = conditions
+                try:
+                    results.store(document)
+                except Unstorable as error:
+                    document = {**_failed(cell, str(error)), "conditions": conditions}
+                    results.store(document)
                 measured += 1
             elif document["cell"] != cells.describe(cell):
                 raise _another_sweep(results, "a run of another kind with the same name")
@@ -65,7 +69,11 @@ def _measure(cell: Cell, place: Place) -> dict[str, Any]:
     try:
         return cells.run(cell, place)
     except HbfError as error:
-        return {"schema": cells.SCHEMA, "cell": cells.describe(cell), "error": str(error)}
+        return _failed(cell, str(error))
+
+
+def _failed(cell: Cell, why: str) -> dict[str, Any]:
+    return {"schema": cells.SCHEMA, "cell": cells.describe(cell), "error": why}
 
 
 @contextmanager
@@ -75,30 +83,30 @@ def locked(folder: Path) -> Iterator[Results]:
 
     HbfError if another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    results = Results(folder)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise HbfError(f"another process measures into {folder}; use another folder (-o)") from error
-        yield Results(folder)
+        fcntl.flock(results.opened.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise HbfError(f"another process measures into {folder}; use another folder (-o)") from error
+    try:
+        yield results
     finally:
-        os.close(fd)
+        # Whoever still holds on to the results holds no lock.
+        fcntl.flock(results.opened.fd, fcntl.LOCK_UN)
 
 
 def require_same(results: Results, first: Cell) -> None:
     """HbfError if this folder holds anything but runs of the sweep that `first` is of. Changes nothing."""
     path = results.folder / SWEEP_FILE
-    if not path.exists():
+    if not results.opened.has(SWEEP_FILE):
         if results.all():
             raise _another_sweep(results, "runs of hbf bench")
-        if foreign := next((name for name in _OVERWRITTEN if (results.folder / name).exists()), None):
+        if foreign := next(filter(results.opened.has, _OVERWRITTEN), None):
             raise HbfError(f"{results.folder} has a {foreign} of something else; use another folder (-o)")
         return
     try:
-        known = documents.read_json(path)
-    except HbfError as error:
+        known = documents.read_json_in(results.opened, SWEEP_FILE)
+    except (HbfError, OSError) as error:
         raise HbfError(f"{path} is damaged; use another results folder") from error
     for key, value in _identity(first).items():
         if not isinstance(known, dict) or known.get(key) != value:
@@ -108,9 +116,8 @@ def require_same(results: Results, first: Cell) -> None:
 def _claim(results: Results, first: Cell) -> None:
     """Note what this folder holds before anything is measured, or make sure that it is the same sweep."""
     require_same(results, first)
-    path = results.folder / SWEEP_FILE
-    if not path.exists():
-        documents.write_whole(path, json.dumps(_identity(first), indent=1) + "\n")
+    if not results.opened.has(SWEEP_FILE):
+        documents.write_in(results.opened, SWEEP_FILE, json.dumps(_identity(first), indent=1) + "\n")
 
 
 def _identity(cell: Cell) -> dict[str, Any]:

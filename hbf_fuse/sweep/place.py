@@ -1,10 +1,12 @@
 """What a machine lends to one cell after another: a directory for its mount, and memory for its copy."""
 
 import contextlib
+import fcntl
 import json
 import mmap
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +14,15 @@ from pathlib import Path
 import psutil
 
 from hbf_fuse.errors import HbfError
+from hbf_fuse.folder import Folder
+from hbf_fuse.mount import mountpoint as points
 from hbf_fuse.observe import machine
 from hbf_fuse.sweep import child
 from hbf_fuse.tier.expect import CHUNK_BYTES
 
-SCRATCH = ".scratch"
-"""In a results folder: nobody else's name."""
+_PREFIX = "hbf-sweep-"
+_MOUNTPOINT, TRACE = "mnt", "trace"
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _MADV_POPULATE_WRITE = 23
 _COPIER = Path(__file__).with_name("copier.py")
@@ -30,7 +35,7 @@ class Place:
 
     def __init__(self, mountpoint: Path, memory: int) -> None:
         self.mountpoint = mountpoint
-        self.trace = mountpoint.with_name("trace")
+        self.trace = mountpoint.with_name(TRACE)
         """Where a cell's mount writes every read, if that is wanted; the next cell writes over it."""
         self.traced = False
         """Whether it is wanted in any mode."""
@@ -58,7 +63,7 @@ class Place:
         HbfError if it cannot be copied.
         """
         line = [sys.executable, "-I", "-S", str(_COPIER), str(file), str(self.memory_path)]
-        said = child.run_group([*line, str(CHUNK_BYTES)], pass_fds=(self.memory,))
+        said = child.run_group([*line, str(CHUNK_BYTES)], pass_fds=(self.memory,), unprivileged=True)
         try:
             answer = json.loads(said.stdout)
         except ValueError:
@@ -69,19 +74,47 @@ class Place:
 
 
 @contextmanager
-def lent(folder: Path) -> Iterator[Place]:
-    """A place in a directory of its own in `folder`, which is removed afterwards; one that was killed may
-    have left it.
+def lent() -> Iterator[Place]:
+    """A place in a directory of its own that nobody else may enter. It is removed afterwards; what one that
+    was killed has left goes now.
     """
-    scratch = folder / SCRATCH
-    mountpoint = scratch / "mnt"
-    mountpoint.mkdir(parents=True, exist_ok=True)
-    memory = os.memfd_create("hbf-stage", os.MFD_CLOEXEC)
+    _remove_left_behind()
+    own, memory = _made(), os.memfd_create("hbf-stage", os.MFD_CLOEXEC)
     try:
-        yield Place(mountpoint, memory)
+        own.below(_MOUNTPOINT)
+        yield Place(own.path / _MOUNTPOINT, memory)
     finally:
         os.close(memory)
+        _remove(own)
+
+
+def _made() -> Folder:
+    """A fresh scratch directory, locked: others take one without a lock for one that was left behind."""
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        own = Folder(os.open(path, _OPEN), path)
+        fcntl.flock(own.fd, fcntl.LOCK_EX)
+        if os.fstat(own.fd).st_nlink:
+            return own
+
+
+def _remove_left_behind() -> None:
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        # Anybody may make such a name there.
         with contextlib.suppress(OSError):
-            mountpoint.with_name("trace").unlink(missing_ok=True)
-            mountpoint.rmdir()
-            scratch.rmdir()
+            left = Folder(os.open(path, _OPEN), path)
+            if not left.is_shared:
+                fcntl.flock(left.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(left)
+
+
+def _remove(scratch: Folder) -> None:
+    mountpoint = points.absolute(scratch.path / _MOUNTPOINT)
+    with contextlib.suppress(OSError, HbfError):
+        if points.is_stale(mountpoint):
+            points.prepare(mountpoint)
+    for name, remove in ((TRACE, os.unlink), (_MOUNTPOINT, os.rmdir)):
+        with contextlib.suppress(OSError):
+            remove(name, dir_fd=scratch.fd)
+    with contextlib.suppress(OSError):
+        scratch.path.rmdir()

@@ -4,12 +4,20 @@ import csv
 import io
 import itertools
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
+from hbf_fuse.folder import ENCODING_ERRORS, Folder
 from hbf_fuse.sweep.run import Run
+from hbf_fuse.units import format_size
+
+CSV, RUNS = "cells.csv", "runs"
+
+MAX_CSV_BYTES = 64 << 20
+"""A row takes about 1 KB."""
 
 _AXES = ("tier_mbps", "tier_lat_ms", "repeat", "mode")
 _METRICS = (
@@ -68,27 +76,62 @@ _STALLS = (
 )
 
 
+class Unstorable(HbfError):
+    """A run that would be refused when it is read again."""
+
+
 class Results:
     """One folder. Every file in it appears whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.csv_path = folder / "cells.csv"
-        self._runs = folder / "runs"
+        self.csv_path = folder / CSV
         self._known: dict[str, dict[str, Any]] | None = None
+
+    @cached_property
+    def opened(self) -> Folder:
+        """The folder itself, open; made if it is not there."""
+        return Folder.at(self.folder)
 
     def path_of(self, name: str) -> Path:
         """Where the run of a cell is kept."""
-        return self._runs / f"{name}.json"
+        return self.folder / RUNS / f"{name}.json"
 
     def store(self, document: dict[str, Any]) -> Path:
-        """Keep one run, and bring the CSV up to date."""
+        """Keep one run, and bring the CSV up to date. Unstorable if it would be refused when read again."""
         known = self._all()
         path = self.path_of(document["cell"]["name"])
-        documents.write_whole(path, json.dumps(document, indent=1) + "\n")
+        text = json.dumps(document, indent=1) + "\n"
+        if len(text) > documents.MAX_JSON_BYTES:
+            raise Unstorable(
+                f"the run {path.stem} takes {format_size(len(text))}, too much to be read again; "
+                "use a model with fewer layers"
+            )
+        try:
+            Run.checked(document)
+        except ValueError as error:
+            raise Unstorable(f"the run {path.stem} has figures that cannot be: {error}") from error
+        documents.write_in(self._runs(), path.name, text)
         known[document["cell"]["name"]] = document
         self.write_csv()
         return path
+
+    def _runs(self) -> Folder:
+        try:
+            return self.opened.below(RUNS)
+        except OSError as error:
+            raise self._no_folder(error) from error
+
+    def _existing_runs(self) -> Folder | None:
+        try:
+            return self.opened.existing(RUNS) if self.folder.exists() else None
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._no_folder(error) from error
+
+    def _no_folder(self, error: OSError) -> HbfError:
+        return HbfError(f"{self.folder / RUNS} is no folder ({error.strerror}); use another results folder")
 
     def has(self, name: str) -> bool:
         """Whether a cell was measured; one that failed was not."""
@@ -109,7 +152,7 @@ class Results:
         writer = csv.DictWriter(text, columns(rows), restval="")
         writer.writeheader()
         writer.writerows(rows)
-        documents.write_whole(self.csv_path, text.getvalue())
+        documents.write_in(self.opened, CSV, text.getvalue())
         return self.csv_path
 
     def set_aside_edited_csv(self) -> Path | None:
@@ -117,43 +160,58 @@ class Results:
 
         A CSV that lacks rows is nobody's edit: that is how a crash leaves it.
         """
-        if not self.csv_path.exists():
+        if not self.folder.exists() or not self.opened.has(CSV):
             return None
         derived = [_as_text(row(document)) for document in self.all()]
         try:
-            with self.csv_path.open(newline="", encoding="utf-8") as file:
-                edited = any(not _is_among(found, derived) for found in csv.DictReader(file))
-        except (csv.Error, UnicodeDecodeError):
+            text = self.opened.read(CSV, MAX_CSV_BYTES).decode()
+            edited = any(
+                not _is_among(found, derived) for found in csv.DictReader(io.StringIO(text, newline=""))
+            )
+        except (csv.Error, ValueError, OSError):
             edited = True
-        return self.csv_path.replace(self._free_name()) if edited else None
+        if not edited:
+            return None
+        name = self._free_name()
+        self.opened.rename(CSV, name)
+        return self.folder / name
 
-    def _free_name(self) -> Path:
-        numbers = itertools.count(2)
-        path = self.csv_path.with_name("cells.edited.csv")
-        while path.exists():
-            path = path.with_name(f"cells.edited.{next(numbers)}.csv")
-        return path
+    def _free_name(self) -> str:
+        numbers, name = itertools.count(2), "cells.edited.csv"
+        while self.opened.has(name):
+            name = f"cells.edited.{next(numbers)}.csv"
+        return name
 
     def _all(self) -> dict[str, dict[str, Any]]:
         if self._known is None:
-            self._known = {path.stem: _read(path) for path in sorted(self._runs.glob("[!.]*.json"))}
+            self._known = {}
+            runs = self._existing_runs()
+            if runs:
+                names = [name for name in runs.names() if name.endswith(".json") and not name.startswith(".")]
+                self._known = {name.removesuffix(".json"): _read(runs, name) for name in names}
         return self._known
 
 
 def read_run(path: Path) -> dict[str, Any]:
     """A run from its file. HbfError for what is none of ours, OSError if it cannot be read."""
-    document = documents.read_json(path)
+    return _checked(documents.read_json(path), path)
+
+
+def _checked(document: Any, path: Path) -> dict[str, Any]:
     try:
         return Run.checked(document)
     except ValueError as error:
         raise HbfError(f"{path} is not a run of this hbf: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(runs: Folder, name: str) -> dict[str, Any]:
+    path = runs.path / name
     try:
-        document = read_run(path)
+        document = _checked(documents.read_json_in(runs, name), path)
     except HbfError as error:
         raise HbfError(f"{error}; move it away to measure this cell again") from error
+    except OSError as error:
+        raise HbfError(f"cannot read {path}: {error.strerror}; move it away") from error
     if document["cell"]["name"] != path.stem:
         raise HbfError(f"{path} holds the run of another cell; move it away to measure this one again")
     return document
@@ -161,7 +219,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _as_text(values: dict[str, Any]) -> dict[str, str]:
     texts = {key: "" if value is None else str(value) for key, value in values.items()}
-    return {key: text.encode(errors=documents.ENCODING_ERRORS).decode() for key, text in texts.items()}
+    return {key: text.encode(errors=ENCODING_ERRORS).decode() for key, text in texts.items()}
 
 
 def _is_among(found: dict[Any, Any], derived: list[dict[str, str]]) -> bool:
@@ -176,7 +234,7 @@ def row(document: dict[str, Any]) -> dict[str, Any]:
     metrics.setdefault("why", document.get("error", ""))
     names = {"pp": f"pp{cell['bench']['n_prompt']}", "tg": f"tg{cell['bench']['n_gen']}"}
     streams = cell["mode"] == "stream"
-    return {
+    values = {
         **{key: cell[key] for key in _AXES},
         **{names.get(key, key): _short(metrics.get(key)) for key in _METRICS},
         **{key: cell["bench"][key] for key in _BENCH},
@@ -184,6 +242,7 @@ def row(document: dict[str, Any]) -> dict[str, Any]:
         **({key: _short(metrics.get(key)) for key in _STREAM} if streams else {}),
         **{key: _short(metrics.get(key)) for key in _STALLS},
     }
+    return {key: documents.inert_cell(value) for key, value in values.items()}
 
 
 def columns(rows: list[dict[str, Any]]) -> list[str]:

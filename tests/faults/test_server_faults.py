@@ -91,7 +91,9 @@ def test_a_connection_aborted_by_the_kernel(serve, reading, noise, tmp_path, eng
 def connections(point):
     """The kernel's control files of all FUSE mounts, mounted for the purpose."""
     point.mkdir()
-    linux.mount("none", str(point), "fusectl", 0, "")
+    directory = os.open(point, os.O_RDONLY)
+    linux.mount("none", directory, "fusectl", 0, "")
+    os.close(directory)
     try:
         yield point
     finally:

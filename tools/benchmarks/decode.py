@@ -100,7 +100,7 @@ def main() -> None:
 def _sweep(model: str, folder: Path, arguments: list[str]) -> None:
     """A sweep of a model, made or fetched if it is not there."""
     path = _model(model)
-    line = [sys.executable, "-m", "hbf_fuse", "sweep", "-m", str(path), "-o", str(folder), *arguments]
+    line = [sys.executable, "-P", "-m", "hbf_fuse", "sweep", "-m", str(path), "-o", str(folder), *arguments]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **PINNED})
 
 

@@ -29,7 +29,7 @@ def _nothing() -> Disturbance:
 def _hogs(count: int, nice: int = 0) -> Disturbance:
     @contextmanager
     def within(server: int, mount: Path) -> Iterator[None]:
-        line = [sys.executable, "-c", f"import os\nos.nice({nice})\nwhile True: pass"]
+        line = [sys.executable, "-I", "-c", f"import os\nos.nice({nice})\nwhile True: pass"]
         hogs = [subprocess.Popen(line) for _ in range(count)]
         try:
             time.sleep(0.1)
@@ -123,7 +123,7 @@ def _memory(mebibytes: int) -> Disturbance:
     @contextmanager
     def within(server: int, mount: Path) -> Iterator[None]:
         code = f"while True:\n    taken = bytearray({mebibytes} << 20)"
-        hog = subprocess.Popen([sys.executable, "-c", code])
+        hog = subprocess.Popen([sys.executable, "-I", "-c", code])
         try:
             time.sleep(0.1)
             yield

@@ -34,7 +34,7 @@ from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, parse_size
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-HBF = [sys.executable, "-m", "hbf_fuse"]
+HBF = [sys.executable, "-P", "-m", "hbf_fuse"]
 RATE = 100.0
 SIDE_BY_SIDE = (50.0, 100.0, 200.0)
 MOST_SECONDS_BEFORE_A_KILL = 1.5

@@ -218,7 +218,7 @@ def _write(document: dict[str, Any], options: argparse.Namespace) -> None:
 @contextmanager
 def _spinning(count: int) -> Iterator[None]:
     """Keep cores busy. These processes end with this one, however it ends."""
-    line = [sys.executable, "-c", _SPIN]
+    line = [sys.executable, "-I", "-c", _SPIN]
     spinners = [subprocess.Popen(line, start_new_session=True) for _ in range(count)]
     try:
         yield

@@ -53,7 +53,17 @@ class Fault:
 
 def try_faults(report: Path, selection: str, times: int, cycles: int, seconds: float) -> None:
     """Run the tests, in the foreground: interrupts must reach them. Exits if they do not end."""
-    line = [sys.executable, "-m", "pytest", "tests/faults", "-q", f"--junitxml={report}", "-k", selection]
+    line = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "tests/faults",
+        "-q",
+        f"--junitxml={report}",
+        "-k",
+        selection,
+    ]
     # A second try would hide the first one's failure.
     line += ["-o", "junit_family=xunit1", "--reruns", "0"]
     settings = {"HBF_FAULT_TIMES": str(times), "HBF_FAULT_CYCLES": str(cycles)}

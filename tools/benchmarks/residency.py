@@ -72,7 +72,9 @@ def _hold(source: Path, point: Path, policy: str, options: argparse.Namespace) -
         ways = [("read", "mmap")[number % 2] for number in range(options.readers)]
         readers = [
             subprocess.Popen(
-                [sys.executable, "-c", _READER, str(file), way, str(until)], stdout=subprocess.PIPE, text=True
+                [sys.executable, "-I", "-c", _READER, str(file), way, str(until)],
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for way in ways
         ]

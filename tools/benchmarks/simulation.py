@@ -162,6 +162,7 @@ def _bench(
     trace, output = folder / f"{name}.trace", folder / name
     line = [
         sys.executable,
+        "-P",
         "-m",
         "hbf_fuse",
         "bench",

@@ -103,7 +103,7 @@ def _within(runs: dict[Combination, list[dict[str, float]]]) -> str:
 
 @contextmanager
 def _hogs(count: int) -> Iterator[None]:
-    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    hogs = [subprocess.Popen([sys.executable, "-I", "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
     finally:

@@ -111,7 +111,7 @@ def _summary(engine: str, mbps: float, runs: list[dict[str, float]]) -> dict[str
 def _hogs(busy: str) -> list[list[str]]:
     """Commands that keep the cores busy: a loop on each, or llama-bench decoding a model of its own."""
     if busy == "spin":
-        return [[sys.executable, "-c", "while True: pass"]] * (os.cpu_count() or 1)
+        return [[sys.executable, "-I", "-c", "while True: pass"]] * (os.cpu_count() or 1)
     if busy == "llama":
         model = preset_model(DEFAULT_PRESET, lambda message: None)
         return [[str(llama.find()), "-m", str(model), "-p", "0", "-n", "1024", "-r", "10000"]]

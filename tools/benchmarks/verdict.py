@@ -249,7 +249,7 @@ def _swept(folder: Path, repeats: int) -> dict[str, Any]:
             path.parent.mkdir(parents=True, exist_ok=True)
             published.fetch(model, path)
         results = folder / name
-        line = [sys.executable, "-m", "hbf_fuse", "sweep", "-m", str(path), "-o", str(results), *axes]
+        line = [sys.executable, "-P", "-m", "hbf_fuse", "sweep", "-m", str(path), "-o", str(results), *axes]
         line += ["--repeats", str(repeats)]
         subprocess.run(
             line, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_PROC_BIND": "true"}

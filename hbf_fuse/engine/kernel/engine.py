@@ -1,5 +1,6 @@
 """The default engine: a mount, its session, and the compiled loop for its reads if there is one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,17 +30,17 @@ class KernelEngine:
 
     def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool, async_dio: bool) -> None:
         self._fs = fs
-        # As mount tables name it.
-        self._mountpoint = mountpoint.resolve()
+        self._mountpoint = mountpoint
         self._allow_other = allow_other
         self._async_dio = async_dio
         self._session: Session | None = None
         self.beats = not compiled.why_not()
         self._placed: mounting.Placed | None = None
 
-    def start(self) -> None:
-        device = Descriptor(mounting.mount(self._mountpoint, self._allow_other, self._fs.source))
-        self._placed = mounting.Placed(self._mountpoint)
+    def start(self, directory: int, mounted: Callable[[int], None] = lambda number: None) -> None:
+        fd, self._placed = mounting.mount(self._mountpoint, directory, self._allow_other, self._fs.source)
+        device = Descriptor(fd)
+        mounted(self._placed.number)
         try:
             loop = _loop_for(device, self._fs)
             self._session = session = Session(

@@ -12,28 +12,31 @@ from pathlib import Path
 
 from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import find, mounts
+from hbf_fuse.mountinfo import Mount, by_number, find, mounts
 
 DEVICE = "/dev/fuse"
 FSTYPE = "fuse.hbf"
 FUSE_CONF = Path("/etc/fuse.conf")
 MAX_REQUEST = 1 << 20
+_MOVED_TIMES = 20
 _FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
-def mount(mountpoint: Path, allow_other: bool, source: Path) -> int:
-    """Mount and return the descriptor that requests come from. HbfError says what is missing.
+def mount(mountpoint: Path, directory: int, allow_other: bool, source: Path) -> "tuple[int, Placed]":
+    """Mount over a directory; returns the descriptor that requests come from, and the mount. HbfError says
+    what is missing.
 
-    source: what mount tables are to name; `mount -a` recognises by it what is mounted already.
+    directory: what was found at the mountpoint, open: it may be called otherwise by now. source: what mount
+    tables are to name; `mount -a` recognises by it what is mounted already.
     """
-    options = ["default_permissions", f"max_read={MAX_REQUEST}", *(["allow_other"] if allow_other else [])]
     if not Path(DEVICE).exists():
         raise HbfError(
             f"there is no {DEVICE}; load it with `modprobe fuse`; a container needs --device {DEVICE}"
         )
+    options = ["default_permissions", f"max_read={MAX_REQUEST}", *(["allow_other"] if allow_other else [])]
     if os.geteuid() == 0:
-        return _mount_as_root(mountpoint, options, source)
-    return _mount_as_user(mountpoint, [*options, f"fsname={escaped(source)}"])
+        return _mount_as_root(mountpoint, directory, options, source)
+    return _mount_as_user(mountpoint, [*options, f"fsname={escaped(source)}"]), Placed.at(mountpoint)
 
 
 def escaped(source: Path) -> str:
@@ -41,19 +44,38 @@ def escaped(source: Path) -> str:
     return str(source).replace("\\", "\\\\").replace(",", "\\,")
 
 
-def unmount(mountpoint: Path, lazy: bool = False) -> None:
-    """End a mount. OSError EBUSY if it is in use and lazy is off, EINVAL if nothing is mounted there, EPERM
-    if it is somebody else's.
+def unmount(mount: Mount, lazy: bool = False) -> None:
+    """End a mount. OSError EBUSY if it is in use and lazy is off, EINVAL if it is not where it was, EPERM if
+    it is somebody else's.
     """
     if os.geteuid() == 0:
-        linux.umount(str(mountpoint), linux.MNT_DETACH if lazy else 0)
+        _umount(mount, linux.MNT_DETACH if lazy else 0)
         return
-    command = [_fusermount(), "-u", *(["-z"] if lazy else []), "--", str(mountpoint)]
+    command = [_fusermount(), "-u", *(["-z"] if lazy else []), "--", str(mount.mountpoint)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        denied = errno.EINVAL if _is_free(mountpoint) else errno.EPERM
+        denied = errno.EINVAL if _is_free(mount.mountpoint) else errno.EPERM
         code = errno.EBUSY if "busy" in result.stderr else denied
-        raise OSError(code, os.strerror(code), str(mountpoint))
+        raise OSError(code, os.strerror(code), str(mount.mountpoint))
+
+
+def _umount(mount: Mount, flags: int) -> None:
+    """This mount and no other, also where somebody exchanges folders meanwhile: a mountpoint itself cannot be
+    renamed, and what it lies in is held.
+    """
+    point = mount.mountpoint
+    folder = linux.open_unlinked(point.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        fd = os.open(point.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            is_there = linux.mount_id(fd) == mount.number
+        finally:
+            os.close(fd)
+        if not is_there:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(point))
+        linux.umount(f"/proc/self/fd/{folder}/{point.name}", linux.UMOUNT_NOFOLLOW | flags)
+    finally:
+        os.close(folder)
 
 
 def _is_free(mountpoint: Path) -> bool:
@@ -64,60 +86,87 @@ def _is_free(mountpoint: Path) -> bool:
         return False
 
 
-def abort(mountpoint: Path, device: str) -> None:
-    """Give an error to everybody who waits for a server that does not answer. device: as Mount has it.
+def abort(mount: Mount) -> None:
+    """Give an error to everybody who waits for a server that does not answer.
 
     Root has umount2(2) do it; others have the kernel's control file, where that is mounted.
     """
     with contextlib.suppress(OSError):
         if os.geteuid() == 0:
-            linux.umount(str(mountpoint), linux.MNT_FORCE)
+            _umount(mount, linux.MNT_FORCE)
         else:
-            number = device.partition(":")[2]
+            number = mount.device.partition(":")[2]
             Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1")
 
 
 class Placed:
     """A mount that was just made, to be ended later: itself, not what else may lie on its path by then."""
 
-    def __init__(self, mountpoint: Path) -> None:
-        """mountpoint: without links, as mount tables name it."""
+    def __init__(self, number: int) -> None:
+        """number: the mount's id."""
+        self.number = number
+        found = by_number(number)
+        self._device = found.device if found else ""
+
+    @classmethod
+    def at(cls, mountpoint: Path) -> "Placed":
+        """What lies there. mountpoint: without links, as mount tables name it."""
         found = find(mountpoint)
-        self._itself = (found.number, found.device) if found else None
+        return cls(found.number if found else 0)
 
     def unmount(self, lazy: bool) -> None:
         """See unmount_or_explain. Nothing if it has ended, was detached, or lies under another mount.
 
         A folder above it may have been renamed meanwhile.
         """
-        for each in mounts():
-            if (each.number, each.device) == self._itself and find(each.mountpoint) == each:
-                unmount_or_explain(each.mountpoint, lazy)
+        found = by_number(self.number)
+        # Numbers are given again.
+        if found and found.device == self._device and find(found.mountpoint) == found:
+            unmount_or_explain(found, lazy)
 
 
-def unmount_or_explain(mountpoint: Path, lazy: bool = False) -> None:
-    """End a mount if there is one; HbfError says what holds it."""
+def unmount_or_explain(mount: Mount, lazy: bool = False) -> None:
+    """End a mount if it is there, wherever it has been moved to; HbfError says what holds it."""
+    for _ in range(_MOVED_TIMES):
+        _unmount_or_explain(mount, lazy)
+        left = by_number(mount.number)
+        if left is None or left.device != mount.device:
+            return
+        mount = left
+    raise HbfError(
+        f"{mount.mountpoint} is moved about by somebody while it is being unmounted; "
+        "end who does that, and try again"
+    )
+
+
+def _unmount_or_explain(mount: Mount, lazy: bool) -> None:
     try:
-        unmount(mountpoint, lazy)
+        unmount(mount, lazy)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise HbfError(f"{mountpoint} is in use; end its users, or unmount with --force") from error
+            raise HbfError(f"{mount.mountpoint} is in use; end its users, or unmount with --force") from error
         if error.errno == errno.EPERM:
-            raise HbfError(f"cannot unmount {mountpoint}: only its owner or root can") from error
-        if error.errno != errno.EINVAL:
-            raise HbfError(f"cannot unmount {mountpoint}: {error.strerror}") from error
+            raise HbfError(f"cannot unmount {mount.mountpoint}: only its owner or root can") from error
+        if error.errno not in (errno.EINVAL, errno.ENOENT, errno.ELOOP):
+            raise HbfError(f"cannot unmount {mount.mountpoint}: {error.strerror}") from error
 
 
-def _mount_as_root(mountpoint: Path, options: list[str], source: Path) -> int:
+def _mount_as_root(
+    mountpoint: Path, directory: int, options: list[str], source: Path
+) -> "tuple[int, Placed]":
     fd = _open_device()
-    mode = stat.S_IFMT(mountpoint.stat().st_mode)
+    mode = stat.S_IFMT(os.fstat(directory).st_mode)
     data = ",".join([f"fd={fd},rootmode={mode:o},user_id=0,group_id=0", *options])
+    before = {each.number for each in mounts()}
     try:
-        linux.mount(str(source), str(mountpoint), FSTYPE, _FLAGS, data)
+        linux.mount(str(source), directory, FSTYPE, _FLAGS, data)
     except OSError as error:
         os.close(fd)
         raise HbfError(f"cannot mount on {mountpoint}: {error.strerror}; {_mount_advice(error)}") from error
-    return fd
+    # Whatever the directory is called by now.
+    point = linux.path_of(directory)
+    made = (each.number for each in mounts() if each.number not in before and each.mountpoint == point)
+    return fd, Placed(next(made, 0))
 
 
 def require_user_allow_other() -> None:

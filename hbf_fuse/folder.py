@@ -1,0 +1,152 @@
+"""A directory that is open: what is in it is reached from there, and no link in it is followed.
+
+So that it does not matter who else may write to it: names may be exchanged for links to somewhere else at any
+moment, but what is opened lies in this directory and is a file or a directory.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from hbf_fuse import linux
+from hbf_fuse.errors import HbfError
+
+ENCODING_ERRORS = "backslashreplace"
+"""For what is no Unicode: a model's name may have any bytes."""
+
+_PIECE = 1 << 20
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class Folder:
+    """Names are single ones, without slashes. path: as messages have it."""
+
+    def __init__(self, fd: int, path: Path) -> None:
+        """fd: of the directory; closed with this."""
+        self._open = linux.Descriptor(fd)
+        self.path = path
+
+    @classmethod
+    def at(cls, path: Path) -> "Folder":
+        """A directory by its path, links and all: that is what somebody named. Made if it is not there.
+
+        HbfError if root would follow another user's link. OSError if it cannot be made or opened.
+        """
+        path = path.absolute()
+        try:
+            found = linux.open_folder(path)
+        except FileNotFoundError:
+            return cls.at(path.parent).below(path.name)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise HbfError(f"{path}: another user's link is in the way; name where it leads to") from error
+        try:
+            return cls(os.open(f"/proc/self/fd/{found}", _OPEN_FOLDER), path)
+        finally:
+            os.close(found)
+
+    @property
+    def fd(self) -> int:
+        return self._open.number
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether somebody else may change what is in it (root aside)."""
+        known = os.fstat(self.fd)
+        return known.st_uid != os.geteuid() or bool(known.st_mode & 0o022)
+
+    def below(self, name: str) -> "Folder":
+        """A folder in this one, made if it is not there. OSError if it is something else."""
+        try:
+            return self.existing(name)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=self.fd)
+            return self.existing(name)
+
+    def existing(self, name: str) -> "Folder":
+        """A folder in this one. OSError if there is none of that name."""
+        _check_single(name)
+        return Folder(os.open(name, _OPEN_FOLDER | os.O_NOFOLLOW, dir_fd=self.fd), self.path / name)
+
+    def names(self) -> list[str]:
+        """What is in it, in order."""
+        return sorted(os.listdir(self.fd))  # noqa: PTH208 - of a descriptor
+
+    def has(self, name: str) -> bool:
+        """Whether anything has this name."""
+        try:
+            os.lstat(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def read(self, name: str, most: int) -> bytes:
+        """A file's content. ValueError if it is longer than `most` bytes, or no file; OSError if it cannot be
+        read.
+        """
+        _check_single(name)
+        return read_file(os.open(name, READ | os.O_NOFOLLOW, dir_fd=self.fd), most)
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """A file that appears whole or not at all, and outlives a crash. OSError if it cannot be written."""
+        if isinstance(content, str):
+            content = content.encode(errors=ENCODING_ERRORS)
+        with self.appearing(name) as file:
+            file.write(content)
+
+    @contextmanager
+    def appearing(self, name: str, mode: int = 0o666) -> Iterator[BinaryIO]:
+        """The same for what is written piece by piece; nothing is left if that fails."""
+        _check_single(name)
+        # A name that can be foreseen might be taken.
+        temporary = f".{name}.{secrets.token_hex(6)}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(temporary, flags, mode, dir_fd=self.fd)
+        try:
+            with open(fd, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            self.rename(temporary, name)
+        except BaseException:
+            os.unlink(temporary, dir_fd=self.fd)
+            raise
+        os.fsync(self.fd)
+
+    def rename(self, name: str, to: str) -> None:
+        """Takes the place of what has that name."""
+        os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+
+def _check_single(name: str) -> None:
+    """ValueError for a name that leads elsewhere: some come from files of others."""
+    if "/" in name or name in ("", ".", ".."):
+        raise ValueError(f"{name!r} is no name of a file")
+
+
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""A pipe or a terminal in place of a file is not waited for."""
+
+
+def read_file(fd: int, most: int) -> bytes:
+    """What a file that is open has; it is closed. ValueError for what is no file, or longer than `most`
+    bytes.
+    """
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ValueError("it is not a file")
+        content = bytearray()
+        while len(content) <= most and (more := os.read(fd, min(_PIECE, most + 1 - len(content)))):
+            content += more
+    finally:
+        os.close(fd)
+    if len(content) > most:
+        raise ValueError(f"it is longer than {most} bytes")
+    return bytes(content)

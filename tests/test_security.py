@@ -1,0 +1,433 @@
+"""Nobody gets in: what another user, or a file of another's, must not make this program do.
+
+SECURITY.md promises it; each promise that can be tried is tried here.
+"""
+
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from hbf_fuse import documents, linux, mountinfo
+from hbf_fuse.engine.kernel import mounting
+from hbf_fuse.errors import HbfError
+from hbf_fuse.folder import Folder
+from hbf_fuse.fs import Filesystem
+from hbf_fuse.fs.backing import identity, open_source
+from hbf_fuse.fs.placement import Placement, Rule
+from hbf_fuse.gguf import reader
+from hbf_fuse.mount import live, mountpoint, server
+from hbf_fuse.report import summary
+from hbf_fuse.sweep import child, llama, loop
+from hbf_fuse.sweep.results import Results
+from hbf_fuse.tier import TierSpec
+
+HBF = [sys.executable, "-P", "-m", "hbf_fuse"]
+RACES = 200
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts for root in a folder of somebody else's")
+
+
+@contextmanager
+def exchanging(one, other):
+    """Two names are exchanged for one another, over and over (renameat2(2), RENAME_EXCHANGE)."""
+    over = threading.Event()
+
+    done = []
+
+    def run():
+        while not over.is_set():
+            # EBUSY while something is mounted there.
+            if linux._libc.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2) == 0:
+                done.append(1)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+    assert len(done) > 10
+
+
+@contextmanager
+def a_tmpfs(point):
+    point.mkdir(exist_ok=True)
+    directory = os.open(point, os.O_RDONLY)
+    linux.mount("none", directory, "tmpfs", 0, "")
+    os.close(directory)
+    number = mountinfo.find(point).number
+    try:
+        yield number
+    finally:
+        if mountinfo.by_number(number):
+            linux.umount(str(mountinfo.by_number(number).mountpoint), linux.MNT_DETACH)
+
+
+# Code from the current directory
+
+
+@pytest.mark.parametrize("command", [["doctor"], ["bench", "--mbps", "max"], ["mount", "source", "mnt"]])
+def test_nothing_in_the_current_directory_is_run(noise, tmp_path, command):
+    (tmp_path / "mnt").mkdir()
+    noise(4096).rename(tmp_path / "source")
+    for name in ("hbf_fuse/__init__.py", "dataclasses.py", "json.py", "pip.py", "sitecustomize.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"open({str(tmp_path / 'run')!r}, 'a').write('x')\n")
+    subprocess.run([*HBF, *command], cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    subprocess.run([*HBF, "umount", str(tmp_path / "mnt")], capture_output=True, check=False)
+    assert not (tmp_path / "run").exists()
+
+
+# Results folders that others may write to
+
+
+def test_what_is_written_below_a_folder_follows_no_link(tmp_path):
+    """While names are exchanged for links to somewhere else."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "theirs/runs").mkdir(parents=True)
+    (tmp_path / "theirs/link").symlink_to(tmp_path / "mine")
+    refused = 0
+    with exchanging(tmp_path / "theirs/runs", tmp_path / "theirs/link"):
+        folder = Folder.at(tmp_path / "theirs")
+        for number in range(RACES):
+            try:
+                folder.below("runs").write(f"{number}.json", "{}")
+            except OSError:
+                refused += 1
+    assert not list((tmp_path / "mine").iterdir())
+    assert refused < RACES
+
+
+def test_a_link_in_place_of_a_file_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/cells.csv").symlink_to(tmp_path / "mine")
+    documents.write_whole(tmp_path / "results/cells.csv", "a,b\n")
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert not (tmp_path / "results/cells.csv").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["runs", "sweep.json", "cells.csv", "report.md", "plots"])
+def test_a_results_folder_with_links_in_it_is_told_of_or_mended(tiny_model, llama_bench, tmp_path, name):
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / name).symlink_to(tmp_path / "mine")
+    grid = ["--mbps", "max", "--lat", "0", "--repeats", "1", "-p", "8", "-n", "1"]
+    said = subprocess.run(
+        [*HBF, "sweep", *grid, "-m", str(tiny_model), "-o", str(tmp_path / "results")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not list((tmp_path / "mine").iterdir())
+    assert "Traceback" not in said.stderr
+
+
+def test_names_from_results_lead_nowhere_else(tmp_path):
+    for name in ("../x", "a/b", "", "..", "."):
+        with pytest.raises(ValueError, match="no name of a file"):
+            Folder.at(tmp_path).write(name, "")
+
+
+@as_root
+def test_a_folder_that_is_another_users_link_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "results").symlink_to(tmp_path / "mine")
+    assert Folder.at(tmp_path / "results").path
+    os.chown(tmp_path / "results", 65534, 65534, follow_symlinks=False)
+    for path in ("results", "results/below"):
+        with pytest.raises(HbfError, match="another user's link"):
+            Folder.at(tmp_path / path)
+        with pytest.raises(HbfError, match="another user's link"):
+            mountpoint.absolute(tmp_path / path / "mnt")
+    monkeypatch.setenv("SUDO_UID", "65534")
+    assert Folder.at(tmp_path / "results").path
+
+
+# Mountpoints
+
+
+@as_root
+def test_what_is_mounted_on_is_what_was_looked_at(tmp_path):
+    """While the mountpoint is exchanged for a link to another directory."""
+    (tmp_path / "theirs/mnt").mkdir(parents=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "theirs/link").symlink_to(tmp_path / "mine")
+    mounted = refused = 0
+    with exchanging(tmp_path / "theirs/mnt", tmp_path / "theirs/link"):
+        for _ in range(RACES):
+            try:
+                with mountpoint.claimed(tmp_path / "theirs/mnt") as directory:
+                    fd, placed = mounting.mount(tmp_path / "theirs/mnt", directory, False, tmp_path)
+            except (HbfError, OSError):
+                refused += 1
+                continue
+            mounted += 1
+            point = mountinfo.by_number(placed.number).mountpoint
+            os.close(fd)
+            linux.umount(str(point), linux.MNT_DETACH)
+            assert point.parent == tmp_path / "theirs"
+    assert mounted and refused
+
+
+@as_root
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "umount"])
+def test_only_our_own_mount_is_ended(noise, tmp_path, how):
+    """The folder above it was exchanged: there is another file system where ours was."""
+    (tmp_path / "theirs/mnt").mkdir(parents=True)
+    line = [*HBF, "mount", "-f", str(noise(1 << 20)), str(tmp_path / "theirs/mnt")]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as server:
+        assert any("is served at" in said for said in iter(server.stderr.readline, ""))
+        ours = mountinfo.find(tmp_path / "theirs/mnt")
+        (tmp_path / "theirs").rename(tmp_path / "away")
+        (tmp_path / "theirs").mkdir()
+        with a_tmpfs(tmp_path / "theirs/mnt") as other:
+            if how == "umount":
+                line = [*HBF, "umount", "--force", str(tmp_path / "theirs/mnt")]
+                assert subprocess.run(line, capture_output=True, check=False).returncode
+                assert mountinfo.by_number(other) and mountinfo.by_number(ours.number)
+                with pytest.raises(OSError, match="Invalid"):
+                    mounting.unmount(ours, lazy=True)
+                server.terminate()
+            else:
+                server.send_signal(getattr(signal, how))
+            server.wait(20)
+            _wait_until(lambda: not mountinfo.by_number(ours.number))
+            assert mountinfo.by_number(other)
+
+
+def _wait_until(condition, seconds=10):
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+# Sources
+
+
+@as_root
+def test_a_file_of_another_file_system_is_not_the_source(tmp_path):
+    """Same inode, size and time."""
+    files = []
+    with a_tmpfs(tmp_path / "a"), a_tmpfs(tmp_path / "b"):
+        for name in "ab":
+            (tmp_path / name / "model.gguf").write_bytes(name.encode() * 4096)
+            os.utime(tmp_path / name / "model.gguf", ns=(1, 1))
+            files.append((tmp_path / name / "model.gguf").stat())
+        assert files[0].st_ino == files[1].st_ino
+        with pytest.raises(OSError, match="changed"):
+            open_source(tmp_path / "b/model.gguf", identity(files[0]))
+
+
+def test_no_link_is_followed_when_a_source_is_opened_again(noise, tmp_path, mount):
+    (tmp_path / "served/sub").mkdir(parents=True)
+    noise(8192).rename(tmp_path / "served/sub/model.bin")
+    point = mount(tmp_path / "served")
+    assert len((point / "sub/model.bin").read_bytes()) == 8192
+    (tmp_path / "served/sub").rename(tmp_path / "elsewhere")
+    (tmp_path / "served/sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError):
+        (point / "sub/model.bin").open()
+
+
+# What is read is bounded
+
+
+@pytest.mark.parametrize("kind", ["endless", "pipe", "sparse", "nested", "digits"])
+@pytest.mark.parametrize("name", ["cells.csv", "runs/x.json", "sweep.json", "grid.toml"])
+def test_hostile_files_cost_little_and_end_in_a_line(tiny_model, llama_bench, tmp_path, kind, name):
+    file = tmp_path / "results" / name
+    (tmp_path / "results/runs").mkdir(parents=True)
+    if kind == "endless":
+        file.symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "sparse":
+        file.touch()
+        os.truncate(file, 1 << 43)
+    else:
+        file.write_text({"nested": "[" * 100_000, "digits": '{"a": ' + "9" * 5000 + "}"}[kind])
+    command = ["report", str(tmp_path / "results")]
+    if name != "runs/x.json":
+        grid = [str(file)] if name == "grid.toml" else ["--mbps", "max", "--lat", "0", "--repeats", "1"]
+        model = ["-p", "8", "-n", "1", "-m", str(tiny_model)]
+        command = ["sweep", *grid, *model, "-o", str(tmp_path / "results")]
+    code = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    begin = time.monotonic()
+    said = subprocess.run(
+        [sys.executable, "-c", code, *HBF, *command], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert time.monotonic() - begin < 30
+    assert "Traceback" not in said.stderr and "MemoryError" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "{" * 100_000,
+        '{"n_prompt": 8, "n_gen": 0, "avg_ts": NaN, "samples_ns": [1]}',
+        '{"n_prompt": 8, "n_gen": 0, "avg_ts": 1e999, "samples_ns": [1]}',
+        '{"n_prompt": 8, "n_gen": 0, "avg_ts": 1, "samples_ns": [' + "9" * 4000 + "]}",
+        '{"a":' * 100_000,
+    ],
+)
+def test_what_llama_bench_prints_is_checked(output):
+    with pytest.raises(HbfError, match="no result"):
+        llama._parse(output)
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_who_talks_without_end_is_ended_or_not_listened_to(stream):
+    code = f"import os\nfor _ in range({1000 if stream == 1 else 60}): os.write({stream}, b'x' * (1 << 20))"
+    begin = time.monotonic()
+    line = [sys.executable, "-c", code]
+    if stream == 1:
+        with pytest.raises(HbfError, match="printed more than"):
+            child.run_group(line)
+    else:
+        assert len(child.run_group(line).stderr) <= child.MAX_SAID_BYTES
+    assert time.monotonic() - begin < 60
+
+
+def test_an_expression_that_takes_for_ever_is_told(tiny_model):
+    model = reader.read(tiny_model)
+    begin = time.monotonic()
+    with pytest.raises(HbfError, match="takes too long"):
+        Placement(model, [Rule.parse(r"^(?:(?:\w|\w\w|\.)+)+k$=dram")] * 3)
+    assert time.monotonic() - begin < 10
+
+
+def test_a_mount_of_anothers_may_answer_what_it_likes(noise, mount, monkeypatch):
+    """Endless or nested: it is no live mount of ours, in one line."""
+    point = mount(noise(4096))
+    monkeypatch.setattr(documents, "MAX_JSON_BYTES", 100)
+    with pytest.raises(HbfError, match="no live hbf mount of yours"):
+        live.read_hidden(point, "stats.json")
+
+
+# Metrics, and crowds
+
+
+def test_slow_clients_lock_nobody_out(noise, tmp_path, monkeypatch):
+    pytest.importorskip("prometheus_client")
+    from hbf_fuse.mount import metrics
+
+    monkeypatch.setattr(metrics, "_SECONDS_EACH", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    metrics.serve(Filesystem(noise(4096), TierSpec(100)), str(port))
+    slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(16)]
+    over = threading.Event()
+
+    def drip():
+        while not over.wait(0.2):
+            for client in slow:
+                with suppress(OSError):
+                    client.send(b"G")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        time.sleep(2)
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+            client.send(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert b"200" in client.recv(100)
+    finally:
+        over.set()
+        thread.join()
+        for client in slow:
+            client.close()
+
+
+def test_a_crowd_of_readers_does_not_delay_a_stat(noise, mount):
+    point = mount(noise(64 << 20), mbps=5)
+    file = point / "model.gguf"
+
+    def read(number):
+        fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
+        try:
+            os.preadv(fd, [mmap.mmap(-1, 1 << 16)], number << 16)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+
+    crowd = [threading.Thread(target=read, args=(number,)) for number in range(300)]
+    for thread in crowd:
+        thread.start()
+    time.sleep(0.2)
+    begin = time.monotonic()
+    os.statvfs(point)
+    took = time.monotonic() - begin
+    for thread in crowd:
+        thread.join()
+    assert took < 0.5
+
+
+# Privileges
+
+
+def capabilities(status):
+    (line,) = (line for line in status.splitlines() if line.startswith("CapEff"))
+    mask = int(line.split()[1], 16)
+    return {number for number in range(64) if mask >> number & 1}
+
+
+@as_root
+def test_what_a_sweep_starts_may_do_little():
+    said = child.run_group(["cat", "/proc/self/status"], unprivileged=True)
+    assert capabilities(said.stdout) <= linux.KEPT_BY_CHILDREN
+    assert "NoNewPrivs:\t1" in said.stdout
+
+
+@as_root
+def test_a_server_keeps_what_it_needs(noise, mount):
+    point = mount(noise(4096))
+    pid = live.read_hidden(point, "spec.json")["pid"]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):
+            assert capabilities((task / "status").read_text()) <= server._KEPT
+
+
+# Output
+
+
+HOSTILE = "\x1b]0;owned\x07<img src=x onerror=alert(1)>|[click](javascript:alert(1))\n# Heading"
+
+
+def test_markdown_quotes_nobodys_markup():
+    text = summary.inert(HOSTILE)
+    assert not set(text) & set("<|[]\x1b\n\x07")
+    assert "&lt;img" in text
+
+
+def test_a_csv_holds_no_formulas():
+    for value in ("=1+1", "+1", "-1", "@x", "\tx"):
+        assert documents.inert_cell(value).startswith("'")
+    assert documents.inert_cell(-1.5) == -1.5 and documents.inert_cell("agrees") == "agrees"
+
+
+def test_two_commands_of_one_folder_still_exclude_each_other(tmp_path):
+    with (
+        loop.locked(tmp_path / "results"),
+        pytest.raises(HbfError, match="another process"),
+        loop.locked(tmp_path / "results"),
+    ):
+        pass
+    with loop.locked(tmp_path / "results") as results:
+        assert isinstance(results, Results)
