@@ -1,6 +1,6 @@
 """The findings page: a sweep over the reference experiment's points beside the reference's own figures.
 
-Run as: findings.py DOCS RESULTS. Reads DOCS/reference-v2.csv, writes DOCS/findings-v3.md and .csv.
+Run as: findings.py DOCS RESULTS [RESULTS OF A REAL MODEL]... Reads DOCS/reference-v2.csv, writes DOCS/findings-v3.md and .csv.
 """
 
 import csv
@@ -40,7 +40,7 @@ mapped straight from the tier (mode `mmap`), where readahead keeps so much in fl
 
 Every figure: [findings-v3.csv](findings-v3.csv), a row per repeat; [definitions.md](definitions.md) says
 what each column means. pp and tg cannot be compared with the reference's: another CPU, other weights. Decode is
-{n_gen} tokens where the reference had 256: tg is a rate and staging does not depend on it, so the sweep takes 25
+{n_gen} tokens where the reference had 256: tg is a rate and staging does not depend on it, so the sweep takes
 minutes and not over an hour. In the first run below decode counts for that much less. The modes were measured one
 after the other, tiers shuffled within each.
 """
@@ -50,13 +50,14 @@ _HOW = """## Do it again
 ```
 hbf model make qwen2.5-3b-q4_k_m -o model.gguf
 hbf sweep -m model.gguf --mode mmap,stage {axes} -o results/v3
-tools/findings results/v3
+hbf sweep -m "$(hbf model get gemma3-270m)" --mbps 250,500,1000 --lat 0,1,5 -p 8 -n 4 -o results/gemma3
+tools/findings results/v3 results/gemma3
 ```
 """
 
 
-def main(docs: Path, results: Path) -> None:
-    """See the module."""
+def main(docs: Path, results: Path, *others: Path) -> None:
+    """See the module. others: results of sweeps of real models, to stand beside."""
     documents = Results(results).all()
     series = {each.mode: each for each in summary.series_of(documents)}
     with (docs / "reference-v2.csv").open() as file:
@@ -77,6 +78,11 @@ def main(docs: Path, results: Path) -> None:
         text += [f"## {section.title}\n", summary.table(section.series.columns, section.rows)]
         text += [*(f"- {line}" for line in section.meaning), "", "Whether to believe it:\n"]
         text += [*(f"- {line}" for line in section.checks), ""]
+    for other in others:
+        beside = Results(other).all()
+        for series in summary.series_of(beside):
+            text += [f"## A real model: {beside[0]['cell']['model']['name']} ({series.title})\n"]
+            text += [summary.table(series.columns, [point.row() for point in series.points])]
     text += ["## Notable runs\n", *(f"- {line}" for line in page.remarks(documents) or ["None."]), ""]
     text += ["## Measured on\n", *(f"- {line}" for line in page.environment(documents)), ""]
     first = documents[0]["cell"]["bench"]
@@ -120,4 +126,4 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))
