@@ -1,6 +1,7 @@
 """report.html: one file that asks nobody for anything."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -23,7 +24,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(figure=cell_text, prose=_prose)
+    environment.filters.update(figure=cell_text, prose=_prose, verdict_first=_verdict_first)
     text = environment.get_template("report.html").render(
         legend=page.LEGEND,
         parts=[
@@ -36,6 +37,12 @@ def render(
         environment=page.environment(documents),
     )
     return text, [plot for group in drawn for plot in group]
+
+
+def _verdict_first(columns: Sequence[str]) -> list[str]:
+    """Behind the tier: a screen has no room for all of them, and this one is to be seen."""
+    others = [column for column in columns if column != "verdict"]
+    return [*others[:2], "verdict", *others[2:]]
 
 
 def _prose(text: str) -> Markup:

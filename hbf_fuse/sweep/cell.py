@@ -268,9 +268,11 @@ def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> dict[st
         reader = "the copy" if cell.mode == "stage" else "llama-bench"
         raise HbfError(f"{reader} did not read the model from the mount") from None
     staging = file["staging"]
-    verdict, reasons = staging["verdict"], list(staging["reasons"])
-    if _follows_chunks(cell, staging):
+    verdict, reasons, bound = staging["verdict"], list(staging["reasons"]), staging["bound_pct"]
+    off_chunks = _off_chunks_pct(cell, staging)
+    if off_chunks is not None and off_chunks <= tolerance_pct(cell.spec):
         verdict, reasons = AGREES, ["window-bound"] if staging["shares"]["window"] else []
+        bound = off_chunks if bound is None else min(bound, off_chunks)
     if not file["complete"]:
         verdict, reasons = UNSURE, ["incomplete", *reasons]
     elif resident:
@@ -280,7 +282,7 @@ def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> dict[st
         "stage_effective_mbps": staging["achieved_mbps"],
         "model_mbps": staging["model_mbps"],
         "tier_error_pct": staging["error_pct"],
-        "tier_bound_pct": staging["bound_pct"],
+        "tier_bound_pct": bound,
         "verdict": verdict,
         "reasons": reasons,
         "valid": verdict == AGREES,
@@ -289,17 +291,18 @@ def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> dict[st
     }
 
 
-def _follows_chunks(cell: Cell, staging: dict[str, Any]) -> bool:
-    """Whether a copy took what its chunks take by bandwidth and latency.
+def _off_chunks_pct(cell: Cell, staging: dict[str, Any]) -> float | None:
+    """By how many percent a copy is off what its chunks take by bandwidth and latency; None where no chunks
+    are known.
 
     The mount is unsure where pauses might be its own doing. In mode `stage` all pauses are known beforehand,
     so where both models agree there is nothing left to doubt.
     """
     ideal = expect.staging_mbps(cell.spec, chunked=True)
     if cell.mode != "stage" or not ideal or not cell.spec.plain or staging["error_pct"] is None:
-        return False
+        return None
     errors = float(staging["error_pct"]), (float(staging["achieved_mbps"]) / ideal - 1) * 100
-    return max(map(abs, errors)) <= tolerance_pct(cell.spec)
+    return max(map(abs, errors))
 
 
 def _running(cell: Cell, bench: llama.BenchRun, stats: dict[str, Any] | None) -> dict[str, Any]:
