@@ -267,6 +267,10 @@ def test_waits_for_a_cpu_count_beyond_what_is_reckoned_with(monkeypatch):
     assert coverage.first_pass(0).contention_seconds == pytest.approx(0.006)
 
 
+def test_a_thread_number_that_no_kernel_gives_is_nobodys():
+    assert Starved().ns([1 << 31, (1 << 32) - 1]) == 0
+
+
 @pytest.mark.parametrize(
     ("late_ms", "seen_ms", "unseen_ms"),
     [

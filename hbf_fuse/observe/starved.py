@@ -42,7 +42,8 @@ class Starved:
 def _lives(thread: int) -> bool:
     try:
         os.kill(thread, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
+        # No thread has a number so large.
         return False
     except OSError:
         pass
