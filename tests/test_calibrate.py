@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from hbf_fuse import linux
 from hbf_fuse.engine.kernel import mounting
+from hbf_fuse.errors import HbfError
 from hbf_fuse.report import accuracy
 from hbf_fuse.sweep.calibrate import Calibration, Plan
 from hbf_fuse.tier import TierSpec, expect
@@ -44,6 +47,25 @@ def test_an_interrupted_calibration_keeps_what_it_has(calibration, tmp_path):
     assert len(document["cells"]) == 3
     assert not document["complete"]
     assert accuracy.heat_map(document, "kernel").row_count
+    assert not (tmp_path / "mnt").is_mount()
+
+
+def test_a_mount_that_ends_under_its_readers_ends_the_calibration_in_one_line(calibration, tmp_path):
+    def unmount():
+        while not (tmp_path / "mnt").is_mount():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        linux.umount(str(tmp_path / "mnt"), linux.MNT_FORCE)
+
+    running = calibration.run()
+    next(running)
+    with (
+        ThreadPoolExecutor() as pool,
+        pytest.raises(HbfError, match="could not read from the mount any more"),
+    ):
+        pool.submit(unmount)
+        for _ in running:
+            pass
     assert not (tmp_path / "mnt").is_mount()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hbf_fuse import compiled, engine, signals
+from hbf_fuse import compiled, engine, signals, watcher
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.mount import mountpoint, probe
@@ -91,10 +91,14 @@ def _mounted(engine_name: str, spec: TierSpec) -> Iterator[tuple[Filesystem, int
         point.mkdir()
         fs = Filesystem(source, spec)
         mount = engine.create(engine_name, fs, point, allow_other=False)
-        # Interrupted between these, it would be left behind.
-        with signals.deferred(), mountpoint.claimed(point) as directory:
+        # Interrupted or killed between these, it would be left behind.
+        with (
+            watcher.watching(str(point)) as is_mounted,
+            signals.deferred(),
+            mountpoint.claimed(point) as directory,
+        ):
             try:
-                mount.start(directory)
+                mount.start(directory, is_mounted)
                 file = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
             finally:
                 mount.stop(lazy=True)

@@ -215,7 +215,7 @@ def _run(fs: Filesystem, file: Path, point: Point, reads: int) -> Sample:
             if reader.stdin is not None:
                 reader.stdin.write(probe.order(point.size, reads, start, point.readers))
                 reader.stdin.flush()
-        said = [json.loads(reader.communicate()[0]) for reader in readers]
+        said = [_said(reader) for reader in readers]
     counters = fs.pacer.counters
     nbytes = point.size * reads * point.readers
     told = [(one["begin"], one["end"], one["times"]) for one in said]
@@ -230,6 +230,14 @@ def _run(fs: Filesystem, file: Path, point: Point, reads: int) -> Sample:
         starved_ns=machine.own_threads_starved_ns() - starved_before_ns,
         floor_known=fs.pacer.floor.known,
     )
+
+
+def _said(reader: "subprocess.Popen[str]") -> dict[str, Any]:
+    """What it measured (see probe.py)."""
+    said: dict[str, Any] = json.loads(reader.communicate()[0] or "{}")
+    if not said:
+        raise HbfError("a reader could not read from the mount any more: it was unmounted; calibrate again")
+    return said
 
 
 def _end(reader: "subprocess.Popen[str]") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import Mount, by_number, find, mounts
+from hbf_fuse.mountinfo import Mount, by_number, find
 
 DEVICE = "/dev/fuse"
 FSTYPE = "fuse.hbf"
@@ -66,12 +66,7 @@ def _umount(mount: Mount, flags: int) -> None:
     point = mount.mountpoint
     folder = linux.open_unlinked(point.parent, os.O_PATH | os.O_DIRECTORY)
     try:
-        fd = os.open(point.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-        try:
-            is_there = linux.mount_id(fd) == mount.number
-        finally:
-            os.close(fd)
-        if not is_there:
+        if _number_at(folder, point.name) != mount.number:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(point))
         linux.umount(f"/proc/self/fd/{folder}/{point.name}", linux.UMOUNT_NOFOLLOW | flags)
     finally:
@@ -157,16 +152,31 @@ def _mount_as_root(
     fd = _open_device()
     mode = stat.S_IFMT(os.fstat(directory).st_mode)
     data = ",".join([f"fd={fd},rootmode={mode:o},user_id=0,group_id=0", *options])
-    before = {each.number for each in mounts()}
     try:
         linux.mount(str(source), directory, FSTYPE, _FLAGS, data)
     except OSError as error:
         os.close(fd)
         raise HbfError(f"cannot mount on {mountpoint}: {error.strerror}; {_mount_advice(error)}") from error
-    # Whatever the directory is called by now.
-    point = linux.path_of(directory)
-    made = (each.number for each in mounts() if each.number not in before and each.mountpoint == point)
-    return fd, Placed(next(made, 0))
+    return fd, Placed(_number_above(directory))
+
+
+def _number_above(directory: int) -> int:
+    """The id of the mount that lies on an open directory. A mountpoint itself is not renamed, what it lies in
+    may be.
+    """
+    folder = os.open("..", os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        return _number_at(folder, linux.path_of(directory).name)
+    finally:
+        os.close(folder)
+
+
+def _number_at(folder: int, name: str) -> int:
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return linux.mount_id(fd)
+    finally:
+        os.close(fd)
 
 
 def require_user_allow_other() -> None:
