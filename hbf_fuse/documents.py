@@ -7,8 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
-from hbf_fuse.folder import READ, Folder, read_file
+from hbf_fuse.folder import Folder, read_file
 
 MAX_TOML_BYTES = 1 << 16
 """A grid or a table of tiers takes a thousandth of this."""
@@ -102,7 +103,7 @@ def _unwritten(path: Path, error: OSError) -> HbfError:
 
 
 def _content(file: Path, most: int) -> bytes:
-    return read_file(os.open(file, READ), most)
+    return read_file(os.open(file, linux.READ), most)
 
 
 def _whole(digits: str) -> int:

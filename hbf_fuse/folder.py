@@ -8,7 +8,8 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,7 @@ ENCODING_ERRORS = "backslashreplace"
 """For what is no Unicode: a model's name may have any bytes."""
 
 _PIECE = 1 << 20
+_MOST_LINKS = 40
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -45,11 +47,30 @@ class Folder:
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise
-            raise HbfError(f"{path}: another user's link is in the way; name where it leads to") from error
+            raise _strangers_link(path) from error
         try:
             return cls(os.open(f"/proc/self/fd/{found}", _OPEN_FOLDER), path)
         finally:
             os.close(found)
+
+    @classmethod
+    def of(cls, path: Path) -> tuple["Folder", str]:
+        """What a file is in, and its name there. If it is a link, of the file that this leads to.
+
+        HbfError and OSError as above.
+        """
+        for _ in range(_MOST_LINKS):
+            folder = cls.at(path.absolute().parent)
+            try:
+                info = os.lstat(path.name, dir_fd=folder.fd)
+            except FileNotFoundError:
+                return folder, path.name
+            if not stat.S_ISLNK(info.st_mode):
+                return folder, path.name
+            if not linux.may_follow(info):
+                raise _strangers_link(path)
+            path = folder.path / os.readlink(path.name, dir_fd=folder.fd)
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
     @property
     def fd(self) -> int:
@@ -79,6 +100,10 @@ class Folder:
         """What is in it, in order."""
         return sorted(os.listdir(self.fd))  # noqa: PTH208 - of a descriptor
 
+    def nbytes(self, names: Iterable[str]) -> int:
+        """What files of these names have in all. OSError for one that is not there."""
+        return sum(os.lstat(name, dir_fd=self.fd).st_size for name in names)
+
     def has(self, name: str) -> bool:
         """Whether anything has this name."""
         try:
@@ -87,12 +112,16 @@ class Folder:
             return False
         return True
 
+    def is_file(self, name: str) -> bool:
+        """Whether that is a regular file, and no link. OSError if there is nothing."""
+        return stat.S_ISREG(os.lstat(name, dir_fd=self.fd).st_mode)
+
     def read(self, name: str, most: int) -> bytes:
         """A file's content. ValueError if it is longer than `most` bytes, or no file; OSError if it cannot be
         read.
         """
         _check_single(name)
-        return read_file(os.open(name, READ | os.O_NOFOLLOW, dir_fd=self.fd), most)
+        return read_file(os.open(name, linux.READ | os.O_NOFOLLOW, dir_fd=self.fd), most)
 
     def write(self, name: str, content: str | bytes) -> None:
         """A file that appears whole or not at all, and outlives a crash. OSError if it cannot be written."""
@@ -120,19 +149,23 @@ class Folder:
             raise
         os.fsync(self.fd)
 
+    def check_writable(self) -> None:
+        """OSError if no file can be made here."""
+        tempfile.TemporaryFile(dir=f"/proc/self/fd/{self.fd}").close()
+
     def rename(self, name: str, to: str) -> None:
         """Takes the place of what has that name."""
         os.rename(name, to, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+
+def _strangers_link(path: Path) -> HbfError:
+    return HbfError(f"{path}: another user's link is in the way; name where it leads to")
 
 
 def _check_single(name: str) -> None:
     """ValueError for a name that leads elsewhere: some come from files of others."""
     if "/" in name or name in ("", ".", ".."):
         raise ValueError(f"{name!r} is no name of a file")
-
-
-READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-"""A pipe or a terminal in place of a file is not waited for."""
 
 
 def read_file(fd: int, most: int) -> bytes:

@@ -14,7 +14,7 @@ import signal
 import socket
 import stat
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 MS_NOSUID = 2
@@ -23,6 +23,9 @@ MS_NOEXEC = 8
 MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""A pipe or a terminal in place of a file is not waited for."""
 
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40
@@ -36,6 +39,7 @@ KEPT_BY_CHILDREN = frozenset({CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_NICE})
 """By what a command starts as root, such as llama-bench: its libraries, its model, --mlock, --prio."""
 
 _CAPABILITIES_3 = 0x20080522
+_THIS_THREAD = struct.pack("=Ii", _CAPABILITIES_3, 0)
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
 _PR_SET_NO_NEW_PRIVS = 38
@@ -77,20 +81,34 @@ def without_links(path: Path) -> Path:
     """Where a path leads, as open_unlinked takes it. What is below /proc/self/fd is a descriptor of ours, and
     stays one.
     """
-    return path if path.parent == _OWN_DESCRIPTORS else path.resolve()
+    return path if is_own_descriptor(path) else path.resolve()
 
 
-def open_unlinked(path: Path, flags: int) -> int:
-    """Open an absolute path `without_links`, in which no part may be one by now. OSError ELOOP if there is
-    one.
+def is_own_descriptor(path: Path) -> bool:
+    return path.parent == _OWN_DESCRIPTORS
+
+
+def open_unlinked(path: Path, flags: int, below: int | None = None) -> int:
+    """Open a path `without_links`, in which no part may be one by now. OSError ELOOP if there is one.
+
+    below: an open folder that the path begins in; without it, in /.
     """
-    if path.parent == _OWN_DESCRIPTORS:
+    if is_own_descriptor(path):
         return os.open(path, flags | os.O_CLOEXEC)
-    folder = _walk(path.parent.parts, frozenset())
+    folder = _walk(path.parent.parts, frozenset(), below)
     try:
         return os.open(path.name or ".", flags | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder)
     finally:
         os.close(folder)
+
+
+def open_file(path: Path) -> int:
+    """Open a regular file to be read, links and all. OSError EINVAL for anything else."""
+    fd = os.open(path, READ)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "it is not a file", str(path))
 
 
 def open_folder(path: Path) -> int:
@@ -99,7 +117,16 @@ def open_folder(path: Path) -> int:
     """
     if os.geteuid():
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    return _walk(path.absolute().parts, frozenset({0, os.geteuid(), _who_called()}))
+    return _walk(path.absolute().parts, _trusted())
+
+
+def may_follow(link: os.stat_result) -> bool:
+    """Whether a link may decide where a file is: for root, one of a stranger's may not."""
+    return bool(os.geteuid()) or link.st_uid in _trusted()
+
+
+def _trusted() -> frozenset[int]:
+    return frozenset({0, os.geteuid(), _who_called()})
 
 
 def _who_called() -> int:
@@ -108,10 +135,10 @@ def _who_called() -> int:
     return int(caller) if caller.isdecimal() and len(caller) < 11 else 0
 
 
-def _walk(parts: Sequence[str], trusted: Collection[int]) -> int:
-    """Open a folder part by part from the root, following links of trusted users alone."""
+def _walk(parts: Sequence[str], trusted: Collection[int], below: int | None = None) -> int:
+    """Open a folder part by part, from / or an open one, following links of trusted users alone."""
     left, links = [part for part in parts if part != "/"], 0
-    folder = os.open("/", _STEP)
+    folder = os.open("/", _STEP) if below is None else os.dup(below)
     try:
         while left:
             step = os.open(left.pop(0), _STEP, dir_fd=folder)
@@ -154,18 +181,22 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
-def give_up_at_exec(capabilities: Iterable[int]) -> None:
-    """Never have these again from the next execve(2) on, nor get any from a file. For a child of root before
-    that (capabilities(7)); needs CAP_SETPCAP.
+def give_up_at_exec(kept: bytes) -> None:
+    """What this process executes has no capabilities but `kept` (see only), and gains none: not by setuid
+    programs, and not by being root's, which no_new_privs keeps from what it gave up before (capabilities(7)).
     """
-    for capability in capabilities:
-        _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
+    _check(_libc.capset(_THIS_THREAD, kept), "capset")
 
 
-def given_up_by_children() -> list[int]:
-    """All capabilities but KEPT_BY_CHILDREN."""
-    return [number for number in range(_last_capability() + 1) if number not in KEPT_BY_CHILDREN]
+def only(kept: Collection[int]) -> bytes:
+    """The capabilities of this thread, without all others, as capset(2) takes them."""
+    data = ctypes.create_string_buffer(24)
+    _check(_libc.capget(_THIS_THREAD, data), "capget")
+    words = struct.unpack("=6I", data.raw)
+    mask = sum(1 << number for number in kept)
+    masks = (mask & 0xFFFFFFFF,) * 3 + (mask >> 32,) * 3
+    return struct.pack("=6I", *(word & mask for word, mask in zip(words, masks, strict=True)))
 
 
 def keep_capabilities(kept: Collection[int]) -> None:
@@ -175,14 +206,7 @@ def keep_capabilities(kept: Collection[int]) -> None:
     for capability in range(_last_capability() + 1):
         if capability not in kept:
             _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
-    header = struct.pack("=Ii", _CAPABILITIES_3, 0)
-    data = ctypes.create_string_buffer(24)
-    _check(_libc.capget(header, data), "capget")
-    words = struct.unpack("=6I", data.raw)
-    mask = sum(1 << number for number in kept)
-    masks = (mask & 0xFFFFFFFF,) * 3 + (mask >> 32,) * 3
-    narrowed = struct.pack("=6I", *(word & mask for word, mask in zip(words, masks, strict=True)))
-    _check(_libc.capset(header, narrowed), "capset")
+    _check(_libc.capset(_THIS_THREAD, only(kept)), "capset")
 
 
 def _last_capability() -> int:

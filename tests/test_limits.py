@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from hbf_fuse import linux, mountinfo
 from hbf_fuse.cli.app import app
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs.backing import identity, open_source
+from hbf_fuse.fs.backing import Uncached
+from hbf_fuse.fs.tree import Tree
 from hbf_fuse.limits import devices, files, group, hierarchy
 from hbf_fuse.limits.devices import Disk
 from hbf_fuse.limits.files import Limits, Setting
@@ -444,8 +445,9 @@ def alive(pid):
 def test_uncached_reads_give_the_same_bytes_at_any_offset(on_disk):
     path = on_disk / "source"
     path.write_bytes(os.urandom(100_001))
-    known = identity(path.stat())
-    backing, expected = open_source(path, known, uncached=True), path.read_bytes()
+    tree = Tree(path, ())
+    node = next(tree.files())
+    backing, expected = Uncached(tree.open(node, os.O_DIRECT)), path.read_bytes()
     for offset, nbytes in (
         (0, 4096),
         (1, 1),
@@ -460,7 +462,7 @@ def test_uncached_reads_give_the_same_bytes_at_any_offset(on_disk):
     with pytest.raises(OSError, match="ended early"):
         backing.slice(0, 100_001)
     with pytest.raises(OSError, match="changed"):
-        open_source(path, known, uncached=True)
+        tree.open(node, os.O_DIRECT)
 
 
 @pytest.mark.parametrize("engine", ["kernel", "fusepy"])

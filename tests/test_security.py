@@ -21,10 +21,10 @@ from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import Folder
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.fs.backing import identity, open_source
-from hbf_fuse.fs.placement import Placement, Rule
+from hbf_fuse.fs.placement import Layout, Placement, Rule
+from hbf_fuse.fs.tree import Tree
 from hbf_fuse.gguf import reader
-from hbf_fuse.mount import live, mountpoint, server
+from hbf_fuse.mount import live, mountpoint, preload, server
 from hbf_fuse.report import summary
 from hbf_fuse.sweep import child, llama, loop
 from hbf_fuse.sweep.results import Results
@@ -37,8 +37,10 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts for root in a folde
 
 
 @contextmanager
-def exchanging(one, other):
-    """Two names are exchanged for one another, over and over (renameat2(2), RENAME_EXCHANGE)."""
+def exchanging(one, other, least=10):
+    """Two names are exchanged for one another, over and over (renameat2(2), RENAME_EXCHANGE); at least so
+    often.
+    """
     over = threading.Event()
 
     done = []
@@ -56,7 +58,7 @@ def exchanging(one, other):
     finally:
         over.set()
         thread.join()
-    assert len(done) > 10
+    assert len(done) >= least
 
 
 @contextmanager
@@ -133,6 +135,15 @@ def test_a_results_folder_with_links_in_it_is_told_of_or_mended(tiny_model, llam
     assert "Traceback" not in said.stderr
 
 
+def test_a_folder_of_too_many_runs_is_not_read(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for number in range(65):
+        with (tmp_path / f"runs/{number}.json").open("wb") as file:
+            file.truncate(8 << 20)
+    with pytest.raises(HbfError, match="move some"):
+        Results(tmp_path).all()
+
+
 def test_names_from_results_lead_nowhere_else(tmp_path):
     for name in ("../x", "a/b", "", "..", "."):
         with pytest.raises(ValueError, match="no name of a file"):
@@ -175,7 +186,7 @@ def test_what_is_mounted_on_is_what_was_looked_at(tmp_path):
             mounted += 1
             point = mountinfo.by_number(placed.number).mountpoint
             os.close(fd)
-            linux.umount(str(point), linux.MNT_DETACH)
+            placed.unmount(lazy=True)
             assert point.parent == tmp_path / "theirs"
     assert mounted and refused
 
@@ -206,6 +217,24 @@ def test_only_our_own_mount_is_ended(noise, tmp_path, how):
             assert mountinfo.by_number(other)
 
 
+@as_root
+def test_nothing_but_ours_is_unmounted_while_folders_are_exchanged(tmp_path):
+    for name in ("theirs/mnt", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    with a_tmpfs(tmp_path / "other/mnt") as other:
+        for _ in range(RACES):
+            with mountpoint.claimed(tmp_path / "theirs/mnt") as directory:
+                fd, placed = mounting.mount(tmp_path / "theirs/mnt", directory, False, tmp_path)
+            os.close(fd)
+            with exchanging(tmp_path / "theirs", tmp_path / "other", least=0):
+                placed.unmount(lazy=True)
+            assert mountinfo.by_number(other) and not mountinfo.by_number(placed.number)
+            if mountinfo.by_number(other).mountpoint.parent.name == "theirs":
+                linux._libc.renameat2(
+                    -100, os.fsencode(tmp_path / "theirs"), -100, os.fsencode(tmp_path / "other"), 2
+                )
+
+
 def _wait_until(condition, seconds=10):
     give_up = time.monotonic() + seconds
     while not condition():
@@ -218,16 +247,57 @@ def _wait_until(condition, seconds=10):
 
 @as_root
 def test_a_file_of_another_file_system_is_not_the_source(tmp_path):
-    """Same inode, size and time."""
-    files = []
-    with a_tmpfs(tmp_path / "a"), a_tmpfs(tmp_path / "b"):
-        for name in "ab":
-            (tmp_path / name / "model.gguf").write_bytes(name.encode() * 4096)
-            os.utime(tmp_path / name / "model.gguf", ns=(1, 1))
-            files.append((tmp_path / name / "model.gguf").stat())
-        assert files[0].st_ino == files[1].st_ino
-        with pytest.raises(OSError, match="changed"):
-            open_source(tmp_path / "b/model.gguf", identity(files[0]))
+    """Same inode, size and time, on a tmpfs that is mounted over the first one."""
+
+    def made(content):
+        file = tmp_path / "sub/model.gguf"
+        file.write_bytes(content * 4096)
+        os.utime(file, ns=(1, 1))
+        return file.stat().st_ino
+
+    with a_tmpfs(tmp_path / "sub"):
+        inode = made(b"a")
+        tree = Tree(tmp_path, ())
+        node = next(tree.files())
+        os.close(tree.open(node))
+        with a_tmpfs(tmp_path / "sub"):
+            assert made(b"b") == inode
+            with pytest.raises(OSError, match="changed"):
+                tree.open(node)
+        os.close(tree.open(node))
+
+
+@pytest.mark.parametrize("what", ["pipe", "link", "device"])
+def test_what_takes_a_sources_place_is_not_read(noise, tmp_path, what):
+    """Nor waited for: by the preload, by the look at its disk, by placement."""
+    (tmp_path / "served").mkdir()
+    model = tmp_path / "served/model.gguf"
+    noise(1 << 20).rename(model)
+    fs = Filesystem(tmp_path / "served", TierSpec(500), Layout(place=("nothing=dram",)))
+    model.rename(tmp_path / "away")
+    if what == "pipe":
+        os.mkfifo(model)
+    else:
+        model.symlink_to(tmp_path / "away" if what == "link" else "/dev/zero")
+    with pytest.raises(HbfError, match="cannot read"):
+        preload.into_page_cache(fs.tree, print)
+    assert preload.doubt(fs.tree, TierSpec(500)) == ""
+    with pytest.raises(OSError):
+        fs.open(next(fs.tree.files()).ino, os.O_RDONLY)
+
+
+def test_a_folder_that_is_exchanged_while_a_tree_is_made_shows_nothing_of_others(tmp_path):
+    (tmp_path / "served/sub").mkdir(parents=True)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/secret").write_text("secret")
+    (tmp_path / "served/sub/open").write_text("open")
+    (tmp_path / "served/link").symlink_to(tmp_path / "theirs")
+    seen = set()
+    with exchanging(tmp_path / "served/sub", tmp_path / "served/link"):
+        for _ in range(RACES):
+            with suppress(HbfError, OSError):
+                seen |= {node.name for node in Tree(tmp_path / "served", ()).files()}
+    assert seen == {b"open"}
 
 
 def test_no_link_is_followed_when_a_source_is_opened_again(noise, tmp_path, mount):
@@ -352,6 +422,50 @@ def test_slow_clients_lock_nobody_out(noise, tmp_path, monkeypatch):
         thread.join()
         for client in slow:
             client.close()
+
+
+def test_clients_of_one_address_leave_room_for_others(noise):
+    pytest.importorskip("prometheus_client")
+    from hbf_fuse.mount import metrics
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    metrics.serve(Filesystem(noise(4096), TierSpec(100)), f"0.0.0.0:{port}")
+
+    def client(address):
+        return socket.create_connection(("127.0.0.1", port), timeout=5, source_address=(address, 0))
+
+    crowd = [client("127.0.0.2") for _ in range(40)]
+    try:
+        with client("127.0.0.3") as other:
+            other.send(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert b"200" in other.recv(100)
+    finally:
+        for each in crowd:
+            each.close()
+
+
+def test_mounts_that_do_not_answer_are_waited_for_side_by_side(noise, tmp_path):
+    """Three times five seconds would be fifteen."""
+    servers = []
+    try:
+        for number in range(3):
+            (tmp_path / f"mnt{number}").mkdir()
+            line = [*HBF, "mount", "-f", str(noise(4096)), str(tmp_path / f"mnt{number}")]
+            servers.append(subprocess.Popen(line, stderr=subprocess.PIPE, text=True))
+            assert any("is served at" in said for said in iter(servers[-1].stderr.readline, ""))
+        for server_process in servers:
+            server_process.send_signal(signal.SIGSTOP)
+        begin = time.monotonic()
+        said = subprocess.run([*HBF, "status"], capture_output=True, text=True, check=True).stdout
+        assert time.monotonic() - begin < 13
+        assert sum(str(tmp_path) in line and "does not answer" in line for line in said.splitlines()) == 3
+    finally:
+        for server_process in servers:
+            server_process.kill()
+            server_process.communicate()
+    _wait_until(lambda: not any(tmp_path in mount.mountpoint.parents for mount in mountinfo.mounts()))
 
 
 def test_a_crowd_of_readers_does_not_delay_a_stat(noise, mount):

@@ -18,8 +18,8 @@ from hbf_fuse import linux
 
 UNITS = Path(__file__).parent.parent / "systemd"
 SERVICES = ["hbf-mount@.service", "hbf-sweep@.service"]
-MOST_EXPOSED = {"hbf-mount@.service": 45, "hbf-sweep@.service": 40}
-"""In tenths, as `systemd-analyze security` counts: 4.2 and 3.4 with systemd 252, where 10 is the worst."""
+MOST_EXPOSED = {"hbf-mount@.service": 45, "hbf-sweep@.service": 35}
+"""In tenths, as `systemd-analyze security` counts: 4.2 and 3.0 with systemd 252, where 10 is the worst."""
 
 NAMESPACED = set(
     re.findall(
@@ -142,7 +142,9 @@ def test_the_mount_service_works_with_the_privileges_it_has(noise, tmp_path, eng
         while "is served at" not in said[-1] and said[-1]:
             said.append(server.stderr.readline())
         assert (point / "model.gguf").read_bytes() == source.read_bytes(), said
-        assert len(said) == 1, "with these privileges, priority and readahead are as wanted"
+        # A busy machine does not let a floor be found.
+        about_privileges = [line for line in said[:-1] if "too busy" not in line]
+        assert not about_privileges, "with these privileges, priority and readahead are as wanted"
         ended = subprocess.run([*hbf, "umount", str(point)], timeout=20, check=False)
         assert ended.returncode == 0 and server.wait(timeout=20) == 0
     finally:
@@ -263,7 +265,7 @@ def test_a_server_that_dies_leaves_nothing_even_if_the_watcher_is_asked_to_end_f
         text=True,
     )
     try:
-        assert "is served at" in server.stderr.readline()
+        assert any("is served at" in line for line in iter(server.stderr.readline, ""))
         children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
         assert children
         for pid in map(int, children):

@@ -42,6 +42,7 @@ def calibrate(
     Ctrl-C keeps what was measured so far.
     """
     from hbf_fuse.documents import write_whole
+    from hbf_fuse.folder import Folder
     from hbf_fuse.mount import envelope
     from hbf_fuse.report import accuracy
     from hbf_fuse.sweep import calibrate as calibration
@@ -49,9 +50,9 @@ def calibrate(
     plan = calibration.FULL if full else calibration.QUICK
     plan = replace(plan, runs=runs or plan.runs)
     target = output.absolute() if output else envelope.path()
-    target.parent.mkdir(parents=True, exist_ok=True)
     for file in filter(None, (target, markdown, svg)):
-        tempfile.TemporaryFile(dir=file.absolute().parent).close()  # before a quarter of an hour is spent
+        # Before a quarter of an hour is spent.
+        Folder.at(file.absolute().parent).check_writable()
     # In memory, so that nothing of that size is left behind by whoever is killed.
     with (
         tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder,

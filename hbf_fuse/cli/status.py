@@ -1,5 +1,7 @@
 """`hbf status`: what is mounted and how it is doing."""
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +27,9 @@ def status(
     from hbf_fuse.mount import mountpoint as points
 
     mounts = [points.absolute(mountpoint)] if mountpoint else live.all_mounts()
-    documents = [_describe(path, must_answer=mountpoint is not None) for path in mounts]
+    # Side by side: one that does not answer is waited for, and there may be more.
+    with ThreadPoolExecutor() as pool:
+        documents = list(pool.map(partial(_describe, must_answer=mountpoint is not None), mounts))
     if as_json:
         print_json(documents[0] if mountpoint else documents)
         return

@@ -3,12 +3,9 @@
 import errno
 import mmap
 import os
-import stat
 import threading
-from pathlib import Path
 from typing import Protocol
 
-from hbf_fuse import linux
 from hbf_fuse.linux import Descriptor
 
 _ALIGNMENT = 4096
@@ -35,29 +32,6 @@ class Backing(Protocol):
         """The same to keep. OSError EIO as above."""
 
 
-def identity(info: os.stat_result) -> tuple[int, ...]:
-    """What a file is recognised by: device, inode, type, size and time of change of its content."""
-    return info.st_dev, info.st_ino, stat.S_IFMT(info.st_mode), info.st_size, info.st_mtime_ns
-
-
-def open_source(source: Path, known: tuple[int, ...], *, uncached: bool = False) -> Backing:
-    """The file that was mounted, mapped or uncached. source: absolute and without links. known: its identity.
-
-    Raises OSError: the source's own errno, ELOOP if a link was put in its way, or ESTALE if it is no longer
-    the file that was mounted.
-    """
-    # A pipe or a terminal in place of the file must not keep us waiting.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
-    fd = linux.open_unlinked(source, flags | (os.O_DIRECT if uncached else 0))
-    try:
-        info = os.fstat(fd)
-        if identity(info) != known:
-            raise OSError(errno.ESTALE, "source changed since it was mounted", str(source))
-        return Uncached(fd) if uncached else Mapped(fd, info.st_size)
-    finally:
-        os.close(fd)
-
-
 class Mapped:
     """In the page cache, as far as that holds it.
 
@@ -66,9 +40,10 @@ class Mapped:
     that the source now ends in stays, with zeros behind the end: hence the look at its size.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
-        self._owned = Descriptor(os.dup(fd))
-        self.fd = self._owned.number
+    def __init__(self, fd: int) -> None:
+        self._owned = Descriptor(fd)
+        self.fd = fd
+        size = os.fstat(fd).st_size
         self._map = mmap.mmap(fd, size, access=mmap.ACCESS_READ) if size else None
         self.memory: memoryview | None = memoryview(self._map) if self._map else memoryview(b"")
 
@@ -95,8 +70,8 @@ class Uncached:
     memory: memoryview | None = None
 
     def __init__(self, fd: int) -> None:
-        self._owned = Descriptor(os.dup(fd))
-        self.fd = self._owned.number
+        self._owned = Descriptor(fd)
+        self.fd = fd
         self._of_thread = threading.local()
 
     def slice(self, offset: int, nbytes: int) -> memoryview:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hbf_fuse.fs import control
-from hbf_fuse.fs.backing import Backing, open_source
+from hbf_fuse.fs.backing import Backing, Mapped, Uncached
 from hbf_fuse.fs.placement import DRAM, Layout, Placement
 from hbf_fuse.fs.tree import Node, Tree
 from hbf_fuse.observe import machine
@@ -112,7 +112,7 @@ class Filesystem:
 
         for place, node in enumerate(self._files):
             try:
-                yield place, Placement(gguf.read(node.source or self.source), rules)
+                yield place, Placement(gguf.read(node.source or self.source, self.tree.open(node)), rules)
             except gguf.GgufError:
                 self.unplaced.append(self.tree.path_of(node))
 
@@ -191,15 +191,16 @@ class Filesystem:
         if node.source is None:
             opened = OpenFile(node, None, memoryview(self._live_content(node)), direct=True)
         else:
-            opened = OpenFile(node, self._backing(node, node.source), None, bool(flags & os.O_DIRECT))
+            opened = OpenFile(node, self._backing(node), None, bool(flags & os.O_DIRECT))
         handle = next(self._handles)
         self._open[handle] = opened
         return handle
 
-    def _backing(self, node: Node, source: Path) -> Backing:
+    def _backing(self, node: Node) -> Backing:
         """A file's bytes, for one more user; looked at each time, whoever else has it open."""
         # Not under the lock: a disk that hangs must hold up nobody else.
-        fresh = open_source(source, node.identity, uncached=self.uncached)
+        fd = self.tree.open(node, os.O_DIRECT if self.uncached else 0)
+        fresh: Backing = Uncached(fd) if self.uncached else Mapped(fd)
         with self._lock:
             backing, users = self._backings.get(node.ino, (fresh, 0))
             self._backings[node.ino] = (backing, users + 1)

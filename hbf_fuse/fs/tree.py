@@ -5,6 +5,7 @@ A single file appears under its own name and as `model.gguf`; a directory appear
 """
 
 import contextlib
+import errno
 import os
 import stat
 import time
@@ -14,7 +15,6 @@ from pathlib import Path
 
 from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs.backing import identity
 from hbf_fuse.units import format_size
 
 ROOT = 1
@@ -39,6 +39,7 @@ class Node:
     mode: int
     name: bytes = b""
     size: int = 0
+    bytes_on_disk: int = 0
     mtime_ns: int = 0
     uid: int = 0
     gid: int = 0
@@ -66,6 +67,9 @@ class Tree:
         self._source = source = linux.without_links(source)
         try:
             info = source.stat()
+            self._base = source if stat.S_ISDIR(info.st_mode) else source.parent
+            # Held: an automounter takes away what is not in use, and brings it back as another device.
+            self._held = linux.Descriptor(os.open(self._base, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
         except OSError as error:
             raise HbfError(
                 f"cannot read {source}: {error.strerror}; name an existing GGUF or directory"
@@ -77,10 +81,10 @@ class Tree:
         self.root.uid, self.root.gid = info.st_uid, info.st_gid
         self.root.mtime_ns = info.st_mtime_ns
         if stat.S_ISDIR(info.st_mode):
-            self._scan(source, self.root)
+            self._scan(self._held.number, ".", self.root)
             self._alias_first_gguf()
         elif stat.S_ISREG(info.st_mode):
-            self._add_single_file(source)
+            self._add_single_file(info)
         else:
             raise HbfError(f"{source} is neither a file nor a directory; name a GGUF or a directory of them")
         self._add_hidden(hidden_names, writable)
@@ -89,11 +93,26 @@ class Tree:
         """Every regular file that has a source."""
         return (node for node in self.nodes.values() if node.source is not None)
 
+    def open(self, node: Node, flags: int = 0) -> int:
+        """Open what is behind a regular file. OSError: the source's own errno, ELOOP if a link was put in its
+        way, or ESTALE if it is no longer the file that was mounted.
+        """
+        if node.source is None:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        is_own = linux.is_own_descriptor(node.source)
+        path = node.source if is_own else node.source.relative_to(self._base)
+        fd = linux.open_unlinked(path, linux.READ | flags, self._held.number)
+        if _identity(os.fstat(fd)) == node.identity:
+            return fd
+        os.close(fd)
+        raise OSError(errno.ESTALE, "source changed since it was mounted", str(node.source))
+
     def doubt(self) -> str:
         """Why llama.cpp would load nothing of what is served, or "". Looks into a source that is one file."""
-        if not self._source.is_dir():
+        if self._base != self._source:
+            node = next(self.files())
             with contextlib.suppress(OSError):
-                if not _is_gguf(self._source):
+                if not self._is_gguf(node):
                     return f"{self._source} is no GGUF: llama.cpp will not load it"
             return ""
         # Links are not followed, and may lead to one.
@@ -117,55 +136,70 @@ class Tree:
             self.nodes[parent].children[name] = node
         return node
 
-    def _add_file(self, source: Path, parent: Node, name: bytes) -> Node:
-        info = source.stat()
-        if not os.access(source, os.R_OK):
-            raise HbfError(f"cannot read {source}: Permission denied; make it readable or run as its owner")
+    def _add_file(self, source: Path, info: os.stat_result, parent: Node, name: bytes) -> Node:
         node = self._add(stat.S_IFREG | (stat.S_IMODE(info.st_mode) & 0o444), parent.ino, name)
         if info.st_size > MAX_FILE_BYTES:
             raise HbfError(
                 f"{source} has {format_size(info.st_size)}; "
                 f"at most {format_size(MAX_FILE_BYTES)} can be served"
             )
-        node.size, node.mtime_ns, node.identity = info.st_size, info.st_mtime_ns, identity(info)
+        node.size, node.mtime_ns, node.identity = info.st_size, info.st_mtime_ns, _identity(info)
+        node.bytes_on_disk = info.st_blocks * 512
         node.uid, node.gid, node.source = info.st_uid, info.st_gid, source
+        try:
+            os.close(self.open(node))
+        except PermissionError as error:
+            raise HbfError(
+                f"cannot read {source}: {error.strerror}; make it readable or run as its owner"
+            ) from error
+        except OSError:
+            # It is being written or exchanged: who opens it later is told.
+            pass
         return node
 
     def _add_link(self, parent: Node, name: bytes, target: bytes) -> None:
         node = self._add(stat.S_IFLNK | 0o777, parent.ino, name)
         node.size, node.target = len(target), target
 
-    def _add_single_file(self, source: Path) -> None:
-        self._add_file(source, self.root, ALIAS)
-        if os.fsencode(source.name) != ALIAS:
-            self._add_link(self.root, os.fsencode(source.name), ALIAS)
+    def _add_single_file(self, info: os.stat_result) -> None:
+        self._add_file(self._source, info, self.root, ALIAS)
+        if os.fsencode(self._source.name) != ALIAS:
+            self._add_link(self.root, os.fsencode(self._source.name), ALIAS)
 
-    def _scan(self, folder: Path, parent: Node, depth: int = 1) -> None:
+    def _scan(self, folder: int, name: str, parent: Node, depth: int = 1) -> None:
+        """folder: what `name` is in, open."""
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            self._scan_open(fd, parent, depth)
+        finally:
+            os.close(fd)
+
+    def _scan_open(self, folder: int, parent: Node, depth: int) -> None:
+        path = self._base / self.path_of(parent)
         if depth > MAX_DEPTH:
-            raise HbfError(
-                f"{folder} is nested more than {MAX_DEPTH} folders deep; mount a smaller directory"
-            )
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            name, path = os.fsencode(entry.name), Path(entry.path)
+            raise HbfError(f"{path} is nested more than {MAX_DEPTH} folders deep; mount a smaller directory")
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            name, info = os.fsencode(entry.name), entry.stat(follow_symlinks=False)
             if parent is self.root and name == HIDDEN:
                 continue
-            if entry.is_symlink():
-                self._add_link(parent, name, os.fsencode(path.readlink()))
-            elif entry.is_dir():
-                info = entry.stat()
+            if stat.S_ISLNK(info.st_mode):
+                self._add_link(parent, name, os.readlink(name, dir_fd=folder))
+            elif stat.S_ISDIR(info.st_mode):
                 child = self._add(stat.S_IFDIR | (stat.S_IMODE(info.st_mode) & 0o555), parent.ino, name)
                 child.mtime_ns, child.uid, child.gid = info.st_mtime_ns, info.st_uid, info.st_gid
-                self._scan(path, child, depth + 1)
-            elif entry.is_file():
-                self._add_file(path, parent, name)
+                self._scan(folder, entry.name, child, depth + 1)
+            elif stat.S_ISREG(info.st_mode):
+                self._add_file(path / entry.name, info, parent, name)
         if parent is self.root and not parent.children:
-            raise HbfError(f"{folder} is empty; put a GGUF into it, or make one: hbf model make tiny -o FILE")
+            raise HbfError(f"{path} is empty; put a GGUF into it, or make one: hbf model make tiny -o FILE")
 
     def _alias_first_gguf(self) -> None:
         if ALIAS in self.root.children:
             return
         for node in self.files():
-            if node.source is not None and _is_gguf(node.source):
+            if self._is_gguf(node):
                 self._add_link(self.root, ALIAS, os.fsencode(self.path_of(node)))
                 return
 
@@ -176,12 +210,11 @@ class Tree:
             node = self._add(stat.S_IFREG | (0o600 if name == writable else 0o400), folder.ino, name)
             node.uid, node.gid = os.getuid(), os.getgid()
 
+    def _is_gguf(self, node: Node) -> bool:
+        with open(self.open(node), "rb") as file:
+            return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
-def _is_gguf(path: Path) -> bool:
-    with open(path, "rb", opener=_without_waiting) as file:
-        return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Also of a pipe that was put there a moment ago: it would be waited for."""
-    return os.open(path, flags | os.O_NONBLOCK)
+def _identity(info: os.stat_result) -> tuple[int, ...]:
+    """What a file is recognised by: device, inode, type, size and time of change of its content."""
+    return info.st_dev, info.st_ino, stat.S_IFMT(info.st_mode), info.st_size, info.st_mtime_ns

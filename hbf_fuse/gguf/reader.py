@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from hbf_fuse import linux
+
 MAX_HEADER_BYTES = 64 << 20
 MAX_TENSORS = 50_000
 MAX_PAIRS = 10_000
@@ -72,23 +74,24 @@ class GgufFile:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def read(path: Path) -> GgufFile:
-    """Read a header. GgufError for anything that is no sound GGUF, OSError if it cannot be opened."""
-    kind = path.stat().st_mode
-    if stat.S_ISDIR(kind):
-        raise GgufError(f"{path} is a directory; name a GGUF in it")
-    if not stat.S_ISREG(kind):
-        raise GgufError(f"{path} is neither a file nor a directory; name a GGUF")
-    with open(path, "rb", opener=_without_waiting) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < 24:
-            raise GgufError(f"{path} is not a GGUF: only {size} bytes long")
-        return _parse(path, file, size)
+def read(path: Path, fd: int | None = None) -> GgufFile:
+    """Read a header. GgufError for anything that is no sound GGUF, OSError if it cannot be opened.
 
-
-def _without_waiting(path: str, flags: int) -> int:
-    """Also of a pipe that was put there a moment ago: it would be waited for."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    fd: the file, if it is open already; it is closed.
+    """
+    fd = os.open(path, linux.READ) if fd is None else fd
+    try:
+        info = os.fstat(fd)
+        if stat.S_ISDIR(info.st_mode):
+            raise GgufError(f"{path} is a directory; name a GGUF in it")
+        if not stat.S_ISREG(info.st_mode):
+            raise GgufError(f"{path} is neither a file nor a directory; name a GGUF")
+        if info.st_size < 24:
+            raise GgufError(f"{path} is not a GGUF: only {info.st_size} bytes long")
+        with open(fd, "rb", closefd=False) as file:
+            return _parse(path, file, info.st_size)
+    finally:
+        os.close(fd)
 
 
 class _Cursor:

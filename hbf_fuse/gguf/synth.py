@@ -48,11 +48,11 @@ def write(preset: Preset, path: Path, seed: int = 0, progress: Progress | None =
     no half file is ever found; OSError if there is no room or no permission. A link is followed; GgufError
     for what is there and no file.
     """
-    path = path.resolve()
-    if path.exists() and not path.is_file():
+    folder, name = Folder.of(path)
+    if folder.has(name) and not folder.is_file(name):
         raise GgufError(f"{path} is there and no file; name a file to write")
     plans = list(_tensors(preset))
-    with Folder.at(path.parent).appearing(path.name) as file:
+    with folder.appearing(name) as file:
         _write_file(preset, plans, file, seed, progress)
         os.fchmod(file.fileno(), 0o644)
         return file.tell()

@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.fs.tree import Node, Tree
 from hbf_fuse.limits import devices, group
 from hbf_fuse.limits.files import Limits
 
@@ -26,8 +26,13 @@ def prepared(
         return
     files = [node.source for node in fs.tree.files() if node.source]
     disk = devices.of_all(files)
-    for file in files:
-        _check(file, tell)
+    for node in fs.tree.files():
+        _check(fs.tree, node)
+        if node.bytes_on_disk < node.size:
+            tell(
+                f"{node.source} has holes, or is compressed: what no disk is read for comes faster than "
+                "--io-max"
+            )
     with group.made(Limits(io_mbps=mbps), disk) as made:
         found = made.in_force()
         fs.mount_facts["io_max"] = {"disk": asdict(disk), "in_force": asdict(found)}
@@ -35,14 +40,11 @@ def prepared(
         yield made.joined()
 
 
-def _check(file: Path, tell: Callable[[str], None]) -> None:
+def _check(tree: Tree, node: Node) -> None:
     try:
-        os.close(os.open(file, os.O_RDONLY | os.O_DIRECT))
+        os.close(tree.open(node, os.O_DIRECT))
     except OSError as error:
         raise HbfError(
-            f"{file} cannot be read past the page cache (O_DIRECT: {error.strerror}), where --io-max would "
-            "not hold; use a file on ext4, xfs or btrfs"
+            f"{node.source} cannot be read past the page cache (O_DIRECT: {error.strerror}), where --io-max "
+            "would not hold; use a file on ext4, xfs or btrfs"
         ) from error
-    info = file.stat()
-    if info.st_blocks * 512 < info.st_size:
-        tell(f"{file} has holes, or is compressed: what no disk is read for comes faster than --io-max")

@@ -14,7 +14,7 @@ import psutil
 from hbf_fuse import documents, linux
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
-from hbf_fuse.folder import READ, read_file
+from hbf_fuse.folder import read_file
 from hbf_fuse.mount import mountpoint as points
 from hbf_fuse.mountinfo import Mount, by_number, find, mount_of, mounts
 from hbf_fuse.observe.trace import Trace
@@ -53,7 +53,7 @@ def _hidden(mountpoint: Path, name: str, most: int) -> bytes:
 
     def read() -> bytes:
         try:
-            return read_file(os.open(mountpoint / ".hbf" / name, READ), most)
+            return read_file(os.open(mountpoint / ".hbf" / name, linux.READ), most)
         except ValueError as error:
             raise OSError(errno.EBADMSG, str(error)) from error
 

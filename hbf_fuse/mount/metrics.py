@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +29,9 @@ LOOPBACK = "127.0.0.1"
 _CONNECTIONS = Path("/proc/net/tcp")
 _CONNECTIONS_AT_ONCE = {True: 16, False: 4}
 """Of those who may have the metrics, and of those who are refused."""
+
+_CONNECTIONS_EACH = 4
+"""Of one address where everybody is answered."""
 
 _SECONDS_EACH = 10
 """For all that a client may take."""
@@ -60,6 +64,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[MetricsHandler], for_everybody: bool) -> None:
         super().__init__(address, handler)
         self._for_everybody = for_everybody
+        self._lock, self._open = threading.Lock(), Counter[str]()
         self._free = {welcome: threading.Semaphore(count) for welcome, count in _CONNECTIONS_AT_ONCE.items()}
 
     def is_welcome(self, client: Any) -> bool:
@@ -68,9 +73,12 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         free = self._free[self.is_welcome(client_address)]
-        if not free.acquire(blocking=False):
+        has_many = self._for_everybody and self._open[client_address[0]] >= _CONNECTIONS_EACH
+        if has_many or not free.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        with self._lock:
+            self._open[client_address[0]] += 1
         threading.Thread(target=self._answer, args=(request, client_address, free), daemon=True).start()
 
     def _answer(self, request: Any, client_address: Any, free: threading.Semaphore) -> None:
@@ -82,6 +90,8 @@ class _Server(ThreadingHTTPServer):
             self.process_request_thread(request, client_address)
         finally:
             end.cancel()
+            with self._lock:
+                self._open -= Counter({client_address[0]: 1})
             free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -3,12 +3,12 @@
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 
 import psutil
 
 from hbf_fuse.errors import HbfError
+from hbf_fuse.fs.tree import Node, Tree
 from hbf_fuse.observe import residency
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, mbps
@@ -17,13 +17,12 @@ _CHUNK = 8 << 20
 _SAMPLE_SECONDS = 0.3
 
 
-def into_page_cache(files: Iterable[Path], tell: Callable[[str], None]) -> bool:
+def into_page_cache(tree: Tree, tell: Callable[[str], None]) -> bool:
     """Read all files once. False, with a word, if they and a reader's copy exceed the memory available.
 
     HbfError if a file cannot be read to its end.
     """
-    paths = list(files)
-    total = sum(path.stat().st_blocks * 512 for path in paths)
+    total = sum(node.bytes_on_disk for node in tree.files())
     available = psutil.virtual_memory().available
     if 2 * total > available:
         tell(
@@ -32,35 +31,36 @@ def into_page_cache(files: Iterable[Path], tell: Callable[[str], None]) -> bool:
         )
         return False
     buffer = bytearray(_CHUNK)
-    for path in paths:
-        if path.stat().st_blocks * 512 >= path.stat().st_size and not _is_cached(path):
-            _read_once(path, buffer)
+    for node in tree.files():
+        if node.bytes_on_disk >= node.size:
+            _read_once(tree, node, buffer)
     return True
 
 
-def doubt(path: Path, spec: TierSpec) -> str:
+def doubt(tree: Tree, spec: TierSpec) -> str:
     """Why a source that was not preloaded may be too slow for a tier, or nothing. Takes up to 0.3 s."""
     if spec.bandwidth_mbps is None:
         return ""
-    rate = _disk_mbps(path)
-    if rate is None or rate > spec.bandwidth_mbps:
+    node = next(tree.files(), None)
+    rate = _disk_mbps(tree, node) if node else None
+    if node is None or rate is None or rate > spec.bandwidth_mbps:
         return ""
     return (
-        f"the disk under {path} gave {rate:.0f} MB/s, too slow for a tier of {spec.bandwidth_mbps:g} MB/s; "
-        "leave out --no-preload, or copy the file to a faster place"
+        f"the disk under {node.source} gave {rate:.0f} MB/s, too slow for a tier of {spec.bandwidth_mbps:g} "
+        "MB/s; leave out --no-preload, or copy the file to a faster place"
     )
 
 
-def _disk_mbps(path: Path) -> float | None:
+def _disk_mbps(tree: Tree, node: Node) -> float | None:
     """What the disk gives uncached, or None if that cannot be asked (tmpfs) or does not matter (cached)."""
     buffer = mmap.mmap(-1, _CHUNK)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        fd = tree.open(node, os.O_DIRECT)
     except OSError:
         return None
     try:
         size, done, begin = os.fstat(fd).st_size, 0, time.monotonic()
-        if _is_cached(path):
+        if _is_cached(fd):
             return None
         while done + _CHUNK <= size and time.monotonic() - begin < _SAMPLE_SECONDS:
             done += os.preadv(fd, [buffer], done)
@@ -71,19 +71,21 @@ def _disk_mbps(path: Path) -> float | None:
         os.close(fd)
 
 
-def _is_cached(path: Path) -> bool:
-    resident = residency.resident_bytes(path)
-    return resident is not None and resident >= path.stat().st_size
+def _is_cached(fd: int) -> bool:
+    resident = residency.resident_bytes_of(fd)
+    return resident is not None and resident >= os.fstat(fd).st_size
 
 
-def _read_once(path: Path, buffer: bytearray) -> None:
+def _read_once(tree: Tree, node: Node, buffer: bytearray) -> None:
     try:
-        with path.open("rb", buffering=0) as file:
+        with open(tree.open(node), "rb", buffering=0) as file:
+            if _is_cached(file.fileno()):
+                return
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             while file.readinto(buffer):
                 pass
     except OSError as error:
         raise HbfError(
-            f"cannot read {path} to its end: {error.strerror}; copy it from somewhere else, "
+            f"cannot read {node.source} to its end: {error.strerror}; copy it from somewhere else, "
             "or serve what can be read of it with --no-preload"
         ) from error

@@ -94,11 +94,9 @@ def serve(
         tell(f"{name} is not a GGUF: it is served from the one tier, without --place")
     # A source that the limit is for stays as cold as it is.
     remark = "" if limited else fs.tree.doubt()
-    files = [node.source for node in fs.tree.files() if node.source]
-    if not limited and not (config.preload and preload.into_page_cache(files, tell)):
-        for file in files[:1]:
-            if reason := preload.doubt(file, config.spec):
-                tell(reason)
+    is_read = limited or (config.preload and preload.into_page_cache(fs.tree, tell))
+    if not is_read and (reason := preload.doubt(fs.tree, config.spec)):
+        tell(reason)
     stop = _Stop()
 
     def stood_still() -> None:

@@ -20,12 +20,18 @@ def resident_bytes(path: Path) -> int | None:
 
     None where the kernel does not tell: it does only for files that one owns or may write.
     """
-    status = path.stat()
-    if os.geteuid() not in (0, status.st_uid) and not os.access(path, os.W_OK):
+    with open(linux.open_file(path), "rb") as file:
+        return resident_bytes_of(file.fileno())
+
+
+def resident_bytes_of(fd: int) -> int | None:
+    """The same of a file that is open."""
+    status = os.fstat(fd)
+    if os.geteuid() not in (0, status.st_uid) and not os.access(f"/proc/self/fd/{fd}", os.W_OK):
         return None
     if not status.st_size:
         return 0
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+    with mmap.mmap(fd, 0, access=mmap.ACCESS_COPY) as mapped:
         return linux.resident_pages(mapped).count(1) * mmap.PAGESIZE
 
 
@@ -34,11 +40,11 @@ def drop(path: Path) -> int | None:
 
     Pages that a process maps stay.
     """
-    with path.open("rb") as file:
+    with open(linux.open_file(path), "rb") as file:
         # What is not on the disk yet cannot be dropped.
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return resident_bytes(path)
+        return resident_bytes_of(file.fileno())
 
 
 class Filling:
@@ -66,7 +72,10 @@ def watching(path: Path) -> Iterator[Filling]:
     A page that came and went before its turn is waited for until it is back.
     """
     filling, stop = Filling(), threading.Event()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+    with (
+        open(linux.open_file(path), "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped,
+    ):
         watcher = threading.Thread(target=_watch, args=(mapped, filling, stop), daemon=True)
         watcher.start()
         try:

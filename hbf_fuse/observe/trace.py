@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from hbf_fuse import documents
+from hbf_fuse import documents, linux
 from hbf_fuse.observe.ring import Ring
 
 RECORD = struct.Struct("<QQQQIIIHH")
@@ -67,7 +67,11 @@ class TraceFile:
         self._lost = 0
         # What was looked at before may have been exchanged: it is looked at again, open, and no link is
         # followed.
-        fd = os.open(path, _OPEN_TO_WRITE, 0o666)
+        folder = linux.open_folder(path.absolute().parent)
+        try:
+            fd = os.open(path.name, _OPEN_TO_WRITE, 0o666, dir_fd=folder)
+        finally:
+            os.close(folder)
         self._file = open(fd, "ab", buffering=0)  # noqa: SIM115 - closed by its thread
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

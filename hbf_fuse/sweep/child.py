@@ -106,15 +106,14 @@ def _start(
     enter: Callable[[], None] | None,
     unprivileged: bool,
 ) -> "subprocess.Popen[bytes]":
-    unprivileged = unprivileged and os.geteuid() == 0
-    given_up = linux.given_up_by_children() if unprivileged else []
+    kept = linux.only(linux.KEPT_BY_CHILDREN) if unprivileged else b""
 
     def before_exec() -> None:
         linux.die_with_parent()
         if enter:
             enter()
         if unprivileged:
-            linux.give_up_at_exec(given_up)
+            linux.give_up_at_exec(kept)
 
     return subprocess.Popen(
         line,

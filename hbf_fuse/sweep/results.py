@@ -16,6 +16,9 @@ from hbf_fuse.units import format_size
 
 CSV, RUNS = "cells.csv", "runs"
 
+MOST_RUNS, MOST_BYTES = 20_000, 512 << 20
+"""Of a folder: all of it is held in memory."""
+
 MAX_CSV_BYTES = 64 << 20
 """A row takes about 1 KB."""
 
@@ -188,6 +191,11 @@ class Results:
             runs = self._existing_runs()
             if runs:
                 names = [name for name in runs.names() if name.endswith(".json") and not name.startswith(".")]
+                if len(names) > MOST_RUNS or runs.nbytes(names) > MOST_BYTES:
+                    raise HbfError(
+                        f"{runs.path} holds more than {MOST_RUNS} runs, or {format_size(MOST_BYTES)} of "
+                        "them; move some to another folder"
+                    )
                 self._known = {name.removesuffix(".json"): _read(runs, name) for name in names}
         return self._known
 

@@ -114,10 +114,15 @@ class Placed:
 
         A folder above it may have been renamed meanwhile.
         """
-        found = by_number(self.number)
-        # Numbers are given again.
-        if found and found.device == self._device and find(found.mountpoint) == found:
-            unmount_or_explain(found, lazy)
+        for _ in range(_MOVED_TIMES):
+            found = by_number(self.number)
+            # Numbers are given again.
+            if not found or found.device != self._device:
+                return
+            # Not so where it lies under another one, or was moved between the two looks.
+            if find(found.mountpoint) == found:
+                unmount_or_explain(found, lazy)
+                return
 
 
 def unmount_or_explain(mount: Mount, lazy: bool = False) -> None:
