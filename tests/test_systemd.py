@@ -153,6 +153,15 @@ def test_the_mount_service_works_with_the_privileges_it_has(noise, tmp_path, eng
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="services run as root")
+def test_the_sweep_service_measures_with_the_privileges_it_has(tiny_model, llama_bench, tmp_path):
+    line = [*hardened("hbf-sweep@.service"), sys.executable, "-m", "hbf_fuse", "bench", "-m", tiny_model]
+    line += ["--mbps", "500", "-p", "8", "-n", "8", "-o", tmp_path / "results"]
+    said = subprocess.run([*map(str, line)], capture_output=True, text=True, timeout=100, check=False)
+    assert said.returncode == 0, said.stderr
+    assert len(list((tmp_path / "results/runs").glob("*.json"))) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="services run as root")
 def test_the_system_calls_that_are_made_are_allowed(analyze, noise, tmp_path):
     if not shutil.which("strace"):
         pytest.skip("there is no strace")
