@@ -7,9 +7,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import Folder, read_file
+from hbf_fuse.host import linux
 
 MAX_TOML_BYTES = 1 << 16
 """A grid or a table of tiers takes a thousandth of this."""

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import linux
 
 ENCODING_ERRORS = "backslashreplace"
 """For what is no Unicode: a model's name may have any bytes."""

@@ -33,10 +33,10 @@ _build_what_is_stale()
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import presets, synth
-from hbf_fuse.mount import tied
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.workload import llama
 
 # No deadline for examples: this machine may be busy with others.
 settings.register_profile("shared", deadline=None)
@@ -81,7 +81,7 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
             count += 1
             point = tmp_path / f"mnt{count}"
             point.mkdir()
-            return stack.enter_context(tied.mounted(MountConfig(source, point, TierSpec(mbps, lat), engine)))
+            return stack.enter_context(child.mounted(MountConfig(source, point, TierSpec(mbps, lat), engine)))
 
         yield make
 

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from hbf_fuse import linux
+from hbf_fuse.calibrate.calibration import Calibration, Plan
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import linux
 from hbf_fuse.report import accuracy
-from hbf_fuse.sweep.calibrate import Calibration, Plan
 from hbf_fuse.tier import TierSpec, expect
 
 HBF = [sys.executable, "-m", "hbf_fuse"]

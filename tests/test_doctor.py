@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hbf_fuse import mountinfo
+from hbf_fuse import doctor
 from hbf_fuse.cli import doctor as screen
+from hbf_fuse.doctor import FAIL, OK, WARN, facts, serving
+from hbf_fuse.doctor.facts import Bench, Cgroups, Facts, Source
 from hbf_fuse.engine.kernel import abi
 from hbf_fuse.engine.kernel.session import Session
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.sweep import doctor
+from hbf_fuse.host import mountinfo
 from hbf_fuse.sweep.conditions import Concern
-from hbf_fuse.sweep.doctor import FAIL, OK, WARN, facts, serving
-from hbf_fuse.sweep.doctor.facts import Bench, Cgroups, Facts, Source
 from hbf_fuse.tier import TierSpec
 
 DEBIAN = "Linux version 6.1.0-18-amd64 (debian-kernel@lists.debian.org) #1 SMP"

@@ -13,9 +13,10 @@ import psutil
 import pytest
 from fuzzing import anygguf
 
-from hbf_fuse import documents, folder, linux, mountinfo
+from hbf_fuse import documents, folder
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount import live
+from hbf_fuse.host import linux, mountinfo
+from hbf_fuse.mount import client
 from hbf_fuse.report import html
 from hbf_fuse.sweep import loop
 from hbf_fuse.sweep.results import Results, read_run
@@ -187,8 +188,8 @@ def test_a_folder_that_looks_like_a_mount_is_none(tmp_path, command):
 
 def test_only_a_mounts_own_server_is_taken_for_it(mount, noise, monkeypatch):
     point = mount(noise(100_000))
-    entry, spec = mountinfo.find(point), live.read_hidden(point, "spec.json")
-    assert live._server_of(entry).pid == spec["pid"]
+    entry, spec = mountinfo.find(point), client.read_hidden(point, "spec.json")
+    assert client._server_of(entry).pid == spec["pid"]
     with subprocess.Popen(["sleep", "60"]) as bystander:
         try:
             began = linux.start_time(bystander.pid)
@@ -200,13 +201,13 @@ def test_only_a_mounts_own_server_is_taken_for_it(mount, noise, monkeypatch):
                 {**spec, "pid": "1"},
                 {},
             ):
-                monkeypatch.setattr(live, "read_hidden", lambda *_, told=told: told)
-                assert live._server_of(entry) is None
+                monkeypatch.setattr(client, "read_hidden", lambda *_, told=told: told)
+                assert client._server_of(entry) is None
             # A process of somebody else than the one that the kernel has for the mount.
             told = {**spec, "pid": bystander.pid, "start_time": began}
-            monkeypatch.setattr(live, "read_hidden", lambda *_: told)
+            monkeypatch.setattr(client, "read_hidden", lambda *_: told)
             theirs = mountinfo.Mount(**{**vars(entry), "options": ("rw", "user_id=4242")})
-            assert live._server_of(theirs) is None
+            assert client._server_of(theirs) is None
             assert psutil.pid_exists(bystander.pid)
         finally:
             bystander.kill()

@@ -21,12 +21,12 @@ from hbf_fuse.engine.kernel import abi
 from hbf_fuse.engine.kernel.abi import Opcode
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Rule
-from hbf_fuse.observe import chains
-from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.observe.trace import RECORD, Read, Trace, header_line
 from hbf_fuse.sweep import grid
 from hbf_fuse.sweep.cell import Model
 from hbf_fuse.tier import SpecError, TierSpec
+from hbf_fuse.traces import chains
+from hbf_fuse.traces.attribution import Phase
+from hbf_fuse.traces.trace import RECORD, Read, Trace, header_line
 
 MAX_BYTES = 64 << 20
 HOSTILE_SECONDS = 1.0

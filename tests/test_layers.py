@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,17 @@ import pytest
 import hbf_fuse
 
 PACKAGE = Path(hbf_fuse.__file__).parent
-GROUND = {"compiled", "documents", "errors", "folder", "linux", "mountinfo", "signals", "units", "watcher"}
+GROUND = {"compiled", "documents", "errors", "folder", "reaper", "signals", "units"}
 ROOMS = [
+    {"host"},
     {"tier", "gguf"},
-    {"observe", "verdict"},
-    {"pacing"},
-    {"fs"},
-    {"engine"},
-    {"limits"},
+    {"observe", "verdict", "models"},
+    {"traces", "pacing"},
+    {"fs", "workload"},
+    {"engine", "limits"},
     {"mount"},
-    {"sweep", "report", "kv"},
+    {"calibrate", "sweep", "report", "kv"},
+    {"doctor"},
     {"cli"},
 ]
 
@@ -56,7 +58,32 @@ def test_a_room_imports_only_from_below(path):
     assert not above
     if room in ("tier", "gguf"):
         # A model is read and written where others may write, too.
-        assert imports(path) <= {room} | ({"folder", "linux"} if room == "gguf" else set())
+        assert imports(path) <= {room} | ({"folder", "host"} if room == "gguf" else set())
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports for types and within functions count, too."""
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyx")]
+    }
+    imported = {name: set(imported_modules(path, modules)) - {name} for name, path in modules.items()}
+    while leaves := {name for name, others in imported.items() if not others & imported.keys()}:
+        imported = {name: others for name, others in imported.items() if name not in leaves}
+    assert not imported, "each of these leads back to itself"
+
+
+def imported_modules(path: Path, known: Collection[str]) -> Iterator[str]:
+    if path.suffix != ".py":
+        yield from re.findall(r"^\s*from (hbf_fuse[\w.]*) c?import", path.read_text(), re.MULTILINE)
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in known else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
 
 
 def test_the_tier_knows_no_clock_and_no_files():

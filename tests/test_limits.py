@@ -14,25 +14,24 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hbf_fuse import linux, mountinfo
 from hbf_fuse.cli.app import app
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.backing import Uncached
 from hbf_fuse.fs.tree import Tree
+from hbf_fuse.host import linux, mountinfo, residency
 from hbf_fuse.limits import devices, files, group, hierarchy
 from hbf_fuse.limits.devices import Disk
 from hbf_fuse.limits.files import Limits, Setting
-from hbf_fuse.mount import live, tied
+from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe import residency
 from hbf_fuse.report import against_cgroup, html, page
 from hbf_fuse.sweep import cell as cells
 from hbf_fuse.sweep import grid as grids
 from hbf_fuse.sweep import iomax
-from hbf_fuse.sweep import place as places
+from hbf_fuse.sweep import workspace as places
 from hbf_fuse.sweep.cell import Cell, Model
-from hbf_fuse.sweep.llama import BenchOptions
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.workload.llama import BenchOptions
 
 HBF = [sys.executable, "-m", "hbf_fuse"]
 DISK = Disk("8:0", "sda")
@@ -470,8 +469,8 @@ def test_a_mount_reads_its_source_past_the_cache_at_the_kernels_rate(cold, tmp_p
     source = cold(16_000_003)
     (tmp_path / "mnt").mkdir()
     config = MountConfig(source, tmp_path / "mnt", TierSpec(), engine, io_max_mbps=20)
-    with tied.mounted(config) as point:
-        server = live.read_hidden(point, "spec.json")
+    with child.mounted(config) as point:
+        server = client.read_hidden(point, "spec.json")
         assert server["io_max"]["in_force"]["io_mbps"] == 20
         assert any("hbf-" in line for line in Path(f"/proc/{server['pid']}/cgroup").read_text().splitlines())
         begin = time.monotonic()
@@ -484,8 +483,8 @@ def test_a_mount_reads_its_source_past_the_cache_at_the_kernels_rate(cold, tmp_p
 def test_a_server_killed_hard_leaves_no_group(cold, tmp_path):
     (tmp_path / "mnt").mkdir()
     config = MountConfig(cold(1 << 20), tmp_path / "mnt", TierSpec(), io_max_mbps=20)
-    with tied.mounted(config) as point:
-        server = live.read_hidden(point, "spec.json")["pid"]
+    with child.mounted(config) as point:
+        server = client.read_hidden(point, "spec.json")["pid"]
         os.kill(server, signal.SIGKILL)
     give_up = time.monotonic() + 5
     while point in [each.mountpoint for each in mountinfo.mounts()]:
@@ -500,7 +499,7 @@ def test_a_source_without_a_disk_cannot_be_limited(on_disk, tmp_path):
     try:
         with (
             pytest.raises(HbfError, match="tmpfs, which is memory"),
-            tied.mounted(MountConfig(file, tmp_path / "mnt", TierSpec(), io_max_mbps=20)),
+            child.mounted(MountConfig(file, tmp_path / "mnt", TierSpec(), io_max_mbps=20)),
         ):
             pass
     finally:

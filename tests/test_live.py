@@ -13,7 +13,7 @@ import pytest
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import control
-from hbf_fuse.mount import live, tied
+from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
 
@@ -40,8 +40,8 @@ def test_set_changes_the_rate_of_a_live_mount_without_losing_a_read(mount, noise
     assert said.returncode == 0 and "800 MB/s" in said.stderr and "20 MB/s" in said.stderr
     assert read == [source.read_bytes()]
     assert time.monotonic() - begin < 0.9 * 80 * MIB / 20e6
-    assert live.read_hidden(point, "spec.json")["tier"]["bandwidth_mbps"] == 800
-    (file,) = live.read_hidden(point, "stats.json")["files"].values()
+    assert client.read_hidden(point, "spec.json")["tier"]["bandwidth_mbps"] == 800
+    (file,) = client.read_hidden(point, "stats.json")["files"].values()
     assert not file["staging"]["valid"] and "tier-changed" in file["staging"]["reasons"]
 
 
@@ -115,12 +115,12 @@ def test_set_says_what_is_wrong_and_changes_nothing(mount, noise):
     assert "--lat" in hbf("set", point, "--jitter", "uniform:3").stderr
     assert hbf("set", point).returncode == 2
     assert "no live hbf mount" in hbf("set", noise(5).parent, "--mbps", 5).stderr
-    assert live.read_hidden(point, "spec.json")["tier"]["bandwidth_mbps"] == 500
+    assert client.read_hidden(point, "spec.json")["tier"]["bandwidth_mbps"] == 500
 
 
 def test_a_server_refuses_what_the_client_would_not_send(mount, noise):
     with pytest.raises(HbfError, match="stays as it was"):
-        live.send(mount(noise(MIB)), {"mbps": -5})
+        client.send(mount(noise(MIB)), {"mbps": -5})
 
 
 def test_top_shows_throughput_and_layers(mount, tiny_model):
@@ -146,7 +146,7 @@ def test_metrics_are_served_on_loopback_and_documented(noise, tmp_path):
     point.mkdir()
     port = _free_port()
     source = noise(2 * MIB)
-    with tied.mounted(MountConfig(source, point, TierSpec(500), metrics=str(port))) as mount:
+    with child.mounted(MountConfig(source, point, TierSpec(500), metrics=str(port))) as mount:
         (mount / "model.gguf").read_bytes()
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
@@ -165,7 +165,7 @@ def test_a_port_that_is_none_is_refused(noise, tmp_path, where):
     point.mkdir()
     with (
         pytest.raises(HbfError, match="--metrics"),
-        tied.mounted(MountConfig(noise(MIB), point, TierSpec(500), metrics=where)),
+        child.mounted(MountConfig(noise(MIB), point, TierSpec(500), metrics=where)),
     ):
         pass
     assert not point.is_mount()

@@ -15,7 +15,7 @@ import pytest
 
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.engine.kernel.session import MAX_IDLE_THREADS
-from hbf_fuse.mount import live
+from hbf_fuse.mount import client
 
 
 def walk(path: Path) -> float:
@@ -58,7 +58,7 @@ def test_single_reads_take_the_latency(mount, noise, lat):
 
 def test_threads_and_descriptors_come_back_when_a_crowd_has_gone(mount, noise):
     point = mount(noise(1 << 20), lat=400)
-    server = psutil.Process(live.read_hidden(point, "spec.json")["pid"])
+    server = psutil.Process(client.read_hidden(point, "spec.json")["pid"])
     file = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
     descriptors = server.num_fds()
 
@@ -68,7 +68,7 @@ def test_threads_and_descriptors_come_back_when_a_crowd_has_gone(mount, noise):
     with ThreadPoolExecutor(100) as readers:
         reads = [readers.submit(read, at) for at in range(100)]
         time.sleep(0.3)
-        if live.read_hidden(point, "spec.json")["uncompiled"]:
+        if client.read_hidden(point, "spec.json")["uncompiled"]:
             assert server.num_threads() > MAX_IDLE_THREADS
         assert [read.result() for read in reads] == [4096] * 100
     os.close(file)
@@ -83,7 +83,7 @@ def test_stats_count_every_byte_once_it_has_arrived(mount, noise):
     path = mount(noise(size), mbps=500)
     (path / "model.gguf").read_bytes()
     time.sleep(0.5)  # The reader has its bytes a moment before they are counted.
-    stats = live.read_hidden(path, "stats.json")
+    stats = client.read_hidden(path, "stats.json")
     assert stats["bytes_read"] == size
     assert stats["files"]["model.gguf"]["complete"]
     assert stats["in_flight"] == 0
@@ -91,10 +91,10 @@ def test_stats_count_every_byte_once_it_has_arrived(mount, noise):
 
 def test_requests_reach_one_mebibyte(mount, noise):
     path = mount(noise(32 << 20))
-    if live.read_hidden(path, "spec.json")["readahead_kib"] < 1024:
+    if client.read_hidden(path, "spec.json")["readahead_kib"] < 1024:
         pytest.skip("raising readahead needs root")
     walk(path / "model.gguf")
-    assert live.read_hidden(path, "stats.json")["largest_read_bytes"] == 1 << 20
+    assert client.read_hidden(path, "stats.json")["largest_read_bytes"] == 1 << 20
 
 
 def test_a_reader_killed_during_a_long_latency_dies_at_once(mount, noise):
@@ -115,7 +115,7 @@ def test_a_source_cut_short_gives_an_io_error_and_the_server_lives(mount, noise)
         with pytest.raises(OSError) as caught:
             os.pread(file.fileno(), 4096, 6 << 20)
     assert caught.value.errno == errno.EIO
-    assert live.read_hidden(path, "stats.json")["failed"] >= 1
+    assert client.read_hidden(path, "stats.json")["failed"] >= 1
 
 
 def test_a_source_replaced_under_the_mount_is_refused(mount, noise):
@@ -134,7 +134,7 @@ def test_a_sparse_file_of_100_gb_costs_the_server_no_memory(mount, tmp_path, eng
     with source.open("wb") as file:
         file.truncate(100_000_000_000)
     path = mount(source, engine=engine)
-    pid = live.read_hidden(path, "spec.json")["pid"]
+    pid = client.read_hidden(path, "spec.json")["pid"]
     with (path / "model.gguf").open("rb", buffering=0) as file:
         for at in range(0, 100_000_000_000, 1_500_000_000):
             assert len(os.pread(file.fileno(), 1 << 20, at)) == 1 << 20

@@ -16,10 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hbf_fuse import mountinfo
-from hbf_fuse.mount import live
-from hbf_fuse.observe.residency import resident_bytes
-from hbf_fuse.observe.trace import Trace
+from hbf_fuse.host import mountinfo
+from hbf_fuse.host.residency import resident_bytes
+from hbf_fuse.mount import client
+from hbf_fuse.traces.trace import Trace
 
 HBF = [sys.executable, "-m", "hbf_fuse"]
 MIB = 1 << 20
@@ -55,7 +55,7 @@ def mounted(*arguments, **options):
 
 
 def server_of(point):
-    return live.read_hidden(point, "spec.json")["pid"]
+    return client.read_hidden(point, "spec.json")["pid"]
 
 
 def wait_until(condition, what, seconds=15):
@@ -111,15 +111,15 @@ def test_a_mountpoint_named_by_a_link_is_unmounted_by_that_name(point, noise, en
 
 @AS_ROOT
 def test_a_mount_that_another_namespace_holds_is_told_of(point, noise, monkeypatch):
-    monkeypatch.setattr(live, "_END_SECONDS", 1.0)
+    monkeypatch.setattr(client, "_END_SECONDS", 1.0)
     mounted(noise(100_000), point)
     server = server_of(point)
     with subprocess.Popen(["unshare", "--mount", "sleep", "60"]) as holder:
         try:
             theirs, ours = (Path(f"/proc/{pid}/ns/mnt") for pid in (holder.pid, "self"))
             wait_until(lambda: theirs.readlink() != ours.readlink(), "a namespace")
-            with pytest.raises(live.HbfError, match=f"kill {server}"):
-                live.unmount(point, force=False)
+            with pytest.raises(client.HbfError, match=f"kill {server}"):
+                client.unmount(point, force=False)
             os.kill(server, signal.SIGTERM)
             wait_until(lambda: not is_running(server), "the server goes")
         finally:
@@ -176,7 +176,7 @@ def test_who_reads_before_a_mount_is_ready_waits_for_its_tier(point, noise, engi
     mounted("--engine", engine, "--mbps", 4, noise(6 * MIB), point)
     said, _ = early.communicate(timeout=60)
     assert float(said) > 6 * MIB / 4e6 * 0.9
-    assert live.read_hidden(point, "stats.json")["bytes_read"] >= 6 * MIB
+    assert client.read_hidden(point, "stats.json")["bytes_read"] >= 6 * MIB
 
 
 def test_a_mapping_of_a_file_opened_for_direct_reads_counts_towards_the_budget(point, noise):
@@ -187,7 +187,7 @@ def test_a_mapping_of_a_file_opened_for_direct_reads_counts_towards_the_budget(p
         "[view[at] for at in range(0, len(view), 4096)]"
     )
     subprocess.run([sys.executable, "-c", script, point / "model.gguf"], check=True, timeout=60)
-    held = live.read_hidden(point, "stats.json")["resident"]
+    held = client.read_hidden(point, "stats.json")["resident"]
     assert held["evicted_bytes"] >= 30 * MIB
     assert resident_bytes(point / "model.gguf") < 40 * MIB
 
@@ -285,7 +285,7 @@ def test_a_first_pass_that_ends_unthrottled_is_not_valid(point, noise):
         (point / ".hbf/control").write_text(json.dumps({"mbps": None, "lat": 0}))
         while file.read(MIB):
             pass
-    (file,) = live.read_hidden(point, "stats.json")["files"].values()
+    (file,) = client.read_hidden(point, "stats.json")["files"].values()
     assert file["staging"]["valid"] is False and "tier-changed" in file["staging"]["reasons"]
 
 
@@ -296,7 +296,7 @@ def test_parts_of_pages_are_no_pages(point, noise):
     for at in range(0, size, 4096):
         os.pread(fd, 1, at)
     os.close(fd)
-    (file,) = live.read_hidden(point, "stats.json")["files"].values()
+    (file,) = client.read_hidden(point, "stats.json")["files"].values()
     assert not file["complete"] and file["arrived_bytes"] == 0
 
 
@@ -376,7 +376,7 @@ def test_a_crowd_that_waits_already_does_not_keep_a_mount_from_beginning(point, 
             begin = time.monotonic()
             mounted("--lat", 1, noise(4 * MIB), point)
             assert time.monotonic() - begin < 30
-            assert live.read_hidden(point, "spec.json")["pid"]
+            assert client.read_hidden(point, "spec.json")["pid"]
             assert crowd.wait(30) == 0
         finally:
             crowd.kill()

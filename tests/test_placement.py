@@ -6,10 +6,10 @@ from hbf_fuse import gguf
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import DRAM, MAIN, PAGE, Layout, Placement, Rule
 from hbf_fuse.gguf import presets, synth
-from hbf_fuse.mount import live, tied
+from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe import attribution
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.traces import attribution
 
 EXPERTS_IN_HBF = ("ffn_.*_exps=hbf", ".*=dram")
 
@@ -81,12 +81,12 @@ def read_through(source, tmp_path, layout, mbps=200.0):
     """Walk the model twice through a mount; its trace and its stats."""
     point = tmp_path / "mnt"
     point.mkdir(exist_ok=True)
-    with tied.mounted(MountConfig(source, point, TierSpec(mbps), layout=layout)) as mount:
+    with child.mounted(MountConfig(source, point, TierSpec(mbps), layout=layout)) as mount:
         for _ in range(2):
             with (mount / "model.gguf").open("rb", buffering=0) as file:
                 while file.read(1 << 20):
                     pass
-        return live.read_trace(mount), live.read_hidden(mount, "stats.json")
+        return client.read_trace(mount), client.read_hidden(mount, "stats.json")
 
 
 def test_the_tier_reads_no_byte_of_a_tensor_in_dram_and_dram_is_read_once(moe, tmp_path):

@@ -8,8 +8,8 @@ import zipfile
 import pytest
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount import published
-from hbf_fuse.mount.published import Published
+from hbf_fuse.models import published
+from hbf_fuse.models.published import Published
 
 PARTS = (b"GGUF" + bytes(3000), b"rest" * 500)
 

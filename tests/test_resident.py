@@ -9,9 +9,9 @@ import pytest
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.mount import live, tied
+from hbf_fuse.host.residency import resident_bytes
+from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe.residency import resident_bytes
 from hbf_fuse.pacing.resident import HEADROOM_BYTES, MIN_BYTES, WINDOW_BYTES, Resident
 from hbf_fuse.tier import TierSpec
 
@@ -139,7 +139,7 @@ def test_mincore_never_shows_more_than_the_budget_and_every_byte_is_right(noise,
     point = tmp_path / "mnt"
     point.mkdir()
     layout = Layout(resident_bytes=24 * MIB, policy=policy)
-    with tied.mounted(MountConfig(source, point, TierSpec(600), layout=layout)) as mount:
+    with child.mounted(MountConfig(source, point, TierSpec(600), layout=layout)) as mount:
         file = mount / "model.gguf"
         readers = [
             subprocess.Popen(
@@ -152,7 +152,7 @@ def test_mincore_never_shows_more_than_the_budget_and_every_byte_is_right(noise,
             most = max(most, resident_bytes(file) or 0)
             time.sleep(0.005)
         assert {line for reader in readers for line in reader.communicate()[0].split()} == {expected}
-        held = live.read_hidden(mount, "stats.json")["resident"]
+        held = client.read_hidden(mount, "stats.json")["resident"]
         assert most <= 26 * MIB, f"{most / MIB:.1f} MiB"
         assert abs(held["resident_bytes"] - (resident_bytes(file) or 0)) <= 2 * MIB
         assert held["evicted_bytes"] > 0
@@ -163,13 +163,13 @@ def test_pinned_pages_are_read_once(noise, tmp_path):
     point = tmp_path / "mnt"
     point.mkdir()
     layout = Layout(resident_bytes=30 * MIB, policy="pin")
-    with tied.mounted(MountConfig(source, point, TierSpec(2000), layout=layout)) as mount:
+    with child.mounted(MountConfig(source, point, TierSpec(2000), layout=layout)) as mount:
         with (mount / "model.gguf").open("rb", buffering=0) as file:
             for _ in range(3):
                 file.seek(0)
                 while file.read(MIB):
                     pass
-        served = live.read_hidden(mount, "stats.json")["bytes_read"]
+        served = client.read_hidden(mount, "stats.json")["bytes_read"]
     streamed = 40 * MIB - (30 * MIB - WINDOW_BYTES)
     assert 40 * MIB + 2 * streamed - 16 * MIB <= served <= 40 * MIB + 2 * streamed + 8 * MIB
 
@@ -178,6 +178,6 @@ def test_fusepy_cannot_drop_pages_and_says_so(noise, tmp_path):
     point = tmp_path / "mnt"
     point.mkdir()
     config = MountConfig(noise(MIB), point, TierSpec(500), "fusepy", layout=Layout(resident_bytes=32 * MIB))
-    with pytest.raises(HbfError, match="kernel engine"), tied.mounted(config):
+    with pytest.raises(HbfError, match="kernel engine"), child.mounted(config):
         pass
     assert not point.is_mount()

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from hbf_fuse import mountinfo
+from hbf_fuse.host import mountinfo
 
 KILLS = 10
 MBPS, LATS, REPEATS = (600, 1200), (0, 1), 2

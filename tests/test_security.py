@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hbf_fuse import documents, linux, mountinfo
+from hbf_fuse import documents
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import Folder
@@ -24,11 +24,13 @@ from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.placement import Layout, Placement, Rule
 from hbf_fuse.fs.tree import Tree
 from hbf_fuse.gguf import reader
-from hbf_fuse.mount import live, mountpoint, preload, server
+from hbf_fuse.host import linux, mountinfo
+from hbf_fuse.mount import client, mountpoint, preload, server
 from hbf_fuse.report import summary
-from hbf_fuse.sweep import child, llama, loop
+from hbf_fuse.sweep import loop
 from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.workload import child, llama
 
 HBF = [sys.executable, "-P", "-m", "hbf_fuse"]
 RACES = 200
@@ -386,7 +388,7 @@ def test_a_mount_of_anothers_may_answer_what_it_likes(noise, mount, monkeypatch)
     point = mount(noise(4096))
     monkeypatch.setattr(documents, "MAX_JSON_BYTES", 100)
     with pytest.raises(HbfError, match="no live hbf mount of yours"):
-        live.read_hidden(point, "stats.json")
+        client.read_hidden(point, "stats.json")
 
 
 # Metrics, and crowds
@@ -512,7 +514,7 @@ def test_what_a_sweep_starts_may_do_little():
 @as_root
 def test_a_server_keeps_what_it_needs(noise, mount):
     point = mount(noise(4096))
-    pid = live.read_hidden(point, "spec.json")["pid"]
+    pid = client.read_hidden(point, "spec.json")["pid"]
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
             assert capabilities((task / "status").read_text()) <= server._KEPT

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hbf_fuse.mount import tied
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
 
@@ -40,7 +40,7 @@ def mount(request, source, tmp_path_factory):
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/fuse")
     point = tmp_path_factory.mktemp("mnt")
-    with tied.mounted(MountConfig(source, point, TierSpec(), request.param)):
+    with child.mounted(MountConfig(source, point, TierSpec(), request.param)):
         yield point
 
 
@@ -201,7 +201,7 @@ def test_what_is_open_stays_readable_when_its_source_is_deleted_or_replaced(tmp_
     source, point = noise(100_000), tmp_path / "mnt"
     point.mkdir()
     before = source.read_bytes()
-    with tied.mounted(MountConfig(source, point, TierSpec(), engine)):
+    with child.mounted(MountConfig(source, point, TierSpec(), engine)):
         with (point / "model.gguf").open("rb", buffering=0) as file:
             source.unlink()
             source.write_bytes(b"another")

@@ -6,12 +6,12 @@ import time
 
 from fuzzing.kernel import message
 
-from hbf_fuse import linux
 from hbf_fuse.engine.kernel import abi
 from hbf_fuse.engine.kernel.abi import Opcode
 from hbf_fuse.engine.kernel.mounting import MAX_REQUEST
 from hbf_fuse.engine.kernel.session import Session
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.host import linux
 from hbf_fuse.tier import TierSpec
 
 

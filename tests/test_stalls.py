@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hbf_fuse.observe import pressure, restorer, taskstats
-from hbf_fuse.observe.taskstats import SWITCH, Wait
-from hbf_fuse.sweep import child, results, stalls
+from hbf_fuse.host import pressure, restorer, taskstats
+from hbf_fuse.host.taskstats import SWITCH, Wait
+from hbf_fuse.sweep import results
+from hbf_fuse.workload import child, stalls
 
 SECOND = 1_000_000_000
 MAPPED = "import mmap, os, sys; m = mmap.mmap(os.open(sys.argv[1], 0), 0, prot=1); sum(m[::4096])"

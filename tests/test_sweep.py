@@ -16,16 +16,17 @@ import pytest
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.mount import live
+from hbf_fuse.mount import client
 from hbf_fuse.report import page, summary
 from hbf_fuse.sweep import cell as cells
 from hbf_fuse.sweep import grid as grids
-from hbf_fuse.sweep import llama, loop
-from hbf_fuse.sweep import place as places
+from hbf_fuse.sweep import loop
+from hbf_fuse.sweep import workspace as places
 from hbf_fuse.sweep.cell import Cell, Model
-from hbf_fuse.sweep.llama import BenchOptions
 from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec, expect
+from hbf_fuse.workload import llama
+from hbf_fuse.workload.llama import BenchOptions
 
 README = Path(__file__).parents[1] / "README.md"
 QUICK = BenchOptions(n_prompt=8, n_gen=4)
@@ -79,7 +80,7 @@ def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
 
 
 def _kill_server(place, model):
-    os.kill(live.read_hidden(place.mountpoint, "spec.json")["pid"], signal.SIGKILL)
+    os.kill(client.read_hidden(place.mountpoint, "spec.json")["pid"], signal.SIGKILL)
 
 
 def _cut_source(place, model):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from namespace import entered
 
-from hbf_fuse import linux
+from hbf_fuse.host import linux
 
 UNITS = Path(__file__).parent.parent / "systemd"
 SERVICES = ["hbf-mount@.service", "hbf-sweep@.service"]

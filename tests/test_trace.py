@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from hbf_fuse import gguf
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf.reader import Tensor
-from hbf_fuse.mount import live
-from hbf_fuse.observe import attribution, chains
-from hbf_fuse.observe.attribution import Phase
+from hbf_fuse.mount import client
 from hbf_fuse.observe.bounds import RING_RECORDS
 from hbf_fuse.observe.ring import Ring
-from hbf_fuse.observe.trace import RECORD, Read, Trace, TraceFile, header_line
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.traces import attribution, chains
+from hbf_fuse.traces.attribution import Phase
+from hbf_fuse.traces.trace import RECORD, Read, Trace, TraceFile, header_line
 
 DATA = Path(__file__).parent / "data"
 HEADER = {"tiers": {"hbf": {}}, "files": {"2": {"path": "model.gguf", "size": 1000}}}
@@ -83,7 +83,7 @@ import resource, signal, sys
 from pathlib import Path
 from hbf_fuse.observe.bounds import RING_RECORDS
 from hbf_fuse.observe.ring import Ring
-from hbf_fuse.observe.trace import TraceFile
+from hbf_fuse.traces.trace import TraceFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 ring = Ring()
@@ -154,7 +154,7 @@ def test_queue_depth_counts_the_arriving_read():
 def test_a_traced_mount_tells_every_read(mount, noise, tmp_path):
     point = mount(noise(3 << 20), mbps=900)
     (point / "model.gguf").read_bytes()
-    trace = live.read_trace(point)
+    trace = client.read_trace(point)
     assert sum(each.nbytes for each in trace if each.nbytes >= 1 << 17) >= 3 << 20
     assert all(each.arrival_ns <= each.done_ns for each in trace)
 

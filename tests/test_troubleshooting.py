@@ -12,7 +12,7 @@ import pytest
 import hbf_fuse
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount import tied
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.sweep import conditions
 from hbf_fuse.tier import TierSpec
@@ -116,7 +116,7 @@ def test_a_trace_that_cannot_be_written_names_the_option(noise, tmp_path, backgr
         told = said.stderr
     else:
         config = MountConfig(source, point, TierSpec(), trace=trace)
-        with pytest.raises(HbfError) as caught, tied.mounted(config):
+        with pytest.raises(HbfError) as caught, child.mounted(config):
             pass
         told = str(caught.value)
     assert "No such file" in told and "--trace" in told and "Error:" not in told

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from hbf_fuse.calibrate import envelope
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.mount import envelope, floor, live, server
+from hbf_fuse.host import machine
+from hbf_fuse.host.starved import Starved
+from hbf_fuse.mount import client, floor, server
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe import Counters, machine
-from hbf_fuse.observe.starved import Starved
+from hbf_fuse.observe import Counters
 from hbf_fuse.pacing.coverage import Coverage
 from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.floor import Floor
@@ -107,7 +109,7 @@ def test_readers_that_cannot_be_told_apart_make_a_figure_invalid(tmp_path, noise
                 time.sleep(0.05)
             time.sleep(1)  # It measures its floor first, and begins to count then.
             assert (point / "model.gguf").read_bytes() == source.read_bytes()
-            (file,) = live.read_hidden(point, "stats.json")["files"].values()
+            (file,) = client.read_hidden(point, "stats.json")["files"].values()
             assert file["staging"]["evidence"]["nameless"] > 0
         finally:
             subprocess.run([*hbf, "umount", "--force", str(point)], check=False)
@@ -149,7 +151,7 @@ def test_a_window_bound_walk_on_a_real_mount_is_reported_as_correct(mount, noise
     ):
         for at in range(0, len(view), mmap.PAGESIZE):
             view[at]
-    staging = live.read_hidden(path, "stats.json")["files"]["model.gguf"]["staging"]
+    staging = client.read_hidden(path, "stats.json")["files"]["model.gguf"]["staging"]
     assert staging["model_mbps"] < 700
     assert abs(staging["error_pct"]) < 10
     assert staging["reasons"]
@@ -210,7 +212,7 @@ def test_more_lateness_than_the_tier_takes_time_is_no_agreement():
 
 def test_a_server_that_was_suspended_marks_what_many_readers_read(mount, noise):
     point = mount(noise(24 << 20), mbps=100, lat=1)
-    server = live.read_hidden(point, "spec.json")["pid"]
+    server = client.read_hidden(point, "spec.json")["pid"]
     reader = (
         "import mmap, os, sys\n"
         "fd, b = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT), mmap.mmap(-1, 262144)\n"
@@ -223,7 +225,7 @@ def test_a_server_that_was_suspended_marks_what_many_readers_read(mount, noise):
     time.sleep(2)
     os.kill(server, signal.SIGCONT)
     assert [each.wait(30) for each in readers] == [0] * 4
-    (file,) = live.read_hidden(point, "stats.json")["files"].values()
+    (file,) = client.read_hidden(point, "stats.json")["files"].values()
     assert (
         file["complete"] and not file["staging"]["valid"] and "server-stopped" in file["staging"]["reasons"]
     )
@@ -311,7 +313,7 @@ def test_a_floor_that_could_not_be_measured_is_told(tmp_path, monkeypatch, noise
 
 
 def staging_of(point):
-    (file,) = live.read_hidden(point, "stats.json")["files"].values()
+    (file,) = client.read_hidden(point, "stats.json")["files"].values()
     return file
 
 
@@ -351,7 +353,7 @@ def test_a_server_that_stood_still_between_reads_is_told(mount, tmp_path):
     for name in ("a.gguf", "b.gguf"):
         (folder / name).write_bytes(os.urandom(1 << 20))
     point = mount(folder, mbps=20)
-    server = live.read_hidden(point, "spec.json")["pid"]
+    server = client.read_hidden(point, "spec.json")["pid"]
     buffer = mmap.mmap(-1, 1 << 18)
     verdicts = {}
     for name in ("a.gguf", "b.gguf"):
@@ -364,11 +366,11 @@ def test_a_server_that_stood_still_between_reads_is_told(mount, tmp_path):
                 os.preadv(fd, [buffer], place)
         finally:
             os.close(fd)
-        verdicts[name] = live.read_hidden(point, "stats.json")["files"][name]["staging"]
+        verdicts[name] = client.read_hidden(point, "stats.json")["files"][name]["staging"]
         time.sleep(1.1)
     assert not verdicts["a.gguf"]["valid"] and "server-stopped" in verdicts["a.gguf"]["reasons"]
     assert "server-stopped" not in verdicts["b.gguf"]["reasons"]
-    assert live.read_hidden(point, "stats.json")["stops"] == 1
+    assert client.read_hidden(point, "stats.json")["stops"] == 1
 
 
 @pytest.mark.skipif(
@@ -377,7 +379,7 @@ def test_a_server_that_stood_still_between_reads_is_told(mount, tmp_path):
 def test_a_server_that_was_frozen_is_told(mount, noise):
     """No signal tells it. What came meanwhile looks as if its reader had paused."""
     point = mount(noise(8 << 20), mbps=40)
-    server = live.read_hidden(point, "spec.json")["pid"]
+    server = client.read_hidden(point, "spec.json")["pid"]
     root = Path("/sys/fs/cgroup/freezer")
     group = root / f"hbf-test-{os.getpid()}"
     group.mkdir()
@@ -408,7 +410,7 @@ def test_the_model_of_a_single_read_is_the_latency_that_was_asked_for(mount, noi
         buffer = mmap.mmap(-1, 1 << 20)
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         file.readinto(buffer)
-    reads = live.read_hidden(point, "stats.json")["reads"]
+    reads = client.read_hidden(point, "stats.json")["reads"]
     staging = staging_of(point)["staging"]
     if reads == 1:
         assert staging["model_mbps"] == pytest.approx((1 << 20) / 0.020 / 1e6, rel=0.002)
@@ -524,7 +526,7 @@ def test_a_mountpoint_within_its_source_is_not_read_through(tmp_path):
     hbf = [sys.executable, "-m", "hbf_fuse"]
     subprocess.run([*hbf, "mount", "--lat", "200", str(source), str(point)], check=True, timeout=30)
     try:
-        assert live.read_hidden(point, "stats.json")["reads"] == 0
+        assert client.read_hidden(point, "stats.json")["reads"] == 0
     finally:
         subprocess.run([*hbf, "umount", "--force", str(point)], check=True, timeout=30)
 

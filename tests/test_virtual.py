@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hbf_fuse.observe import chains, readahead
-from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.observe.trace import Read
 from hbf_fuse.tier import Tier, TierSpec, expect
 from hbf_fuse.tier.virtual import START, Replay, Request, replay
+from hbf_fuse.traces import chains, readahead
+from hbf_fuse.traces.attribution import Phase
+from hbf_fuse.traces.trace import Read
 
 MIB = 1 << 20
 SPECS = [

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hbf_fuse.sweep import child
+from hbf_fuse.workload import child
 
 CHECK = Path(__file__).parents[1] / "tools/vm/check.py"
 KERNELS = ("linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64")

@@ -90,12 +90,12 @@ def bench(
 
     Example: [bold]hbf bench --mbps 500 --lat 1 -p 64 -n 16[/bold]
     """
-    from hbf_fuse.observe.trace import may_be_written
     from hbf_fuse.sweep import cell as cells
     from hbf_fuse.sweep import loop
-    from hbf_fuse.sweep import place as places
+    from hbf_fuse.sweep import workspace as places
     from hbf_fuse.sweep.grid import budget
-    from hbf_fuse.sweep.llama import BenchOptions
+    from hbf_fuse.traces.trace import may_be_written
+    from hbf_fuse.workload.llama import BenchOptions
 
     tier = tier_spec(
         profile,
@@ -152,9 +152,9 @@ def _show(document: dict[str, Any], as_json: bool) -> None:
 def gguf_source(model: Path | None) -> Path:
     """The model to measure with, made sure to be a GGUF."""
     from hbf_fuse import gguf
-    from hbf_fuse.mount import source
+    from hbf_fuse.models import choice
 
-    path = source.resolve(model, tell)
+    path = choice.resolve(model, tell)
     if path.is_dir():
         raise HbfError(f"{path} is a directory; name one GGUF with -m")
     gguf.read(path)

@@ -41,11 +41,10 @@ def calibrate(
 
     Ctrl-C keeps what was measured so far.
     """
+    from hbf_fuse.calibrate import calibration, envelope
     from hbf_fuse.documents import write_whole
     from hbf_fuse.folder import Folder
-    from hbf_fuse.mount import envelope
     from hbf_fuse.report import accuracy
-    from hbf_fuse.sweep import calibrate as calibration
 
     plan = calibration.FULL if full else calibration.QUICK
     plan = replace(plan, runs=runs or plan.runs)

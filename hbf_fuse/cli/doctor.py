@@ -13,7 +13,7 @@ from rich.table import Table
 from hbf_fuse.cli.common import Json, print_json
 
 if TYPE_CHECKING:
-    from hbf_fuse.sweep.doctor import Line
+    from hbf_fuse.doctor import Line
 
 EXIT_FAIL = 3
 
@@ -32,7 +32,7 @@ def doctor(
 
     Exit code 0: all is well, or warnings only. 3: something fails. Takes two seconds; it mounts a small file.
     """
-    from hbf_fuse.sweep import doctor as examination
+    from hbf_fuse import doctor as examination
 
     lines = examination.examine(examination.collect(source))
     failed = any(line.state == examination.FAIL for line in lines)

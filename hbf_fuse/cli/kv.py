@@ -224,12 +224,12 @@ def replay(
     """
     from hbf_fuse.kv import replay as kv_replay
     from hbf_fuse.kv import sim as kv_sim
-    from hbf_fuse.mount import live
+    from hbf_fuse.mount import client
     from hbf_fuse.mount import mountpoint as points
     from hbf_fuse.tier import TierSpec
 
     path = points.absolute(mountpoint)
-    known = live.read_hidden(path, "spec.json")
+    known = client.read_hidden(path, "spec.json")
     compute = _compute_seconds(compute_ms, bench)
     (spill,) = _spills(
         model or Path(known["source"]),

@@ -63,8 +63,8 @@ def get(
 
     Example: [bold]hbf model get smollm2-135m[/bold]
     """
-    from hbf_fuse.mount import published
-    from hbf_fuse.mount.source import cache_dir
+    from hbf_fuse.models import published
+    from hbf_fuse.models.choice import cache_dir
 
     if name == "list":
         for known, model in published.MODELS.items():

@@ -117,7 +117,8 @@ def mount(
     SOURCE defaults to $HBF_MODEL, then to `model` in ~/.config/hbf/config.toml, then to a small
     synthetic model that is made once.
     """
-    from hbf_fuse.mount import daemon, mountpoint, server, source
+    from hbf_fuse.models import choice
+    from hbf_fuse.mount import daemon, mountpoint, server
     from hbf_fuse.units import parse_size
 
     if len(paths) > 2:
@@ -139,7 +140,7 @@ def mount(
     if repaired := mountpoint.prepare(target):
         tell(repaired)
     config = server.MountConfig(
-        source=source.resolve(paths[0] if len(paths) == 2 else None, tell),
+        source=choice.resolve(paths[0] if len(paths) == 2 else None, tell),
         mountpoint=target,
         spec=tier,
         engine=checked_engine(engine),
@@ -169,7 +170,7 @@ def mount(
 
 def _warn(tier: TierSpec, engine: str, io_max: float | None) -> None:
     """Say what may keep this machine from serving the tier within tolerance."""
-    from hbf_fuse.mount import envelope
+    from hbf_fuse.calibrate import envelope
 
     known, ignored = envelope.load()
     reasons = [beyond_real_time(tier), ignored, envelope.doubt(tier, known, engine) if known else ""]

@@ -103,7 +103,7 @@ def _first_file(line: list[str]) -> Path | None:
 
 
 def _warn_if_cached(file: Path) -> None:
-    from hbf_fuse.observe import residency
+    from hbf_fuse.host import residency
     from hbf_fuse.units import format_size
 
     if resident := residency.resident_bytes(file):

@@ -26,7 +26,7 @@ def change(
     Example: [bold]hbf set /mnt/hbf --mbps 250[/bold]
     """
     from hbf_fuse.fs import control
-    from hbf_fuse.mount import live
+    from hbf_fuse.mount import client
     from hbf_fuse.mount import mountpoint as points
 
     given = {
@@ -43,9 +43,9 @@ def change(
     if not message:
         raise typer.BadParameter("say what to change, such as --mbps 250")
     path = points.absolute(mountpoint)
-    before = live.read_tier(path)
+    before = client.read_tier(path)
     after = control.applied(
         json.dumps(message).encode(), before
     )  # says what is wrong with it, which the mount cannot
-    live.send(path, message)
+    client.send(path, message)
     tell(f"{path}: {after}, was {before}")

@@ -23,10 +23,10 @@ def status(
 
     Example: [bold]hbf status /mnt/hbf --json[/bold]
     """
-    from hbf_fuse.mount import live
+    from hbf_fuse.mount import client
     from hbf_fuse.mount import mountpoint as points
 
-    mounts = [points.absolute(mountpoint)] if mountpoint else live.all_mounts()
+    mounts = [points.absolute(mountpoint)] if mountpoint else client.all_mounts()
     # Side by side: one that does not answer is waited for, and there may be more.
     with ThreadPoolExecutor() as pool:
         documents = list(pool.map(partial(_describe, must_answer=mountpoint is not None), mounts))
@@ -41,13 +41,13 @@ def status(
 
 
 def _describe(path: Path, must_answer: bool) -> dict[str, Any]:
-    from hbf_fuse.mount import live
+    from hbf_fuse.mount import client
 
     try:
         document = {
             "mountpoint": str(path),
-            "spec": live.read_hidden(path, "spec.json"),
-            "stats": live.read_hidden(path, "stats.json"),
+            "spec": client.read_hidden(path, "spec.json"),
+            "stats": client.read_hidden(path, "stats.json"),
         }
         try:
             _line(document)

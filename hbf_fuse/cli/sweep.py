@@ -101,8 +101,9 @@ def sweep(
     from hbf_fuse.cli import tables
     from hbf_fuse.report import summary
     from hbf_fuse.sweep import cell as cells
-    from hbf_fuse.sweep import conditions, llama, loop
+    from hbf_fuse.sweep import conditions, loop
     from hbf_fuse.sweep import grid as grids
+    from hbf_fuse.workload import llama
 
     given: dict[str, Any] = {
         "mode": None if mode is None else listed(mode),
@@ -200,11 +201,11 @@ def _tell_concerns(concerns: "list[Concern]", strict: bool) -> None:
 
 def _named_in(file: Path | None, grid: "Grid") -> Path | None:
     """The model that a TOML file names, relative to that file."""
-    from hbf_fuse.mount import source
+    from hbf_fuse.models import choice
 
     if file is None or grid.model is None:
         return None
-    return source.named_in(file, grid.model)
+    return choice.named_in(file, grid.model)
 
 
 def listed(text: str) -> list[str]:

@@ -27,16 +27,16 @@ def top(
 
     Example: [bold]hbf top /mnt/hbf[/bold], and Ctrl-C to end.
     """
-    from hbf_fuse.mount import live
+    from hbf_fuse.mount import client
     from hbf_fuse.mount import mountpoint as points
 
     path = points.absolute(mountpoint)
-    tensors = _tensors(Path(live.read_hidden(path, "spec.json")["source"]))
-    before = live.read_hidden(path, "stats.json")
+    tensors = _tensors(Path(client.read_hidden(path, "spec.json")["source"]))
+    before = client.read_hidden(path, "stats.json")
     with Live(console=console(), auto_refresh=False) as screen:
         while count is None or count > 0:
             time.sleep(interval)
-            spec, now = live.read_hidden(path, "spec.json"), live.read_hidden(path, "stats.json")
+            spec, now = client.read_hidden(path, "spec.json"), client.read_hidden(path, "stats.json")
             layers = _layers(path, before["now_ns"], tensors)
             try:
                 figures = _figures(path, spec, before, now)
@@ -59,12 +59,12 @@ def _tensors(source: Path) -> list[Any]:
 
 def _layers(path: Path, since_ns: int, tensors: list[Any]) -> dict[str, float]:
     """Bytes read by layer since then, as far as the mount remembers its reads."""
-    from hbf_fuse.mount import live
-    from hbf_fuse.observe import attribution
+    from hbf_fuse.mount import client
+    from hbf_fuse.traces import attribution
 
     if not tensors:
         return {}
-    trace = live.read_trace(path)
+    trace = client.read_trace(path)
     recent = [read for read in trace if read.done_ns >= since_ns]
     shares = attribution.attribute(recent, list(trace.header["tiers"]), tensors, [])
     return {name: share.nbytes for name, share in shares.layers.items()}

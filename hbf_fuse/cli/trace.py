@@ -8,25 +8,14 @@ import typer
 from rich.table import Table
 
 from hbf_fuse.cli.common import Json, console, new_app, print_json, tell
-from hbf_fuse.cli.options import (
-    Depth,
-    Jitter,
-    Lat,
-    Mbps,
-    Page,
-    Planes,
-    ProfileName,
-    Seed,
-    TRead,
-    tier_spec,
-)
+from hbf_fuse.cli.options import Depth, Jitter, Lat, Mbps, Page, Planes, ProfileName, Seed, TRead, tier_spec
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
 if TYPE_CHECKING:
-    from hbf_fuse.observe.attribution import Attribution, Phase, Share
-    from hbf_fuse.observe.trace import Read, Trace
     from hbf_fuse.tier import TierSpec
+    from hbf_fuse.traces.attribution import Attribution, Phase, Share
+    from hbf_fuse.traces.trace import Read, Trace
 
 app = new_app(
     help="Look into traces: every read of a mount.\n\n"
@@ -60,7 +49,7 @@ def summary(
     Example: [bold]hbf trace summary run.trace --run results/bench/runs/NAME.json[/bold]
     """
     from hbf_fuse import gguf
-    from hbf_fuse.observe import attribution
+    from hbf_fuse.traces import attribution
 
     recorded = _read(trace)
     source = model or Path(str(recorded.header.get("source", "")))
@@ -113,7 +102,7 @@ def replay(
 
     Example: [bold]hbf trace replay run.trace --profile hbf-gen1 --run results/bench/runs/NAME.json[/bold]
     """
-    from hbf_fuse.observe import chains
+    from hbf_fuse.traces import chains
 
     spec = tier_spec(
         profile,
@@ -151,12 +140,12 @@ def replay(
 
 
 def _read(path: Path) -> "Trace":
-    from hbf_fuse.mount import live
+    from hbf_fuse.mount import client
     from hbf_fuse.observe.bounds import RING_RECORDS
-    from hbf_fuse.observe.trace import Trace, is_being_written
+    from hbf_fuse.traces.trace import Trace, is_being_written
 
     if path.is_dir():
-        trace = live.read_trace(path)
+        trace = client.read_trace(path)
         if len(trace) >= RING_RECORDS - 1:
             tell(f"only the newest {RING_RECORDS} reads are known; `hbf-mount --trace FILE` keeps all")
         return trace
@@ -171,7 +160,7 @@ def _read(path: Path) -> "Trace":
 
 
 def _phases(run: Path | None) -> "list[Phase]":
-    from hbf_fuse.observe.attribution import Phase
+    from hbf_fuse.traces.attribution import Phase
 
     if run is None:
         return []

@@ -18,9 +18,9 @@ def umount(
 
     Example: [bold]hbf-umount /mnt/hbf[/bold]
     """
-    from hbf_fuse.mount import live
+    from hbf_fuse.mount import client
 
-    live.unmount(mountpoint, force)
+    client.unmount(mountpoint, force)
 
 
 main = single(umount)

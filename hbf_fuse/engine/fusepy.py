@@ -15,7 +15,7 @@ from typing import Any
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem, Node
-from hbf_fuse.mountinfo import find
+from hbf_fuse.host.mountinfo import find
 
 try:
     import fuse

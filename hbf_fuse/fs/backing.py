@@ -6,7 +6,7 @@ import os
 import threading
 from typing import Protocol
 
-from hbf_fuse.linux import Descriptor
+from hbf_fuse.host.linux import Descriptor
 
 _ALIGNMENT = 4096
 """What O_DIRECT asks of offset and length: a multiple of the disk's logical block, which has 512 or 4096."""

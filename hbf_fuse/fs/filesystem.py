@@ -18,12 +18,12 @@ from hbf_fuse.fs import control
 from hbf_fuse.fs.backing import Backing, Mapped, Uncached
 from hbf_fuse.fs.placement import DRAM, Layout, Placement
 from hbf_fuse.fs.tree import Node, Tree
-from hbf_fuse.observe import machine
-from hbf_fuse.observe.trace import TraceFile, header_line
+from hbf_fuse.host import machine
 from hbf_fuse.pacing.pacer import Pacer
 from hbf_fuse.pacing.resident import Resident
 from hbf_fuse.pacing.serving import Read
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.traces.trace import TraceFile, header_line
 from hbf_fuse.verdict import Verdict, judge
 
 NO_LAYOUT = Layout()

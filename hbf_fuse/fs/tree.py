@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import linux
 from hbf_fuse.units import format_size
 
 ROOT = 1

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from hbf_fuse import linux
+from hbf_fuse.host import linux
 
 MAX_HEADER_BYTES = 64 << 20
 MAX_TENSORS = 50_000

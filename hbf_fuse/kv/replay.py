@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import linux
 from hbf_fuse.kv.spill import Spill
 
 WAYS = ("read", "mmap")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import Mount, mount_of
+from hbf_fuse.host.mountinfo import Mount, mount_of
 
 _SYS = Path("/sys")
 _INSTEAD = "use a file on a local disk (ext4, xfs, btrfs)"

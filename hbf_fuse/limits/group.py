@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hbf_fuse import linux, watcher
+from hbf_fuse import reaper
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import linux
 from hbf_fuse.limits import files, hierarchy
 from hbf_fuse.limits.devices import Disk
 from hbf_fuse.limits.files import Limits, Setting
@@ -76,7 +77,7 @@ def made(limits: Limits, disk: Disk | None) -> Iterator[Group]:
     wanted = files.settings(limits, disk, group.versions)
     remove_leftovers({place.parent for place in group.places})
     # The watcher knows the names before the groups are there: there is no moment to be killed unseen.
-    with watcher.watching(groups=[str(directory) for directory in group.directories]):
+    with reaper.watching(groups=[str(directory) for directory in group.directories]):
         try:
             _make(group, wanted)
             found = group.in_force()
@@ -95,7 +96,7 @@ def remove_leftovers(parents: set[Path]) -> list[str]:
         directory.name
         for parent in parents
         for directory in parent.glob("hbf-*")
-        if _is_leftover(directory.name) and watcher.remove_group(str(directory), give_up_seconds=1)
+        if _is_leftover(directory.name) and reaper.remove_group(str(directory), give_up_seconds=1)
     ]
 
 
@@ -133,7 +134,7 @@ def _make(group: Group, wanted: list[Setting]) -> None:
 
 
 def _remove(group: Group) -> None:
-    stuck = [str(each) for each in group.directories if not watcher.remove_group(str(each))]
+    stuck = [str(each) for each in group.directories if not reaper.remove_group(str(each))]
     if stuck:
         raise HbfError(
             f"processes in {' and '.join(stuck)} do not die; the next run removes it when they have"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import Mount, mounts
+from hbf_fuse.host.mountinfo import Mount, mounts
 
 _V1_NAMES = {"io": "blkio", "memory": "memory"}
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import linux
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 """Exit codes as shells have them."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hbf_fuse import watcher
+from hbf_fuse import reaper
 from hbf_fuse.errors import HbfError
 from hbf_fuse.limits import files, hierarchy, process
 from hbf_fuse.limits.devices import Disk
@@ -44,7 +44,7 @@ def started(
             [*_systemd_run(unit, limits, disk), *gate, *line], _nowhere, (closed,)
         ) as command:
             group = _scope_of(command, unit)
-            with watcher.watching(groups=[str(group)]):
+            with reaper.watching(groups=[str(group)]):
                 try:
                     found = files.in_force(group, disk)
                     if loose := files.missing(limits, found):
@@ -55,7 +55,7 @@ def started(
                     os.write(opened, b"1")
                     yield command, found
                 finally:
-                    watcher.remove_group(str(group))
+                    reaper.remove_group(str(group))
     finally:
         os.close(closed)
         os.close(opened)

@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hbf_fuse import compiled, engine, signals, watcher
+from hbf_fuse import compiled, engine, reaper, signals
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.host import machine
 from hbf_fuse.mount import mountpoint, probe
-from hbf_fuse.observe import machine
-from hbf_fuse.observe.trace import RECORD, Read
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.traces.trace import RECORD, Read
 
 WAITS_MS = (0.02, 0.1, 0.4, 2.0, 10.0)
 """How long the probe waits for its reads, so that what waking up costs is known after short sleeps and long
@@ -93,7 +93,7 @@ def _mounted(engine_name: str, spec: TierSpec) -> Iterator[tuple[Filesystem, int
         mount = engine.create(engine_name, fs, point, allow_other=False)
         # Interrupted or killed between these, it would be left behind.
         with (
-            watcher.watching(str(point)) as is_mounted,
+            reaper.watching(str(point)) as is_mounted,
             signals.deferred(),
             mountpoint.claimed(point) as directory,
         ):

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from hbf_fuse import linux
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import by_number, find
+from hbf_fuse.host import linux
+from hbf_fuse.host.mountinfo import by_number, find
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import psutil
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.tree import Node, Tree
-from hbf_fuse.observe import residency
+from hbf_fuse.host import residency
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, mbps
 

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hbf_fuse
-from hbf_fuse import compiled, engine, linux, signals, watcher
+from hbf_fuse import compiled, engine, reaper, signals
 from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
+from hbf_fuse.host import linux
 from hbf_fuse.mount import floor, heartbeat, iomax, mountpoint, preload
-from hbf_fuse.observe import trace
-from hbf_fuse.observe.trace import TraceFile
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.pacer import Pacer
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.traces import trace
+from hbf_fuse.traces.trace import TraceFile
 
 DEFAULT_READAHEAD_KIB = 4096
 BUDGET_READAHEAD_KIB = 1024
@@ -129,7 +130,7 @@ def mounted_here(
     """
     fs.pacer.reckon_with(floor)
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
-    with watcher.watching(str(config.mountpoint)) as is_mounted:
+    with reaper.watching(str(config.mountpoint)) as is_mounted:
         try:
             # Interrupted between the mount and the note of it, it would be left behind.
             with signals.deferred(), mountpoint.claimed(config.mountpoint) as directory:

@@ -1,4 +1,4 @@
-"""The newest reads of a mount in memory, one record each, as traces hold them (observe/trace.py)."""
+"""The newest reads of a mount in memory, one record each, as traces hold them (traces/trace.py)."""
 
 import mmap
 

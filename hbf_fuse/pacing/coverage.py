@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from hbf_fuse.observe import machine, pressure
+from hbf_fuse.host import machine, pressure
+from hbf_fuse.host.starved import Starved
 from hbf_fuse.observe.counters import Counters
-from hbf_fuse.observe.starved import Starved
 from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.idle import Idle
 from hbf_fuse.verdict import Evidence

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hbf_fuse.observe import machine
+from hbf_fuse.host import machine
 from hbf_fuse.report import against_cgroup, findings, summary
 from hbf_fuse.report.summary import Series, inert
 from hbf_fuse.units import format_size

@@ -19,14 +19,15 @@ from hbf_fuse import gguf
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.mount import tied
+from hbf_fuse.host import machine, residency
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe import machine, residency
-from hbf_fuse.observe.trace import Trace
-from hbf_fuse.sweep import iomax, llama, stream
-from hbf_fuse.sweep.place import Place
+from hbf_fuse.sweep import iomax, stream
+from hbf_fuse.sweep.workspace import Place
 from hbf_fuse.tier import TierSpec, expect
+from hbf_fuse.traces.trace import Trace
 from hbf_fuse.verdict import AGREES, UNSURE, tolerance_pct, words
+from hbf_fuse.workload import llama
 
 SCHEMA = 2
 MODEL_FILE = "model.gguf"
@@ -167,14 +168,14 @@ def _mapped(cell: Cell, place: Place, binary: Path) -> _Measured:
     with _mounted(cell, place) as file:
         resident = residency.resident_bytes(file)
         bench = _run_from_mount(cell, binary, file, cell.bench)
-        return _Measured(bench, tied.stats(file.parent), resident)
+        return _Measured(bench, child.stats(file.parent), resident)
 
 
 def _staged(cell: Cell, place: Place, binary: Path) -> _Measured:
     with _mounted(cell, place) as file:
         resident = residency.resident_bytes(file)
         copy_seconds = place.copy(file)
-        stats = tied.stats(file.parent)
+        stats = child.stats(file.parent)
     bench = llama.run(binary, place.memory_path, cell.bench, cell.timeout_seconds, (place.memory,))
     return _Measured(bench, stats, resident, copy_seconds)
 
@@ -189,7 +190,7 @@ def _streamed(cell: Cell, place: Place, binary: Path) -> _Measured:
     with _mounted(cell, place) as file:
         resident = residency.resident_bytes(file)
         bench = _run_from_mount(cell, binary, file, options)
-        stats = tied.stats(file.parent)
+        stats = child.stats(file.parent)
     if stats.get("trace_stopped"):
         raise HbfError(f"the reads could not be recorded ({stats['trace_stopped']}); make room for them")
     trace = Trace.parse(place.trace.read_bytes())
@@ -238,7 +239,7 @@ def _mounted(cell: Cell, place: Place) -> Iterator[Path]:
         # To write one takes time from what is measured.
         trace=place.trace if place.traced or cell.mode == "stream" else None,
     )
-    with tied.mounted(config) as mount:
+    with child.mounted(config) as mount:
         yield mount / MODEL_FILE
 
 

@@ -11,7 +11,7 @@ import psutil
 
 import hbf_fuse
 from hbf_fuse.errors import HbfError
-from hbf_fuse.observe import machine
+from hbf_fuse.host import machine
 from hbf_fuse.units import format_size
 
 BUSY_SECONDS = 0.5

@@ -13,9 +13,9 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import DEFAULT_POLICY, POLICIES, Layout
 from hbf_fuse.sweep import iomax
 from hbf_fuse.sweep.cell import Cell, Mode, Model
-from hbf_fuse.sweep.llama import BenchOptions
 from hbf_fuse.tier import TierSpec, expect, profiles
 from hbf_fuse.units import parse_size
+from hbf_fuse.workload.llama import BenchOptions
 
 MAX_CELLS = 100_000
 MAX_TIMEOUT = 1e6

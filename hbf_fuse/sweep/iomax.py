@@ -7,12 +7,12 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Layout
+from hbf_fuse.host import residency
 from hbf_fuse.limits import devices, group
 from hbf_fuse.limits.files import Limits
-from hbf_fuse.observe import residency
-from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import AGREES, OFF, UNSURE, words
+from hbf_fuse.workload import llama
 
 TOLERANCE_PCT = 3.0
 """How far from its io.max a rate still counts as agreement."""

@@ -10,11 +10,11 @@ from typing import Any
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.sweep import cell as cells
-from hbf_fuse.sweep import place as places
+from hbf_fuse.sweep import workspace as places
 from hbf_fuse.sweep.cell import Cell, Model
 from hbf_fuse.sweep.conditions import Concern, git_state
-from hbf_fuse.sweep.place import Place
 from hbf_fuse.sweep.results import Results, Unstorable
+from hbf_fuse.sweep.workspace import Place
 
 SWEEP_FILE = "sweep.json"
 """What the cells of a folder have in common; a folder of single cells has none."""

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hbf_fuse import gguf
-from hbf_fuse.observe import attribution
-from hbf_fuse.observe.trace import Read, Trace
 from hbf_fuse.pacing.floor import unsure_ns
 from hbf_fuse.pacing.idle import Idle
-from hbf_fuse.sweep.llama import BenchRun
 from hbf_fuse.tier import TierSpec, expect
+from hbf_fuse.traces import attribution
+from hbf_fuse.traces.trace import Read, Trace
 from hbf_fuse.verdict import AGREES, DECODE_TOLERANCE_PCT, OFF, UNSURE, words
+from hbf_fuse.workload.llama import BenchRun
 
 WINDOW_BYTES = 2 << 20
 """What decode has in flight: one readahead window of a mount with a budget, which FADV_SEQUENTIAL doubles

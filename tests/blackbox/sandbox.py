@@ -185,10 +185,10 @@ class Box:
         return found
 
     def watchers(self) -> list[int]:
-        return [pid for pid, command in self.processes().items() if "watcher.py" in command]
+        return [pid for pid, command in self.processes().items() if "reaper.py" in command]
 
     def servers(self) -> list[int]:
-        return [pid for pid, command in self.processes().items() if "watcher.py" not in command]
+        return [pid for pid, command in self.processes().items() if "reaper.py" not in command]
 
     def is_clean(self, seconds: float = 2) -> bool:
         return wait_until(lambda: not self.processes() and not mounts_under(self.folder), seconds)

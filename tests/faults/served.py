@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from hbf_fuse import mountinfo
-from hbf_fuse.mount import live
+from hbf_fuse.host import mountinfo
+from hbf_fuse.mount import client
 
 ENGINES = pytest.mark.parametrize("engine", ["kernel", "fusepy"])
 MIB = 1 << 20
@@ -96,7 +96,7 @@ class Served:
 
     def is_idle(self) -> bool:
         """Whether no read is counted as in flight: one is until a moment after its reader has its bytes."""
-        return bool(live.read_hidden(self.point, "stats.json")["in_flight"] == 0)
+        return bool(client.read_hidden(self.point, "stats.json")["in_flight"] == 0)
 
     def is_free(self) -> bool:
         """Whether neither the mount nor its watcher is left."""
@@ -162,6 +162,6 @@ def _watchers_of(point: Path) -> list[str]:
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if any(word.endswith("watcher.py") for word in words) and str(point) in words:
+                if any(word.endswith("reaper.py") for word in words) and str(point) in words:
                     found.append(" ".join(words))
     return found

@@ -22,7 +22,7 @@ from test_server_faults import connections
 from hbf_fuse import compiled
 from hbf_fuse.errors import HbfError
 from hbf_fuse.limits import devices, hierarchy
-from hbf_fuse.mount import live
+from hbf_fuse.mount import client
 
 pytestmark = pytest.mark.skipif(bool(compiled.why_not()), reason=compiled.why_not())
 
@@ -61,7 +61,7 @@ def told(process):
 
 
 def stats(served):
-    return live.read_hidden(served.point, "stats.json")
+    return client.read_hidden(served.point, "stats.json")
 
 
 def until_in_flight(served, reads):
@@ -114,7 +114,7 @@ def test_a_tier_changed_while_thousands_wait_is_that_of_later_reads_alone(serve,
     for file in (served.point / ".hbf").iterdir():
         if file.name != "control":
             assert file.read_bytes() or file.name == "trace", file
-    live.send(served.point, {"lat": 0})
+    client.send(served.point, {"lat": 0})
     assert direct(served.file, 0) == source.read_bytes()[:PAGE]
     assert stats(served)["in_flight"] >= reads
     assert time.monotonic() - begin < seconds
@@ -182,7 +182,7 @@ def test_readers_killed_while_they_wait(serve, crowd, noise, reads):
     until_idle(served)
     found = stats(served)
     assert (found["interrupted"], found["failed"]) == (reads, 0)
-    live.send(served.point, {"lat": 0})
+    client.send(served.point, {"lat": 0})
     assert direct(served.file, 0) == source.read_bytes()[:PAGE]
 
 

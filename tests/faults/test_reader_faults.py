@@ -7,7 +7,7 @@ import time
 import pytest
 from served import ENGINES, MIB, SOON, read_right, seconds_until
 
-from hbf_fuse.mount import live
+from hbf_fuse.mount import client
 
 WAYS = ("read", "direct", "mmap", "scattered")
 
@@ -40,13 +40,13 @@ def test_a_reader_that_gets_signals(serve, reading, noise, engine, way):
     source = noise(MIB // 8)
     served = serve(source, "--lat", 80, engine=engine)
     reader = reading(way, served.file, source, passes=2)
-    seconds_until(lambda: live.read_hidden(served.point, "stats.json")["reads"] > 0, SOON, "it reads")
+    seconds_until(lambda: client.read_hidden(served.point, "stats.json")["reads"] > 0, SOON, "it reads")
     give_up = time.monotonic() + 60
     while reader.poll() is None and time.monotonic() < give_up:
         time.sleep(0.005)
         reader.send_signal(signal.SIGUSR1)
     read_right(reader, within=1)
-    assert not live.read_hidden(served.point, "stats.json")["interrupted"]
+    assert not client.read_hidden(served.point, "stats.json")["interrupted"]
 
 
 @pytest.mark.parametrize("way", ["read", "mmap", "scattered"])

@@ -9,8 +9,8 @@ import psutil
 import pytest
 from served import ENGINES, MIB, SOON, digest, hbf, read_right, seconds_until, seconds_until_ended
 
-from hbf_fuse import linux
-from hbf_fuse.mount import live
+from hbf_fuse.host import linux
+from hbf_fuse.mount import client
 
 CYCLES = int(os.environ.get("HBF_FAULT_CYCLES", "8"))
 
@@ -45,7 +45,7 @@ def test_a_server_suspended_and_continued(serve, reading, noise):
     read_right(reader)
     # A pause is the emulator's time, of which it gives back a second at most: there is no burst afterwards.
     assert time.monotonic() - begin > (size / mbps / 1e6 + pause - 1) * 0.9
-    (file,) = live.read_hidden(served.point, "stats.json")["files"].values()
+    (file,) = client.read_hidden(served.point, "stats.json")["files"].values()
     assert not file["staging"]["valid"]
 
 
@@ -65,7 +65,7 @@ def test_a_server_that_may_start_no_more_threads(confined, serve, reading, noise
         read_right(reader)
     assert psutil.Process(served.process.pid).num_threads() <= 12
     if engine == "kernel":  # libfuse tells nobody that it was refused a thread.
-        (file,) = live.read_hidden(served.point, "stats.json")["files"].values()
+        (file,) = client.read_hidden(served.point, "stats.json")["files"].values()
         assert not file["staging"]["valid"]
 
 
@@ -139,7 +139,7 @@ def test_mounted_and_unmounted_again_and_again(noise, tmp_path, engine, record_p
     for _ in range(CYCLES):
         said = hbf("mount", "--engine", engine, source, point)
         assert said.returncode == 0, said.stderr
-        server = psutil.Process(live.read_hidden(point, "spec.json")["pid"])
+        server = psutil.Process(client.read_hidden(point, "spec.json")["pid"])
         assert (point / "model.gguf").read_bytes() == whole
         said = hbf("umount", point)
         assert said.returncode == 0, said.stderr

@@ -9,8 +9,8 @@ from hbf_fuse import gguf
 from hbf_fuse.cli import model as cli_model
 from hbf_fuse.fs.placement import Placement, Rule
 from hbf_fuse.gguf import kv, presets, synth
-from hbf_fuse.observe import attribution
-from hbf_fuse.observe.trace import Read
+from hbf_fuse.traces import attribution
+from hbf_fuse.traces.trace import Read
 
 
 def model_file(data: bytes) -> None:

@@ -10,7 +10,7 @@ from fuzzing.promise import Target, accepted, file_of, scratch
 from fuzzing.tiers import SLOW_SPEC
 from hbf_fuse.cli import kv as cli_kv
 from hbf_fuse.cli import trace as cli_trace
-from hbf_fuse.mount import source
+from hbf_fuse.models import choice
 from hbf_fuse.report import compare, page, summary
 from hbf_fuse.sweep import grid as grids
 from hbf_fuse.sweep import loop
@@ -49,7 +49,7 @@ def grid(data: bytes) -> None:
     if known is None:
         return
     if known.model is not None:
-        accepted(source.named_in, file, known.model)
+        accepted(choice.named_in, file, known.model)
     if known.size > _MAX_MADE:
         return
     cells = accepted(known.cells, _MODEL)

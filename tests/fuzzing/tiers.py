@@ -8,10 +8,11 @@ from unittest.mock import patch
 
 from fuzzing.edits import edits, text_of, toml, with_edits
 from fuzzing.promise import Target, accepted, file_of, scratch
+from hbf_fuse.calibrate import envelope
 from hbf_fuse.cli import options as cli_options
 from hbf_fuse.fs import control
-from hbf_fuse.mount import envelope, source
-from hbf_fuse.observe import machine
+from hbf_fuse.host import machine
+from hbf_fuse.models import choice
 from hbf_fuse.tier import Tier, TierSpec, expect, profiles
 
 SLOW_SPEC = TierSpec(500, 1)
@@ -83,8 +84,8 @@ def settings(data: bytes) -> None:
         if known is not None:
             for engine in ("kernel", "fusepy"):
                 envelope.doubt(SLOW_SPEC, known, engine)
-        source.config_file().write_bytes(text_of({"model": "~/model.gguf"}, data, toml))
-        accepted(source._configured)
+        choice.config_file().write_bytes(text_of({"model": "~/model.gguf"}, data, toml))
+        accepted(choice._configured)
 
 
 @functools.cache

@@ -11,10 +11,10 @@ from fuzzing.promise import Target, accepted, file_of
 from fuzzing.tiers import SLOW_SPEC
 from hbf_fuse import gguf
 from hbf_fuse.cli import trace as cli_trace
-from hbf_fuse.observe import attribution, chains
-from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.observe.trace import RECORD, Trace, header_line
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.traces import attribution, chains
+from hbf_fuse.traces.attribution import Phase
+from hbf_fuse.traces.trace import RECORD, Trace, header_line
 
 _TRACE = {
     "header": {

@@ -6,7 +6,7 @@ import random
 import pytest
 from served_folder import EVERY_BYTE, LONGEST, MANY, SIZE
 
-from hbf_fuse.mount import tied
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
 
@@ -40,7 +40,7 @@ def point(request, source, tmp_path_factory):
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/fuse")
     path = tmp_path_factory.mktemp("mnt")
-    with tied.mounted(MountConfig(source, path, TierSpec(), request.param)) as mount:
+    with child.mounted(MountConfig(source, path, TierSpec(), request.param)) as mount:
         yield mount
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from hbf_fuse.gguf import presets, synth
-from hbf_fuse.mount import published
-from hbf_fuse.mount.source import cache_dir
+from hbf_fuse.models import published
+from hbf_fuse.models.choice import cache_dir
 from hbf_fuse.report import decode, page, plots, summary
 from hbf_fuse.report.summary import Point
 from hbf_fuse.sweep.results import Results

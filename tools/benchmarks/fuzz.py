@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from fuzzing.promise import Target, check, memory  # noqa: E402
 from fuzzing.targets import TARGETS  # noqa: E402
 
-from hbf_fuse.mount.source import cache_dir  # noqa: E402
+from hbf_fuse.models.choice import cache_dir  # noqa: E402
 
 PAGE = ROOT / "docs" / "fuzzing.md"
 RUNS = "fuzzing.jsonl"

@@ -23,10 +23,10 @@ from typing import Any
 
 from readers import make_source
 
+from hbf_fuse.host import machine, residency
 from hbf_fuse.limits import devices, hierarchy
-from hbf_fuse.mount import tied
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe import machine, residency
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import table
 from hbf_fuse.sweep.iomax import HEAD_START_SECONDS, TOLERANCE_PCT
@@ -135,7 +135,7 @@ def _under_hbf_run(file: Path, mbps: float) -> float:
 
 
 def _through_a_mount(file: Path, point: Path, spec: TierSpec, io_max: float | None) -> float:
-    with tied.mounted(MountConfig(file, point, spec, io_max_mbps=io_max)) as mount:
+    with child.mounted(MountConfig(file, point, spec, io_max_mbps=io_max)) as mount:
         return _dd(mount / "model.gguf")
 
 

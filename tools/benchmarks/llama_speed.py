@@ -14,12 +14,12 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from hbf_fuse.mount import tied
+from hbf_fuse.host import machine
+from hbf_fuse.models.choice import DEFAULT_PRESET, preset_model
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.mount.source import DEFAULT_PRESET, preset_model
-from hbf_fuse.observe import machine
-from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.workload import llama
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hbf-bench-") as folder:
         point = Path(folder) / "mnt"
         point.mkdir()
-        with tied.mounted(MountConfig(model.absolute(), point, TierSpec(1000))) as mount:
+        with child.mounted(MountConfig(model.absolute(), point, TierSpec(1000))) as mount:
             paths = {"file": model, "mount": mount / "model.gguf"}
             for _ in range(options.rounds):
                 random.shuffle(places)

@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 import psutil
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount import live, tied
+from hbf_fuse.host import machine
+from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe import machine
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, mbps, parse_size
 
@@ -90,7 +90,7 @@ class Watched:
         """
         late = self.samples[len(self.samples) // 2 :]
         minutes = [seconds / 60 for seconds, _, _ in late]
-        served = live.read_hidden(self.point, "stats.json")
+        served = client.read_hidden(self.point, "stats.json")
         return {
             "served_bytes": served["bytes_read"],
             "failed_reads": served["failed"],
@@ -195,8 +195,8 @@ def ways(engines: list[str], size: int, brief: bool) -> Iterator[Way]:
 def watched(source: Path, point: Path, spec: TierSpec) -> Iterator[Watched]:
     """A mount of the source, and its server."""
     point.mkdir()
-    with tied.mounted(MountConfig(source, point, spec)) as mount:
-        yield Watched(mount, psutil.Process(live.read_hidden(mount, "spec.json")["pid"]))
+    with child.mounted(MountConfig(source, point, spec)) as mount:
+        yield Watched(mount, psutil.Process(client.read_hidden(mount, "spec.json")["pid"]))
 
 
 def run(folder: Path, size: int, minutes: float, gigabytes: float) -> dict[str, Any]:

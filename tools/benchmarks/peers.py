@@ -15,8 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from hbf_fuse import mountinfo, signals
+from hbf_fuse import signals
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import mountinfo
 from hbf_fuse.tier import TierSpec
 
 HERE = Path(__file__).parents[2]

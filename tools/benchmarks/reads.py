@@ -31,7 +31,7 @@ from peers import Peer, compiled_modules, cpu_seconds, served
 from readers import WAYS, make_source, read_rate
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.observe import machine
+from hbf_fuse.host import machine
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.tier.expect import closed_loop
 from hbf_fuse.units import parse_size

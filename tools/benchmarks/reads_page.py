@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.observe import machine
+from hbf_fuse.host import machine
 from hbf_fuse.units import format_size, parse_size
 
 BEGIN, END = "<!-- written by tools/bench_reads -->", "<!-- end -->"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from hbf_fuse.observe import machine
+from hbf_fuse.host import machine
 
 ROOT = Path(__file__).parents[2]
 CYCLES_TEST = "mounted_and_unmounted"

@@ -19,10 +19,10 @@ from typing import Any
 from readers import make_source
 
 from hbf_fuse.fs.placement import POLICIES, Layout
-from hbf_fuse.mount import live, tied
+from hbf_fuse.host import machine
+from hbf_fuse.host.residency import resident_bytes
+from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import BUDGET_READAHEAD_KIB, MountConfig
-from hbf_fuse.observe import machine
-from hbf_fuse.observe.residency import resident_bytes
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import parse_size
 
@@ -67,7 +67,7 @@ def main() -> None:
 def _hold(source: Path, point: Path, policy: str, options: argparse.Namespace) -> dict[str, Any]:
     expected = hashlib.sha256(source.read_bytes()).hexdigest()
     layout = Layout(resident_bytes=options.resident, policy=policy)
-    with tied.mounted(MountConfig(source, point, TierSpec(options.mbps), layout=layout)) as mount:
+    with child.mounted(MountConfig(source, point, TierSpec(options.mbps), layout=layout)) as mount:
         file, until = mount / "model.gguf", time.time() + options.seconds
         ways = [("read", "mmap")[number % 2] for number in range(options.readers)]
         readers = [
@@ -83,7 +83,7 @@ def _hold(source: Path, point: Path, policy: str, options: argparse.Namespace) -
             looks.append(resident_bytes(file) or 0)
             time.sleep(0.005)
         hashes = [line for reader in readers for line in reader.communicate()[0].split()]
-        counted = live.read_hidden(mount, "stats.json")
+        counted = client.read_hidden(mount, "stats.json")
         after = resident_bytes(file) or 0
     return {
         "budget_bytes": options.resident,

@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from hbf_fuse.gguf import kv, read
+from hbf_fuse.host import machine
 from hbf_fuse.kv import replay as kv_replay
 from hbf_fuse.kv.sim import simulate
 from hbf_fuse.kv.spill import Spill
-from hbf_fuse.mount import tied
+from hbf_fuse.models.choice import preset_model
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.mount.source import preset_model
-from hbf_fuse.observe import attribution, chains, machine
-from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.observe.trace import Read, Trace
 from hbf_fuse.report.summary import table
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.traces import attribution, chains
+from hbf_fuse.traces.attribution import Phase
+from hbf_fuse.traces.trace import Read, Trace
 from hbf_fuse.units import format_size
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -95,7 +96,7 @@ def _kv(model: Path, folder: Path) -> str:
         )
         for mbps, lat in KV_TIERS:
             spec = TierSpec(mbps, lat)
-            with tied.mounted(MountConfig(model, point, spec)) as mount:
+            with child.mounted(MountConfig(model, point, spec)) as mount:
                 measured = kv_replay.replay(spill, mount / "model.gguf", KV_TOKENS).mean_seconds
             seconds = simulate(spill, spec, KV_TOKENS).seconds
             simulated = sum(seconds) / len(seconds)

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 from hbf_fuse import compiled
+from hbf_fuse.host import machine
 from hbf_fuse.kv.sim import simulate
 from hbf_fuse.kv.spill import Spill
-from hbf_fuse.observe import machine
 from hbf_fuse.tier import Tier, TierSpec, expect
 from hbf_fuse.tier.virtual import START, Replay, Request, replay
 

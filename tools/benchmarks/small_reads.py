@@ -23,9 +23,9 @@ from pathlib import Path
 
 from readers import make_source
 
-from hbf_fuse.mount import floor, live, probe, tied
+from hbf_fuse.host import machine
+from hbf_fuse.mount import child, client, floor, probe
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe import machine
 from hbf_fuse.pacing.floor import unsure_ns
 from hbf_fuse.tier import TierSpec
 
@@ -73,13 +73,13 @@ def main() -> None:
 def _measure(folder: Path, latency: float, size: int, busy: int) -> dict[str, float]:
     spec, reads = TierSpec(None, latency), SIZES[size]
     source = make_source(folder, reads * size)
-    with _hogs(busy), tied.mounted(MountConfig(source, folder / "mnt", spec)) as mount:
+    with _hogs(busy), child.mounted(MountConfig(source, folder / "mnt", spec)) as mount:
         fd = os.open(mount / "model.gguf", os.O_RDONLY | os.O_DIRECT)
         command = probe.command(floor.lean_library(), fd)
         order = probe.order(size, reads).encode()
         said = subprocess.run(command, input=order, stdout=subprocess.PIPE, check=True, pass_fds=[fd]).stdout
         os.close(fd)
-        stats = live.read_hidden(mount, "stats.json")
+        stats = client.read_hidden(mount, "stats.json")
     measured, staging = stats["floor"], stats["files"]["model.gguf"]["staging"]
     _, fixed_ns = min(measured["fixed_ns"].items(), key=lambda known: abs(int(known[0]) - latency * 1e6))
     floor_ns = fixed_ns + measured["ns_per_mib"] * size / (1 << 20)

@@ -24,13 +24,13 @@ from pathlib import Path
 import psutil
 from readers import WAYS, make_source, read_rate
 
-from hbf_fuse.mount import live, tied
+from hbf_fuse.host import machine
+from hbf_fuse.models.choice import DEFAULT_PRESET, preset_model
+from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.mount.source import DEFAULT_PRESET, preset_model
-from hbf_fuse.observe import machine
-from hbf_fuse.sweep import llama
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import parse_size
+from hbf_fuse.workload import llama
 
 BUSY = ("idle", "spin", "llama")
 
@@ -61,7 +61,7 @@ def main() -> None:
             random.shuffle(combinations)
             for engine, mbps in combinations:
                 spec = TierSpec(mbps, options.lat)
-                with tied.mounted(MountConfig(source, folder / "mnt", spec, engine)) as mount:
+                with child.mounted(MountConfig(source, folder / "mnt", spec, engine)) as mount:
                     runs[engine, mbps].append(_measure(mount, options.way, mbps, options.size))
     print(
         json.dumps(
@@ -80,11 +80,11 @@ def main() -> None:
 
 
 def _measure(mount: Path, way: str, mbps: float, size: int) -> dict[str, float]:
-    server = psutil.Process(live.read_hidden(mount, "spec.json")["pid"])
+    server = psutil.Process(client.read_hidden(mount, "spec.json")["pid"])
     before = sum(server.cpu_times()[:2])
     rate = read_rate(mount / "model.gguf", way)
     cpu = sum(server.cpu_times()[:2]) - before
-    staging = live.read_hidden(mount, "stats.json")["files"]["model.gguf"]["staging"]
+    staging = client.read_hidden(mount, "stats.json")["files"]["model.gguf"]["staging"]
     return {
         "error_pct": (rate / mbps - 1) * 100,
         "stage_error_pct": (staging["achieved_mbps"] / mbps - 1) * 100,

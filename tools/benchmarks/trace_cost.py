@@ -15,9 +15,9 @@ from pathlib import Path
 
 from readers import WAYS, make_source, read_rate
 
-from hbf_fuse.mount import tied
+from hbf_fuse.host import machine
+from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.observe import machine
 from hbf_fuse.observe.ring import Ring
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import parse_size
@@ -41,7 +41,7 @@ def main() -> None:
         for number in range(options.rounds):
             for which in ("off", "on") if number % 2 else ("on", "off"):
                 trace = folder / "trace" if which == "on" else None
-                with tied.mounted(MountConfig(source, folder / "mnt", TierSpec(), trace=trace)) as mount:
+                with child.mounted(MountConfig(source, folder / "mnt", TierSpec(), trace=trace)) as mount:
                     rates[which].append(read_rate(mount / "model.gguf", options.way))
     medians = {which: statistics.median(values) for which, values in rates.items()}
     result = {

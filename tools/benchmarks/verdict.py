@@ -32,11 +32,11 @@ from typing import Any
 from disturbances import DISTURBANCES, QUIET
 from readers import make_source
 
-from hbf_fuse import linux
-from hbf_fuse.mount import lean, live, published, tied
+from hbf_fuse.host import linux, machine
+from hbf_fuse.models import published
+from hbf_fuse.models.choice import cache_dir
+from hbf_fuse.mount import child, client, lean
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.mount.source import cache_dir
-from hbf_fuse.observe import machine
 from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.tier.expect import ends_ns, readers_error_pct
@@ -161,15 +161,15 @@ def _measure(folder: Path, source: Path, name: str, strength: str, spec: TierSpe
             # A disk that is slower than the tier: a mount of ours.
             (folder / "disk").mkdir(exist_ok=True)
             rate = (spec.bandwidth_mbps or 1000) * float(strength)
-            disk = stack.enter_context(tied.mounted(MountConfig(source, folder / "disk", TierSpec(rate))))
+            disk = stack.enter_context(child.mounted(MountConfig(source, folder / "disk", TierSpec(rate))))
             served = disk / "model.gguf"
         config = MountConfig(served, folder / "mnt", spec, preload=name != "slow-source")
-        mount = stack.enter_context(tied.mounted(config))
-        server = int(live.read_hidden(mount, "spec.json")["pid"])
+        mount = stack.enter_context(child.mounted(config))
+        server = int(client.read_hidden(mount, "spec.json")["pid"])
         asleep_pct = _asleep(spec, nbytes, readers)
         stack.enter_context(DISTURBANCES[name][strength](server, mount))
         truth_pct = _read(mount / "model.gguf", spec, nbytes, readers, pause_ns)
-        (file,) = tied.stats(mount)["files"].values()
+        (file,) = child.stats(mount)["files"].values()
     staging = file["staging"]
     return Run(
         name,

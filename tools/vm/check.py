@@ -26,7 +26,7 @@ from debian import Unavailable
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import presets, synth
-from hbf_fuse.mount.source import cache_dir
+from hbf_fuse.models.choice import cache_dir
 
 SKIPPED = 77
 _MIB = 1 << 20

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount.source import cache_dir
+from hbf_fuse.models.choice import cache_dir
 
 
 class Unavailable(HbfError):

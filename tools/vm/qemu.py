@@ -7,7 +7,7 @@ from pathlib import Path
 import debian
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.sweep import child
+from hbf_fuse.workload import child
 
 PROGRAM = "qemu-system-x86_64"
 # Mitigations cost a lot under emulation and change nothing that is tested.

@@ -24,7 +24,7 @@ from debian import Unavailable
 
 import hbf_fuse
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount.source import cache_dir
+from hbf_fuse.models.choice import cache_dir
 
 _MIB = 1 << 20
 _GUEST = Path(__file__).parent / "guest"

@@ -9,7 +9,7 @@ from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.engine.kernel.session import Session
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.linux import Descriptor
+from hbf_fuse.host.linux import Descriptor
 
 if TYPE_CHECKING:
     from hbf_fuse.engine.kernel.loop import Loop

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from hbf_fuse import linux
+from hbf_fuse.host import linux
 
 _LOOK_SECONDS = 0.02
 _PATIENCE_SECONDS = 1.0

@@ -10,9 +10,9 @@ import stat
 import subprocess
 from pathlib import Path
 
-from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mountinfo import Mount, by_number, find
+from hbf_fuse.host import linux
+from hbf_fuse.host.mountinfo import Mount, by_number, find
 
 DEVICE = "/dev/fuse"
 FSTYPE = "fuse.hbf"

@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from hbf_fuse import linux
 from hbf_fuse.engine.kernel import abi, notify
 from hbf_fuse.engine.kernel.abi import Opcode
 from hbf_fuse.engine.kernel.interrupts import Interrupts
 from hbf_fuse.fs import Filesystem, Node
 from hbf_fuse.fs.filesystem import OpenFile
+from hbf_fuse.host import linux
 from hbf_fuse.pacing.serving import Read
 
 if TYPE_CHECKING:

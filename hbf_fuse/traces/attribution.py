@@ -10,7 +10,7 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf.reader import GgufFile, Tensor
-from hbf_fuse.observe.trace import Read, Trace, joined, wholes
+from hbf_fuse.traces.trace import Read, Trace, joined, wholes
 
 HEADER = "(header)"
 """What is read and belongs to no tensor."""

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hbf_fuse import compiled, gguf, mountinfo
+from hbf_fuse import compiled, gguf
+from hbf_fuse.calibrate import envelope
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.fs.tree import Tree
-from hbf_fuse.mount import envelope, live, tied
+from hbf_fuse.host import machine, mountinfo, pressure, taskstats
+from hbf_fuse.host.mountinfo import Mount
+from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.mountinfo import Mount
-from hbf_fuse.observe import machine, pressure, taskstats
-from hbf_fuse.sweep import conditions, llama
+from hbf_fuse.sweep import conditions
 from hbf_fuse.sweep.conditions import Concern
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.workload import llama
 
 _CONTAINER_MARKS = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
 _PROBE_BYTES = 1 << 16
@@ -65,8 +67,8 @@ class Facts:
     """A machine at one moment. An empty `..._failure` or `no_...` says that all is well.
 
     mount: what a real mount said of itself (its spec.json), None if there was none. delay_accounting: the
-    switch, None where the kernel has none. uncompiled: why, if so. envelope: see mount/envelope.py. now:
-    see observe/machine.py.
+    switch, None where the kernel has none. uncompiled: why, if so. envelope: see calibrate/envelope.py. now:
+    see host/machine.py.
     """
 
     kernel: str
@@ -155,10 +157,10 @@ def _try_mount() -> tuple[dict[str, Any] | None, str]:
             source, mountpoint = Path(folder) / "noise", Path(folder) / "mnt"
             source.write_bytes(content)
             mountpoint.mkdir()
-            with tied.mounted(MountConfig(source, mountpoint, TierSpec())) as mount:
+            with child.mounted(MountConfig(source, mountpoint, TierSpec())) as mount:
                 if (mount / "model.gguf").read_bytes() != content:
                     return None, "the mount gave other bytes than its source has"
-                return live.read_hidden(mount, "spec.json"), ""
+                return client.read_hidden(mount, "spec.json"), ""
     except HbfError as error:
         return None, " ".join(str(error).split())
     except OSError as error:

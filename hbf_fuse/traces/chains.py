@@ -2,7 +2,7 @@
 
 Reads past the page cache wait for their own thread's. What is in the page cache belongs to everybody, so a
 read that fills it waits for whichever read of that file had ended last. A window of readahead is asked for as
-a whole when the reader comes to the window before it (`observe/readahead.py`): when it has used up the one
+a whole when the reader comes to the window before it (`traces/readahead.py`): when it has used up the one
 before that, which takes as long as it did in the recording, and cannot end before the last bytes have come
 and been used.
 """
@@ -12,11 +12,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from hbf_fuse.observe import readahead
-from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.observe.trace import Read, joined, wholes
 from hbf_fuse.tier import Tier, TierSpec
 from hbf_fuse.tier.virtual import START, Request, replay
+from hbf_fuse.traces import readahead
+from hbf_fuse.traces.attribution import Phase
+from hbf_fuse.traces.trace import Read, joined, wholes
 
 PAGE = 4096
 

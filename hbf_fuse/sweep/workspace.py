@@ -15,10 +15,10 @@ import psutil
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import Folder
+from hbf_fuse.host import machine
 from hbf_fuse.mount import mountpoint as points
-from hbf_fuse.observe import machine
-from hbf_fuse.sweep import child
 from hbf_fuse.tier.expect import CHUNK_BYTES
+from hbf_fuse.workload import child
 
 _PREFIX = "hbf-sweep-"
 _MOUNTPOINT, TRACE = "mnt", "trace"

@@ -1,9 +1,9 @@
 """What the kernel can limit and count here."""
 
-from hbf_fuse.observe.taskstats import SWITCH
-from hbf_fuse.sweep.doctor.facts import Facts
-from hbf_fuse.sweep.doctor.line import OK, WARN, Line
-from hbf_fuse.sweep.doctor.serving import wsl
+from hbf_fuse.doctor.facts import Facts
+from hbf_fuse.doctor.line import OK, WARN, Line
+from hbf_fuse.doctor.serving import wsl
+from hbf_fuse.host.taskstats import SWITCH
 
 _LIMITS = {"io": "blkio", "memory": "memory"}
 """The controllers that limits need, by their names in cgroup v2 and v1."""

@@ -10,7 +10,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from hbf_fuse.observe.trace import Read
+from hbf_fuse.traces.trace import Read
 
 _LONGEST_WINDOW = 64
 """In requests."""

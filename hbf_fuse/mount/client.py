@@ -11,14 +11,15 @@ from typing import Any
 
 import psutil
 
-from hbf_fuse import documents, linux
+from hbf_fuse import documents
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import read_file
+from hbf_fuse.host import linux
+from hbf_fuse.host.mountinfo import Mount, by_number, find, mount_of, mounts
 from hbf_fuse.mount import mountpoint as points
-from hbf_fuse.mountinfo import Mount, by_number, find, mount_of, mounts
-from hbf_fuse.observe.trace import Trace
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.traces.trace import Trace
 
 _END_SECONDS = 10.0
 _MAX_TRACE_BYTES = 64 << 20

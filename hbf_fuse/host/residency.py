@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hbf_fuse import linux
+from hbf_fuse.host import linux
 
 _LOOK_SECONDS = 0.002
 _LOOK_BYTES = 64 << 20

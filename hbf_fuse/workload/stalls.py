@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hbf_fuse.observe import pressure, taskstats
-from hbf_fuse.observe.starved import Starved
-from hbf_fuse.observe.taskstats import Wait
+from hbf_fuse.host import pressure, taskstats
+from hbf_fuse.host.starved import Starved
+from hbf_fuse.host.taskstats import Wait
 
 REPORTED = {"blkio": "blkio", "swapin": "swapin", "freepages": "reclaim", "thrashing": "thrashing"}
 """The kernel's word for a wait, and ours."""

@@ -1,14 +1,14 @@
 """What this machine has and lacks. facts.py looks, the others judge: functions from facts to lines."""
 
-from hbf_fuse.sweep.doctor.facts import Facts, collect
-from hbf_fuse.sweep.doctor.line import FAIL, OK, STATES, WARN, Line
+from hbf_fuse.doctor.facts import Facts, collect
+from hbf_fuse.doctor.line import FAIL, OK, STATES, WARN, Line
 
 __all__ = ["FAIL", "OK", "STATES", "WARN", "Facts", "Line", "collect", "examine"]
 
 
 def examine(facts: Facts) -> list[Line]:
     """Every line of the screen, in its order."""
-    from hbf_fuse.sweep.doctor import counting, machine, serving
+    from hbf_fuse.doctor import counting, machine, serving
 
     judges = (*serving.JUDGES, *counting.JUDGES, *machine.JUDGES)
     return [line for judge in judges if (line := judge(facts))]

@@ -13,9 +13,9 @@ from typing import Any
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount.source import cache_dir
-from hbf_fuse.observe.attribution import Phase
-from hbf_fuse.sweep import child, stalls
+from hbf_fuse.models.choice import cache_dir
+from hbf_fuse.traces.attribution import Phase
+from hbf_fuse.workload import child, stalls
 
 _BEGINS = re.compile(r"\d: (prompt|generation) run 1/")
 _FLAG = re.compile(r"(?<![\w-])-{1,2}[a-zA-Z][\w-]*")
@@ -35,7 +35,7 @@ class BenchOptions:
 @dataclass(frozen=True)
 class BenchRun:
     """What one process did. pp and tg are tokens/s, None if not asked for; stalls, starved: see
-    sweep/stalls.py.
+    workload/stalls.py.
     """
 
     command: list[str]

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol, TextIO
 
-from hbf_fuse import linux, signals
+from hbf_fuse import signals
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import linux
 from hbf_fuse.units import format_size
 
 _LOOK_MS = 100

@@ -1,6 +1,6 @@
 """A mount that lives as long as a `with` block, and never longer than the process that asked for it.
 
-Run as a module, it is the server of such a mount: `python -m hbf_fuse.mount.tied CONFIG`, CONFIG as JSON.
+Run as a module, it is the server of such a mount: `python -m hbf_fuse.mount.child CONFIG`, CONFIG as JSON.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import IO, Any
 from hbf_fuse import signals
 from hbf_fuse.errors import HbfError, in_one_line
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.mount import live, mountpoint, server
+from hbf_fuse.mount import client, mountpoint, server
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
 
@@ -48,12 +48,12 @@ def mounted(config: MountConfig) -> Iterator[Path]:
 
 def stats(mountpoint: Path) -> dict[str, Any]:
     """The mount's stats.json."""
-    return live.read_hidden(mountpoint, "stats.json")
+    return client.read_hidden(mountpoint, "stats.json")
 
 
 def _server(config: MountConfig, remarks: IO[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "hbf_fuse.mount.tied", _packed(config)],
+        [sys.executable, "-P", "-m", "hbf_fuse.mount.child", _packed(config)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=remarks,

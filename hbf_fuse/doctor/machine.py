@@ -1,9 +1,9 @@
 """Whether the machine is in a state to measure on, and what there is to measure with."""
 
+from hbf_fuse.doctor.facts import Facts
+from hbf_fuse.doctor.line import FAIL, OK, WARN, Line, of_concerns
 from hbf_fuse.mount.mountpoint import MOUNT_TYPE
 from hbf_fuse.sweep import conditions
-from hbf_fuse.sweep.doctor.facts import Facts
-from hbf_fuse.sweep.doctor.line import FAIL, OK, WARN, Line, of_concerns
 from hbf_fuse.units import format_size
 
 LOW_MEMORY = 1 << 30

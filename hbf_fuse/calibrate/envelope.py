@@ -6,8 +6,8 @@ from typing import Any
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
-from hbf_fuse.mount.source import cache_dir
-from hbf_fuse.observe import machine
+from hbf_fuse.host import machine
+from hbf_fuse.models.choice import cache_dir
 from hbf_fuse.tier import TierSpec
 
 _SAME = ("hbf_fuse", "kernel", "machine", "cpu", "cores", "memory_bytes", "compiled")

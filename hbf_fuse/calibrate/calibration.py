@@ -18,9 +18,9 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.host import machine
 from hbf_fuse.mount import floor, probe
 from hbf_fuse.mount.server import MountConfig, mounted_here
-from hbf_fuse.observe import machine
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.verdict import tolerance_pct

@@ -1,6 +1,6 @@
 """Unmounts, and removes cgroups, when the process that made them dies hard.
 
-Run as a script it is that watcher: watcher.py [--mount FOLDER:MOUNTPOINT] [--group DIRECTORY]..., with the
+Run as a script it is that watcher: reaper.py [--mount FOLDER:MOUNTPOINT] [--group DIRECTORY]..., with the
 process that it watches at the other end of stdin. Stands alone and imports next to nothing, because one of
 these sleeps beside every mount.
 """

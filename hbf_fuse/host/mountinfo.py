@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hbf_fuse import linux
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import linux
 
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 

@@ -2,9 +2,9 @@
 
 import re
 
+from hbf_fuse.doctor.facts import Facts
+from hbf_fuse.doctor.line import FAIL, OK, WARN, Line
 from hbf_fuse.engine.kernel import abi
-from hbf_fuse.sweep.doctor.facts import Facts
-from hbf_fuse.sweep.doctor.line import FAIL, OK, WARN, Line
 
 OLDEST_KERNEL = (5, 4)
 USUAL_PAGES = 256

@@ -1,0 +1,1 @@
+"""Which model is taken, and where real ones come from."""
