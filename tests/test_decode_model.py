@@ -2,7 +2,7 @@
 
 import pytest
 
-from hbf_fuse.sweep.stream import WINDOW_BYTES, Decode
+from hbf_fuse.sweep.decode import WINDOW_BYTES, Decode
 from hbf_fuse.tier import TierSpec, expect
 
 COMPUTE = 1 / 121

@@ -22,7 +22,7 @@ from hbf_fuse.engine.kernel.abi import Opcode
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Rule
 from hbf_fuse.sweep import grid
-from hbf_fuse.sweep.cell import Model
+from hbf_fuse.sweep.cell import ModelFile
 from hbf_fuse.tier import SpecError, TierSpec
 from hbf_fuse.traces import chains
 from hbf_fuse.traces.attribution import Phase
@@ -316,7 +316,7 @@ def test_a_rule_longer_than_any_is_refused():
 def test_two_cells_of_one_name_are_refused():
     known = grid.from_fields({"mbps": [500.00001, 500.00002]})
     with pytest.raises(HbfError, match="further apart"):
-        known.cells(Model(Path("m.gguf"), 1 << 30, ""))
+        known.cells(ModelFile(Path("m.gguf"), 1 << 30, ""))
 
 
 def test_what_a_file_says_reaches_the_terminal_without_control_characters(tmp_path):

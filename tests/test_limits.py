@@ -25,11 +25,10 @@ from hbf_fuse.limits.files import Limits, Setting
 from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.report import against_cgroup, html, page
-from hbf_fuse.sweep import cell as cells
 from hbf_fuse.sweep import grid as grids
-from hbf_fuse.sweep import iomax
-from hbf_fuse.sweep import workspace as places
-from hbf_fuse.sweep.cell import Cell, Model
+from hbf_fuse.sweep import measuring, workspace
+from hbf_fuse.sweep.cell import Cell, ModelFile
+from hbf_fuse.sweep.modes import cgroup
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.workload.llama import BenchOptions
 
@@ -512,9 +511,9 @@ def test_a_source_without_a_disk_cannot_be_limited(on_disk, tmp_path):
 def test_mode_cgroup_measures_the_file_itself_and_stands_beside_fuse(cold, tiny_model, llama_bench, on_disk):
     model = on_disk / "model.gguf"
     shutil.copy(tiny_model, model)
-    cell = Cell(Model.of(model), TierSpec(150), mode="cgroup", bench=BenchOptions(8, 4))
-    with places.lent() as place:
-        document = json.loads(json.dumps(cells.run(cell, place)))
+    cell = Cell(ModelFile.of(model), TierSpec(150), mode="cgroup", bench=BenchOptions(8, 4))
+    with workspace.lent() as lent:
+        document = json.loads(json.dumps(measuring.run(cell, lent)))
     metrics = document["metrics"]
     assert metrics["io_max_in_force_mbps"] == 150
     assert metrics["resident_before_bytes"] == 0
@@ -532,12 +531,12 @@ def test_mode_cgroup_measures_the_file_itself_and_stands_beside_fuse(cold, tiny_
 
 def test_a_staging_off_its_rate_says_why():
     spec = TierSpec(100)
-    assert iomax._staging(100_000_000, 1.01, spec, 0)["valid"]
-    assert "in advance" in iomax._staging(100_000_000, 0.92, spec, 0)["why"]
-    assert "not all of it was read" in iomax._staging(100_000_000, 0.5, spec, 0)["why"]
-    assert "too slow" in iomax._staging(100_000_000, 2.0, spec, 0)["why"]
-    assert "not cold" in iomax._staging(100_000_000, 1.0, spec, 4096)["why"]
-    assert iomax._staging(100_000_000, 1.0, TierSpec(), 0)["valid"]
+    assert cgroup._staging(100_000_000, 1.01, spec, 0)["valid"]
+    assert "in advance" in cgroup._staging(100_000_000, 0.92, spec, 0)["why"]
+    assert "not all of it was read" in cgroup._staging(100_000_000, 0.5, spec, 0)["why"]
+    assert "too slow" in cgroup._staging(100_000_000, 2.0, spec, 0)["why"]
+    assert "not cold" in cgroup._staging(100_000_000, 1.0, spec, 4096)["why"]
+    assert cgroup._staging(100_000_000, 1.0, TierSpec(), 0)["valid"]
 
 
 @pytest.mark.parametrize("fields", [{"lat": [0, 1]}, {"tier": {"planes": 4}}, {"place": [".*=dram"]}])

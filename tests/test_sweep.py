@@ -18,11 +18,9 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import client
 from hbf_fuse.report import page, summary
-from hbf_fuse.sweep import cell as cells
 from hbf_fuse.sweep import grid as grids
-from hbf_fuse.sweep import loop
-from hbf_fuse.sweep import workspace as places
-from hbf_fuse.sweep.cell import Cell, Model
+from hbf_fuse.sweep import loop, measuring, workspace
+from hbf_fuse.sweep.cell import Cell, ModelFile
 from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.workload import llama
@@ -34,7 +32,7 @@ QUICK = BenchOptions(n_prompt=8, n_gen=4)
 
 def planned(model, **fields):
     grid = grids.from_fields({"lat": [0], "n_prompt": [8], "n_gen": [4], "timeout": 60, **fields})
-    return grid.cells(Model.of(model))
+    return grid.cells(ModelFile.of(model))
 
 
 def sweep(cells, results, done=lambda document, known: None):
@@ -67,23 +65,23 @@ def test_a_link_to_a_llama_bench_in_the_cache_hides_neither_a_newer_one_nor_one_
 
 
 def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
-    cell = Cell(Model.of(tiny_model), TierSpec(200, 0), bench=QUICK)
-    with places.lent() as place:
-        document = cells.run(cell, place)
+    cell = Cell(ModelFile.of(tiny_model), TierSpec(200, 0), bench=QUICK)
+    with workspace.lent() as lent:
+        document = measuring.run(cell, lent)
     metrics = document["metrics"]
     assert 150 < metrics["stage_effective_mbps"] < 206
     assert metrics["tier_bytes_read"] >= tiny_model.stat().st_size
     assert metrics["total_first_run_seconds"] >= metrics["stage_seconds"]
     assert metrics["pp"] > 0 and metrics["tg"] > 0
-    assert not place.mountpoint.parent.exists()
+    assert not lent.mountpoint.parent.exists()
     json.dumps(document)
 
 
-def _kill_server(place, model):
-    os.kill(client.read_hidden(place.mountpoint, "spec.json")["pid"], signal.SIGKILL)
+def _kill_server(lent, model):
+    os.kill(client.read_hidden(lent.mountpoint, "spec.json")["pid"], signal.SIGKILL)
 
 
-def _cut_source(place, model):
+def _cut_source(lent, model):
     os.truncate(model, 1 << 20)
 
 
@@ -94,16 +92,16 @@ def test_a_cell_ends_with_what_it_reads_from(tiny_model, llama_bench, tmp_path, 
     """llama.cpp's mmap would have the kernel try the lost pages for ever."""
     model = tmp_path / "copy.gguf"
     shutil.copy(tiny_model, model)
-    cell = Cell(Model.of(model), TierSpec(25, 0), bench=QUICK, timeout_seconds=60)
+    cell = Cell(ModelFile.of(model), TierSpec(25, 0), bench=QUICK, timeout_seconds=60)
     begin = time.monotonic()
-    with places.lent() as place:
-        later = threading.Timer(2.5, harm, (place, model))
+    with workspace.lent() as lent:
+        later = threading.Timer(2.5, harm, (lent, model))
         later.start()
         with pytest.raises(HbfError, match=words):
-            cells.run(cell, place)
+            measuring.run(cell, lent)
         later.join()
     assert time.monotonic() - begin < 20
-    assert not place.mountpoint.parent.exists()
+    assert not lent.mountpoint.parent.exists()
 
 
 def test_the_mixture_of_experts_preset_runs(llama_bench, tmp_path):
@@ -228,10 +226,10 @@ def test_single_cells_and_sweeps_do_not_share_a_folder(tiny_model, llama_bench, 
 def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(
     tiny_model, llama_bench, tmp_path
 ):
-    cell = Cell(Model.of(tiny_model), TierSpec(200, 2), mode="stage", bench=QUICK)
-    with places.lent() as place:
-        metrics = cells.run(cell, place)["metrics"]
-        assert Model.of(place.memory_path).sha256 == cell.model.sha256
+    cell = Cell(ModelFile.of(tiny_model), TierSpec(200, 2), mode="stage", bench=QUICK)
+    with workspace.lent() as lent:
+        metrics = measuring.run(cell, lent)["metrics"]
+        assert ModelFile.of(lent.memory_path).sha256 == cell.model.sha256
     chunked = cell.spec.chunked_mbps(expect.CHUNK_BYTES)
     assert 0.8 * chunked < metrics["stage_effective_mbps"] < 1.02 * chunked
     assert metrics["total_first_run_seconds"] == metrics["stage_seconds"] + metrics["bench_wall_seconds"]
@@ -265,7 +263,7 @@ def test_a_toml_file_is_a_grid_and_options_override_it(tiny_model, tmp_path):
     file = tmp_path / "grid.toml"
     file.write_text('mbps = [100, "max"]\nlat = [0.5]\nrepeats = 2\n[tier]\njitter = "uniform:0.1"\n')
     grid = grids.from_fields({"repeats": 1}, file)
-    assert {cell.spec for cell in grid.cells(Model.of(tiny_model))} == {
+    assert {cell.spec for cell in grid.cells(ModelFile.of(tiny_model))} == {
         TierSpec(100, 0.5, jitter="uniform:0.1"),
         TierSpec(None, 0.5, jitter="uniform:0.1"),
     }
@@ -334,9 +332,9 @@ def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_
     layout = Layout(resident_bytes=size // 2)
     # So slow that it binds on a busy machine, too.
     options = BenchOptions(n_prompt=0, n_gen=3)
-    cell = Cell(Model.of(tiny_model), TierSpec(60), mode="stream", bench=options, layout=layout)
-    with places.lent() as place:
-        document = cells.run(cell, place)
+    cell = Cell(ModelFile.of(tiny_model), TierSpec(60), mode="stream", bench=options, layout=layout)
+    with workspace.lent() as lent:
+        document = measuring.run(cell, lent)
     metrics = document["metrics"]
     assert metrics["bound"] == "tier"
     assert size * 0.4 < metrics["bytes_per_token"] < size
@@ -345,4 +343,4 @@ def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_
     assert metrics["attribution"]["phases"]["decode"]["bytes"] > 3 * size * 0.4
     assert document["tier_stats"]["resident"]["most_resident_bytes"] <= layout.resident_bytes + (2 << 20)
     assert [phase["name"] for phase in document["llama_bench"]["phases"]] == ["decode"]
-    assert not place.mountpoint.parent.exists()
+    assert not lent.mountpoint.parent.exists()

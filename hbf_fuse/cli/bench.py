@@ -90,9 +90,8 @@ def bench(
 
     Example: [bold]hbf bench --mbps 500 --lat 1 -p 64 -n 16[/bold]
     """
-    from hbf_fuse.sweep import cell as cells
-    from hbf_fuse.sweep import loop
-    from hbf_fuse.sweep import workspace as places
+    from hbf_fuse.sweep import loop, measuring, workspace
+    from hbf_fuse.sweep.cell import Cell, ModelFile, checked_mode
     from hbf_fuse.sweep.grid import budget
     from hbf_fuse.traces.trace import may_be_written
     from hbf_fuse.workload.llama import BenchOptions
@@ -110,12 +109,12 @@ def bench(
     )
     if trace and mode == "cgroup":
         raise typer.BadParameter("--trace records the reads of a mount; mode cgroup has none")
-    known = cells.Model.of(gguf_source(model))
+    known = ModelFile.of(gguf_source(model))
     share = resident or (DEFAULT_RESIDENT if mode == "stream" else None)
-    cell = cells.Cell(
+    cell = Cell(
         model=known,
         spec=tier,
-        mode=cells.checked_mode(mode),
+        mode=checked_mode(mode),
         engine=checked_engine(engine),
         bench=BenchOptions(n_prompt, n_gen, threads),
         layout=layout_of(budget(share, known.size) if share else None, policy, place, tiers),
@@ -126,10 +125,10 @@ def bench(
         raise HbfError(f"{folder} holds a sweep; use another folder (-o)")
     if trace and not (may_be_written(trace) and trace.absolute().parent.is_dir()):
         raise HbfError(f"{trace} is no trace, or in no folder; name another file (--trace)")
-    with loop.locked(folder) as results, places.lent() as lent:
+    with loop.locked(folder) as results, workspace.lent() as lent:
         warn_of_others(results.opened)
         lent.traced = trace is not None
-        document = cells.run(cell, lent)
+        document = measuring.run(cell, lent)
         try:
             tell(f"stored as {results.store(document)}")
             if trace:

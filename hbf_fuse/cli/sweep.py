@@ -100,9 +100,9 @@ def sweep(
     """
     from hbf_fuse.cli import tables
     from hbf_fuse.report import summary
-    from hbf_fuse.sweep import cell as cells
     from hbf_fuse.sweep import conditions, loop
     from hbf_fuse.sweep import grid as grids
+    from hbf_fuse.sweep.cell import ModelFile
     from hbf_fuse.workload import llama
 
     given: dict[str, Any] = {
@@ -134,7 +134,7 @@ def sweep(
     with loop.locked(output.absolute()) as folder:
         warn_of_others(folder.opened)
         tell("reading the model once for its hash")
-        planned = grid.cells(cells.Model.of(source))
+        planned = grid.cells(ModelFile.of(source))
         loop.require_same(folder, planned[0])
         if edited := folder.set_aside_edited_csv():
             tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")

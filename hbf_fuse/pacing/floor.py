@@ -54,7 +54,7 @@ class Floor:
 
 def unsure_ns(nbytes: int) -> int:
     """How well the floor of a read of this size is known: it is not the same for every reader, nor under
-    every load. With an idle core, and from 0.5 ms on, nearly all runs of tools/bench_small_reads are within
+    every load. With an idle core, and from 0.5 ms on, nearly all runs of tools/bench small-reads are within
     this (docs/accuracy.md).
     """
     return _UNSURE_NS + _UNSURE_NS_PER_MIB * nbytes // _MIB

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import DEFAULT_POLICY, POLICIES, Layout
-from hbf_fuse.sweep import iomax
-from hbf_fuse.sweep.cell import Cell, Mode, Model
+from hbf_fuse.sweep.cell import Cell, Mode, ModelFile
+from hbf_fuse.sweep.modes import cgroup
 from hbf_fuse.tier import TierSpec, expect, profiles
 from hbf_fuse.units import parse_size
 from hbf_fuse.workload.llama import BenchOptions
@@ -103,7 +103,7 @@ class Grid(BaseModel):
         layout = self._layout()
         if "cgroup" in self.mode:
             for mbps, lat in itertools.product(self.mbps, self.lat):
-                if why := iomax.refusal(self.spec(mbps, lat), layout):
+                if why := cgroup.refusal(self.spec(mbps, lat), layout):
                     raise ValueError(why)
         return self
 
@@ -121,7 +121,7 @@ class Grid(BaseModel):
         link = None if mbps == "max" else mbps
         return TierSpec.from_dict({**self.tier, "bandwidth_mbps": link, "latency_ms": lat})
 
-    def cells(self, model: Model) -> list[Cell]:
+    def cells(self, model: ModelFile) -> list[Cell]:
         """All cells in the order of measuring: a repeat of everything, then the next, each shuffled by the
         seed, so that a machine that drifts does not look like an effect of the tier.
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
-from hbf_fuse.sweep import cell as cells
-from hbf_fuse.sweep import workspace as places
-from hbf_fuse.sweep.cell import Cell, Model
+from hbf_fuse.sweep import measuring, workspace
+from hbf_fuse.sweep.cell import SCHEMA, Cell, ModelFile, describe
 from hbf_fuse.sweep.conditions import Concern, git_state
 from hbf_fuse.sweep.results import Results, Unstorable
-from hbf_fuse.sweep.workspace import Place
+from hbf_fuse.sweep.workspace import Workspace
 
 SWEEP_FILE = "sweep.json"
 """What the cells of a folder have in common; a folder of single cells has none."""
@@ -39,16 +38,16 @@ def run(
     mode = ""
     _claim(results, planned[0])
     git = git_state()
-    with places.lent() as place:
+    with workspace.lent() as lent:
         for cell in planned:
             known = results.has(cell.name)
             document = results.load(cell.name) if known else None
             if document is None:
                 if cell.mode != mode:
                     # The first cell of a mode needs memory that the last one of another did not have.
-                    place.warm(2 * cell.model.size)
+                    lent.warm(2 * cell.model.size)
                     mode = cell.mode
-                document = _measure(cell, place)
+                document = _measure(cell, lent)
                 conditions = {"concerns": [str(one) for one in concerns], "git": git}
                 document["conditions"] = conditions
                 try:
@@ -57,7 +56,7 @@ def run(
                     document = {**_failed(cell, str(error)), "conditions": conditions}
                     results.store(document)
                 measured += 1
-            elif document["cell"] != cells.describe(cell):
+            elif document["cell"] != describe(cell):
                 raise _another_sweep(results, "a run of another kind with the same name")
             failed += "error" in document
             done(document, known)
@@ -65,15 +64,15 @@ def run(
     return measured, failed
 
 
-def _measure(cell: Cell, place: Place) -> dict[str, Any]:
+def _measure(cell: Cell, lent: Workspace) -> dict[str, Any]:
     try:
-        return cells.run(cell, place)
+        return measuring.run(cell, lent)
     except HbfError as error:
         return _failed(cell, str(error))
 
 
 def _failed(cell: Cell, why: str) -> dict[str, Any]:
-    return {"schema": cells.SCHEMA, "cell": cells.describe(cell), "error": why}
+    return {"schema": SCHEMA, "cell": describe(cell), "error": why}
 
 
 @contextmanager
@@ -122,10 +121,10 @@ def _claim(results: Results, first: Cell) -> None:
 
 def _identity(cell: Cell) -> dict[str, Any]:
     """What all cells of a sweep share; the rest is in their names."""
-    described = cells.describe(cell)
+    described = describe(cell)
     tier = {key: value for key, value in described["tier"].items() if not key.endswith(("_mbps", "_ms"))}
     layout = {key: described["layout"][key] for key in ("place", "tiers")}
-    model: Model = cell.model
+    model: ModelFile = cell.model
     return {
         "model": {"size": model.size, "sha256": model.sha256},
         "engine": cell.engine,

@@ -28,7 +28,7 @@ _MADV_POPULATE_WRITE = 23
 _COPIER = Path(__file__).with_name("copier.py")
 
 
-class Place:
+class Workspace:
     """No figure passes from cell to cell through it. The memory is kept because a virtual machine may need
     seconds to get it from its host; it has no name and is gone with this process.
     """
@@ -74,15 +74,15 @@ class Place:
 
 
 @contextmanager
-def lent() -> Iterator[Place]:
-    """A place in a directory of its own that nobody else may enter. It is removed afterwards; what one that
-    was killed has left goes now.
+def lent() -> Iterator[Workspace]:
+    """A workspace in a directory of its own that nobody else may enter. It is removed afterwards; what one
+    that was killed has left goes now.
     """
     _remove_left_behind()
     own, memory = _made(), os.memfd_create("hbf-stage", os.MFD_CLOEXEC)
     try:
         own.below(_MOUNTPOINT)
-        yield Place(own.path / _MOUNTPOINT, memory)
+        yield Workspace(own.path / _MOUNTPOINT, memory)
     finally:
         os.close(memory)
         _remove(own)

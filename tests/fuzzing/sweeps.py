@@ -14,7 +14,7 @@ from hbf_fuse.models import choice
 from hbf_fuse.report import compare, page, summary
 from hbf_fuse.sweep import grid as grids
 from hbf_fuse.sweep import loop
-from hbf_fuse.sweep.cell import Cell, Model
+from hbf_fuse.sweep.cell import Cell, ModelFile
 from hbf_fuse.sweep.results import Results
 
 DATA = Path(__file__).parent.with_name("data")
@@ -38,7 +38,7 @@ _GRID = {
     "place": ["_exps=fast", ".=hbf"],
     "tiers": _TIERS,
 }
-_MODEL = Model(Path("model.gguf"), 1 << 30, "0" * 64)
+_MODEL = ModelFile(Path("model.gguf"), 1 << 30, "0" * 64)
 _MAX_MADE = 500
 
 

@@ -3,8 +3,8 @@
 Two real models from PyPI and a synthetic mixture of experts, resident budgets of 25, 50 and 75%, four bandwidths;
 then the mixture of experts with its attention placed in DRAM. About 15 minutes.
 
-    tools/decode -o results/decode
-    tools/decode --only-page -o results/decode    writes the page from what is there
+    tools/bench decode -o results/decode
+    tools/bench decode --only-page -o results/decode    writes the page from what is there
 """
 
 import argparse
@@ -140,7 +140,7 @@ def _page(folder: Path) -> str:
     if placed and len(placed) == len(unplaced):
         parts += [_placement(placed, unplaced)]
     parts += ["## Measured on\n", *_bullets(page.environment(Results(folder / SYNTHETIC).all()))]
-    parts += ["Do it again: `tools/decode`.\n"]
+    parts += ["Do it again: `tools/bench decode`.\n"]
     return "\n".join(parts)
 
 

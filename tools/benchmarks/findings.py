@@ -1,6 +1,9 @@
 """The findings page: a sweep over the reference experiment's points beside the reference's own figures.
 
-Run as: findings.py DOCS RESULTS [RESULTS OF A REAL MODEL]... Reads DOCS/reference-v2.csv, writes DOCS/findings-v3.md and .csv.
+Reads docs/reference-v2.csv and the results folder of a sweep over its 12 points, writes docs/findings-v3.md and .csv.
+Further folders are those of real models, to stand beside.
+
+    hbf sweep -m qwen2.5-3b-q4_k_m.gguf --mode mmap,stage -o results/v3 && tools/bench findings results/v3
 """
 
 import csv
@@ -13,6 +16,7 @@ from hbf_fuse.report import page, summary
 from hbf_fuse.report.summary import Point, Series
 from hbf_fuse.sweep.results import Results
 
+DOCS = Path(__file__).parents[2] / "docs"
 TARGET_SECONDS = 60.0
 
 _BESIDE = (
@@ -51,13 +55,13 @@ _HOW = """## Do it again
 hbf model make qwen2.5-3b-q4_k_m -o model.gguf
 hbf sweep -m model.gguf --mode mmap,stage {axes} -o results/v3
 hbf sweep -m "$(hbf model get gemma3-270m)" --mbps 250,500,1000 --lat 0,1,5 -p 8 -n 4 -o results/gemma3
-tools/findings results/v3 results/gemma3
+tools/bench findings results/v3 results/gemma3
 ```
 """
 
 
-def main(docs: Path, results: Path, *others: Path) -> None:
-    """See the module. others: results of sweeps of real models, to stand beside."""
+def main(results: Path, *others: Path, docs: Path = DOCS) -> None:
+    """See the module. others: results of sweeps of real models."""
     documents = Results(results).all()
     series = {each.mode: each for each in summary.series_of(documents)}
     with (docs / "reference-v2.csv").open() as file:
@@ -126,4 +130,6 @@ def _shown(row: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("name the results folder of a sweep")
     main(*map(Path, sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Writes docs/kv-spill.md: what a tier must be for Qwen2.5-3B's KV cache, contexts against speeds.
 
-tools/kv_spill
+tools/bench kv-spill
 """
 
 from pathlib import Path
@@ -57,7 +57,7 @@ def main() -> None:
             _matrix(rows),
             f"![MB/s needed]({picture})\n",
         ]
-    parts += [_departure(), _profiles(), _endurance(), "Do it again: `tools/kv_spill`.\n"]
+    parts += [_departure(), _profiles(), _endurance(), "Do it again: `tools/bench kv-spill`.\n"]
     (DOCS / "kv-spill.md").write_text("\n".join(parts))
 
 

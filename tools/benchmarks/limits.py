@@ -3,7 +3,7 @@
 Reads a file of random bytes on a real disk, cold each time, with dd: under `hbf run --io-max`, through a mount with
 the same bandwidth, and through `hbf-mount --io-max`, turn by turn. Then kills `hbf run` at random moments. Prints JSON.
 
-    tools/limits --folder DIRECTORY     about 4 minutes; the directory must be on a disk
+    tools/bench limits --folder DIRECTORY     about 4 minutes; the directory must be on a disk
 """
 
 import argparse
@@ -29,7 +29,7 @@ from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import table
-from hbf_fuse.sweep.iomax import HEAD_START_SECONDS, TOLERANCE_PCT
+from hbf_fuse.sweep.modes.cgroup import HEAD_START_SECONDS, TOLERANCE_PCT
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, parse_size
 
@@ -212,7 +212,7 @@ def _page(measured: dict[str, Any]) -> str:
             _hbf_run(measured["hbf_run"]),
             _table(measured),
             _killed(measured["kills"]),
-            "Do it again: `tools/limits`.\n",
+            "Do it again: `tools/bench limits`.\n",
         ]
     )
 

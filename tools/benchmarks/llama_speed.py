@@ -3,7 +3,7 @@
 Interleaved, each time a process of its own with llama-bench's warm-up. Prints JSON: medians of pp and tg
 and their ratios. A mount must not cost speed after loading.
 
-    tools/bench_llama_speed --rounds 5
+    tools/bench llama-speed --rounds 5
 """
 
 import argparse

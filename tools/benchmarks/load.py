@@ -5,8 +5,8 @@ the mounts: an I/O engine, sequential or random, 4 KiB to 4 MiB at a time, 1 to 
 of its own. All combinations are gone through in a random order, again and again. Prints JSON: bytes
 verified and mismatches, rates, and the servers' memory and descriptors over time.
 
-    tools/load                              every engine once, a minute or two
-    tools/load --soak 30 --gb 200 --markdown docs/load.md
+    tools/bench load                              every engine once, a minute or two
+    tools/bench load --soak 30 --gb 200 --markdown docs/load.md
 """
 
 import argparse
@@ -316,7 +316,7 @@ def main() -> None:
             sys.exit(f"load: {error}")
     if options.markdown:
         how = f"--soak {options.soak:g} --gb {options.gb:g}" if options.soak or options.gb else ""
-        options.markdown.write_text(page(result, f"tools/load {how}".strip()))
+        options.markdown.write_text(page(result, f"tools/bench load {how}".strip()))
     print(json.dumps(result, indent=1))
     sys.exit(1 if result["errors"] else 0)
 

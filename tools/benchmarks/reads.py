@@ -6,9 +6,9 @@ mapping follows. Prints JSON: the conditions, a cell for each combination (runs,
 `checks`, the targets with whether they were met. CPU is the server's, in cores. Needs fio, and root for the limit.
 One tier of four servers takes 5 minutes with all cells and 5 rounds; --from puts runs of some tiers together.
 
-    tools/bench_reads --limit ./fuse_limit --peer before=../hbf-fuse-v0 -o all.json
-    tools/bench_reads --tiers 1000,100us --bs 4k --numjobs 1,8 --rounds 3
-    tools/bench_reads --from part1.json part2.json --markdown docs/engines.md     the page, from several runs
+    tools/bench reads --limit ./fuse_limit --peer before=../hbf-fuse-v0 -o all.json
+    tools/bench reads --tiers 1000,100us --bs 4k --numjobs 1,8 --rounds 3
+    tools/bench reads --from part1.json part2.json --markdown docs/engines.md     the page, from several runs
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The tables and checks of tools/bench_reads: several runs put together, judged, and written as Markdown."""
+"""The tables and checks of tools/bench reads: several runs put together, judged, and written as Markdown."""
 
 import math
 import statistics
@@ -11,7 +11,7 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.host import machine
 from hbf_fuse.units import format_size, parse_size
 
-BEGIN, END = "<!-- written by tools/bench_reads -->", "<!-- end -->"
+BEGIN, END = "<!-- written by tools/bench reads -->", "<!-- end -->"
 SUBJECT = "compiled"
 """The peer that the checks are about."""
 

@@ -3,7 +3,7 @@
 A fault has held if nothing hung, no byte was wrong, no traceback was printed and nothing was left behind: each
 test asserts all of it. What failed or was skipped is in the table as such.
 
-    tools/reliability --times 2 --cycles 20
+    tools/bench reliability --times 2 --cycles 20
 """
 
 import argparse
@@ -163,7 +163,7 @@ def main() -> None:
         try_faults(report, f"not {CYCLES_TEST}", options.times, 1, SECONDS_A_TIME * options.times)
         try_faults(cycles, CYCLES_TEST, 1, options.cycles, 120 + SECONDS_A_CYCLE * options.cycles)
         faults = {**collect(report), **collect(cycles)}
-    command = f"tools/reliability --times {options.times} --cycles {options.cycles}"
+    command = f"tools/bench reliability --times {options.times} --cycles {options.cycles}"
     options.output.write_text(page(faults, command))
     print(options.output.read_text())
     sys.exit(1 if any(fault.problems for fault in faults.values()) else 0)

@@ -3,7 +3,7 @@
 Prints JSON: per policy the most that was resident, against the budget and one readahead window, and how many
 passes were read and verified by their hash.
 
-    tools/bench_residency --seconds 120 --readers 4
+    tools/bench residency --seconds 120 --readers 4
 """
 
 import argparse

@@ -4,7 +4,7 @@ KV replay: the spill pattern of a model on mounts of 12 tiers, without prefetch 
 llama-bench recorded at full speed, against the stage times of the 12 reference points; and a decode recorded at full
 speed, against decode from four tiers.
 
-    tools/simulation -m model.gguf     about 20 minutes with a model of 2 GB
+    tools/bench simulation -m model.gguf     about 20 minutes with a model of 2 GB
 """
 
 import argparse
@@ -223,7 +223,7 @@ def _machine() -> str:
     facts = machine.facts()
     return (
         f"## Measured on\n\n{machine.described(facts)}, hbf-fuse {facts['hbf_fuse']}, {machine.now()['time']}. "
-        "Do it again: `tools/simulation`.\n"
+        "Do it again: `tools/bench simulation`.\n"
     )
 
 

@@ -2,7 +2,7 @@
 
 HBF_UNCOMPILED=1 measures them uncompiled, for comparison.
 
-tools/bench_simulator
+tools/bench simulator
 """
 
 import json

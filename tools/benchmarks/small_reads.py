@@ -7,7 +7,7 @@ per latency, size and load, by how much the mean read of each run was too long f
 too short); the floor that the mount measured and reckoned with; and whether it said "valid". `within`: how
 many runs with an idle core, from 0.5 ms on, were within what a verdict takes the floor to be known to.
 
-    tools/bench_small_reads --lat 0.1,0.2,0.5,1,2 --rounds 5
+    tools/bench small-reads --lat 0.1,0.2,0.5,1,2 --rounds 5
 """
 
 import argparse

@@ -5,9 +5,9 @@ bandwidth the median error in percent of the link as the reader's whole walk see
 (docs/definitions.md), the mount's error against its own model, and the
 server's CPU seconds per GB.
 
-    tools/bench_stream --mbps 250,500,1000 --rounds 5
-    tools/bench_stream --busy spin       with every core kept busy by another process
-    tools/bench_stream --busy llama      while llama-bench decodes
+    tools/bench stream --mbps 250,500,1000 --rounds 5
+    tools/bench stream --busy spin       with every core kept busy by another process
+    tools/bench stream --busy llama      while llama-bench decodes
 """
 
 import argparse

@@ -3,7 +3,7 @@
 The last reads are always kept in memory; what that costs is timed by itself. Prints JSON: medians in MB/s,
 the median ratio of neighbours in time, and ns a record.
 
-    tools/bench_trace --rounds 15
+    tools/bench trace-cost --rounds 15
 """
 
 import argparse

@@ -8,9 +8,9 @@ A round measures every disturbance at every strength once, on a fresh mount, in 
 matrix of the quiet runs and of the disturbed ones, and every run. What matters most is `believed_and_wrong`: runs
 that were called `agrees` and were not right.
 
-    tools/bench_verdict --rounds 10 -o verdict.json
-    tools/bench_verdict --only freeze,stop --rounds 2
-    tools/bench_verdict --rounds 0 --models 3       real models alone: llama-bench's loads, and decode of SmolLM2
+    tools/bench verdict --rounds 10 -o verdict.json
+    tools/bench verdict --only freeze,stop --rounds 2
+    tools/bench verdict --rounds 0 --models 3       real models alone: llama-bench's loads, and decode of SmolLM2
 """
 
 import argparse

@@ -10,6 +10,9 @@ from hbf_fuse.fs.placement import Layout
 from hbf_fuse.host import residency
 from hbf_fuse.limits import devices, group
 from hbf_fuse.limits.files import Limits
+from hbf_fuse.sweep.cell import Cell
+from hbf_fuse.sweep.modes.served import Measured
+from hbf_fuse.sweep.workspace import Workspace
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import AGREES, OFF, UNSURE, words
 from hbf_fuse.workload import llama
@@ -38,25 +41,25 @@ def refusal(spec: TierSpec, layout: Layout) -> str:
     )
 
 
-def measure(
-    binary: Path, model: Path, spec: TierSpec, options: llama.BenchOptions, timeout_seconds: float
-) -> tuple[llama.BenchRun, int, dict[str, Any]]:
+def measure(cell: Cell, workspace: Workspace, binary: Path) -> Measured:
     """Run llama-bench on the cold file under io.max = the tier's bandwidth.
 
-    Returns its run, the bytes of the model that the page cache held before, and the figures of staging: from
-    when the first page of the model came into the page cache until all were there.
+    Staging lasts from when the first page of the model came into the page cache until all were there.
     HbfError if the limit cannot be had, the kernel does not tell what is resident, or it never was all there.
     """
-    with _limited(model, spec) as (enter, in_force):
+    if why := refusal(cell.spec, cell.layout):
+        raise HbfError(why)
+    model = cell.model.path
+    with _limited(model, cell.spec) as (enter, in_force):
         resident = residency.drop(model)
         if resident is None:
             raise HbfError(f"mode cgroup must see what of {model} is resident; run as its owner or as root")
         with residency.watching(model) as filling:
-            bench = llama.run(binary, model, options, timeout_seconds, enter=enter)
+            bench = llama.run(binary, model, cell.bench, cell.timeout_seconds, enter=enter)
     if filling.seconds is None:
         raise HbfError(f"{model.name} was never resident as a whole; mode cgroup needs memory for all of it")
-    figures = _staging(model.stat().st_size, filling.seconds, spec, resident)
-    return bench, resident, {**figures, "io_max_in_force_mbps": in_force.io_mbps}
+    figures = _staging(cell.model.size, filling.seconds, cell.spec, resident)
+    return Measured(bench, None, resident, own={**figures, "io_max_in_force_mbps": in_force.io_mbps})
 
 
 @contextmanager
