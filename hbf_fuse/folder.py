@@ -46,7 +46,7 @@ class Folder:
             return cls.at(path.parent).below(path.name)
         except OSError as error:
             if error.errno != errno.ELOOP:
-                raise
+                raise OSError(error.errno, error.strerror, str(path)) from error
             raise _strangers_link(path) from error
         try:
             return cls(os.open(f"/proc/self/fd/{found}", _OPEN_FOLDER), path)

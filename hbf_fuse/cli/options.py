@@ -1,18 +1,20 @@
 """Options that several commands share, and the tier that they describe."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hbf_fuse import documents
 from hbf_fuse.cli.common import tell
-from hbf_fuse.engine import ENGINES
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
-from hbf_fuse.limits.files import Limits
 from hbf_fuse.tier import TierSpec, profiles
 from hbf_fuse.units import parse_size
+
+# Within functions, else: a command that is only asked for its help is there at once.
+if TYPE_CHECKING:
+    from hbf_fuse.fs.placement import Layout
+    from hbf_fuse.limits.files import Limits
 
 _PANEL = "Tier"
 
@@ -72,9 +74,7 @@ Tiers = Annotated[
         "TOML: a table [NAME] for each tier that --place names, with TierSpec's keys or `profile`.", "--tiers"
     ),
 ]
-EngineName = Annotated[
-    str, typer.Option("--engine", help=f"How to speak to the kernel: {' or '.join(ENGINES)}.")
-]
+EngineName = Annotated[str, typer.Option("--engine", help="How to speak to the kernel: kernel or fusepy.")]
 
 
 def tier_spec(
@@ -127,8 +127,10 @@ def tier_tables(file: Path | None) -> dict[str, dict[str, Any]]:
 
 def layout_of(
     resident_bytes: int | None, policy: str | None, place: list[str] | None, tiers: Path | None
-) -> Layout:
+) -> "Layout":
     """Where the model lies, by these options."""
+    from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
+
     return Layout(
         resident_bytes=resident_bytes,
         policy=policy or DEFAULT_POLICY,
@@ -139,8 +141,10 @@ def layout_of(
 
 def limits_of(
     io_max: float | None, riops: int | None = None, mem: str | None = None, mem_high: str | None = None
-) -> Limits:
+) -> "Limits":
     """The kernel limits of these options, or wrong usage."""
+    from hbf_fuse.limits.files import Limits
+
     try:
         memory, memory_high = (None if size is None else parse_size(size) for size in (mem, mem_high))
         return Limits.asked(io_max, riops, memory, memory_high)
@@ -157,6 +161,8 @@ def named(text: str) -> Path:
 
 def checked_engine(name: str) -> str:
     """The engine's name, or wrong usage."""
+    from hbf_fuse.engine import ENGINES
+
     if name not in ENGINES:
         raise typer.BadParameter(f"--engine must be {' or '.join(ENGINES)}")
     return name

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
-from hbf_fuse.gguf import presets, synth
 
 DEFAULT_PRESET = "tiny"
 
@@ -53,6 +52,9 @@ def preset_model(name: str, tell: Callable[[str], None]) -> Path:
     """The synthetic model of a preset, made once under the cache directory."""
     path = cache_dir() / f"{name}.gguf"
     if not path.exists():
+        # Brings numpy, which costs every other command a quarter of a second.
+        from hbf_fuse.gguf import presets, synth
+
         tell(f"no model named: making the synthetic model {name!r} once, at {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
         synth.write(presets.load(name), path)

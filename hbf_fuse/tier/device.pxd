@@ -17,7 +17,7 @@ cdef class Tier:
     cdef Link _link
     cdef Py_ssize_t _depth
     cdef Heap _working
-    @cython.locals(tail_ns=cython.longlong)
+    @cython.locals(begin_ns=cython.longlong)
     cpdef long long reserve(self, long long arrival_ns, long long offset, long long nbytes) noexcept nogil
     @cython.locals(transfer_ns=cython.longlong)
     cdef long long _carried(self, long long start_ns, long long nbytes, long long now_ns) noexcept nogil

@@ -25,12 +25,14 @@ class Tier:
 
     def __init__(self, spec: TierSpec) -> None:
         self.spec = spec
-        self.planes = Planes(spec) if spec.planes else None
+        parts = jitter.parse(spec.jitter)
+        # Where there are pages, it is a page that is read again, by its plane.
+        retries = [(part.values[0], part.values[1]) for part in parts if part.kind == jitter.RETRY]
+        self.planes = Planes(spec, retries) if spec.planes else None
+        by_read = [part for part in parts if not (spec.planes and part.kind == jitter.RETRY)]
         self._rate = spec.bytes_per_second
         self._latency_ns = spec.latency_ns
-        self._latencies = (
-            jitter.latencies(jitter.parse(spec.jitter), spec.latency_ms, spec.seed) if spec.jitter else None
-        )
+        self._latencies = jitter.latencies(by_read, spec.latency_ms, spec.seed) if by_read else None
         self._link = Link()
         # Transfer times seldom are whole ns: the remainder (in ns x bytes/s) goes to the next read, so
         # that the rate is exact over any number of reads.
@@ -59,11 +61,8 @@ class Tier:
         if self.planes is None:
             carried_ns = self._carried(taken_ns, nbytes, arrival_ns)
         else:
-            # The link starts with the first page and cannot end before the last one has come and gone.
-            tail = self.planes.sense(taken_ns, offset, nbytes)
-            streamed_ns = self._carried(self.planes.first_ready_ns, nbytes, arrival_ns)
-            tail_ns = tail * _SECOND_NS // self._rate if self._rate else 0
-            carried_ns = max(streamed_ns, self.planes.all_ready_ns + tail_ns)
+            begin_ns = self.planes.sense(taken_ns, offset, nbytes, self._rate)
+            carried_ns = self._carried(begin_ns, nbytes, arrival_ns)
         self.carried_ns = max(self.carried_ns, carried_ns)
         latency_ns = self._latency_ns if self._latencies is None else self._latencies.draw()
         deadline_ns = carried_ns + latency_ns

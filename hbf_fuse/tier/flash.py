@@ -1,48 +1,113 @@
-"""Planes: flash reads whole pages, each in its own plane, before the link can carry anything."""
+"""Planes: flash senses whole pages, each plane one at a time, before the link can carry anything."""
 
 from array import array
+from collections.abc import Sequence
 
 from hbf_fuse.tier.bounds import FOREVER_NS
-from hbf_fuse.tier.spec import TierSpec
+from hbf_fuse.tier.draws import Draws
+from hbf_fuse.tier.spec import HASHED, TierSpec
+
+_NO_PAGE = -1
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 over the golden ratio: multiples of it fall evenly between each other (Knuth, TAOCP 3, 6.4)."""
+
+_MOST_PAGES = 1 << 20
+"""Of one read that are looked at one by one; of longer ones, as many at both ends."""
 
 
 class Planes:
-    """When each plane is free again. Pages lie across the planes in turn, as SSDs stripe them.
+    """When each plane is free again, and which page its register holds.
 
-    bytes_sensed: what the planes have read so far, whole pages; bytes_asked: what was wanted of them.
-    first_ready_ns, all_ready_ns: when the first page of the newest read is ready, and when all are.
+    Pages lie across the planes in rows, as SSDs stripe them: page N is in row N // planes, in plane
+    N % planes, turned by a hash of the row where the interleave is hashed, so that no stride falls on few
+    planes alone. A plane senses the next page while the link carries the last one (cache read); the page
+    sensed last stays in its register and is not sensed again.
+
+    bytes_sensed: what the planes have sensed so far, whole pages; bytes_asked: what was wanted of them.
     """
 
-    def __init__(self, spec: TierSpec) -> None:
+    def __init__(self, spec: TierSpec, retries: Sequence[tuple[float, float]] = ()) -> None:
+        """retries: how a page may take longer, each as (probability, ms more)."""
         self.bytes_sensed = 0
         self.bytes_asked = 0
-        self.first_ready_ns = self.all_ready_ns = 0
         self._page = spec.page_bytes
-        self._read_ns = round(spec.t_read_us * 1000)
-        self._most_turns = FOREVER_NS // max(1, self._read_ns)
+        self._sense_ns = round(spec.t_read_us * 1000)
         self._planes = spec.planes
+        self._hashed = spec.interleave == HASHED
         self._free = array("q", bytes(8 * spec.planes))
+        self._held = array("q", [_NO_PAGE]) * spec.planes
+        self._draws = Draws(spec.seed)
+        self._retries = len(retries)
+        self._chances = array("d", [chance for chance, _ in retries])
+        self._more_ns = array("q", [round(more_ms * 1e6) for _, more_ms in retries])
+        self._rows_looked_at = max(2, _MOST_PAGES // 2 // spec.planes) if spec.planes else 0
 
-    def sense(self, start_ns: int, offset: int, nbytes: int) -> int:
-        """Read the pages under a range; returns the bytes in the last one.
+    def sense(self, start_ns: int, offset: int, nbytes: int, rate: int) -> int:
+        """Bring the pages under a range into the registers, from start_ns on. Returns when a link of `rate`
+        bytes/s (0 for no limit) may begin to carry the range in one go: from then on every page is there when
+        its turn comes. All is there at the largest of (sensed + bytes still to carry / rate).
 
-        A page that is read in part costs a whole page.
+        A page that is read in part is sensed as a whole.
         """
-        first = offset // self._page
-        last = max(first, (offset + nbytes - 1) // self._page)
-        self.bytes_sensed += (last - first + 1) * self._page
+        first, last = offset // self._page, (offset + max(1, nbytes) - 1) // self._page
+        row, place = first // self._planes, first % self._planes
+        last_row = last // self._planes
+        turn = self._turn(row)
+        page, begin_ns, skipped = first, start_ns, False
         self.bytes_asked += nbytes
-        self.first_ready_ns = self.all_ready_ns = 0
-        for page in range(first, min(last + 1, first + self._planes)):
-            plane = page % self._planes
-            begin_ns = max(start_ns, self._free[plane])
-            # This plane's turn comes again every `planes` pages.
-            turns = min((last - page) // self._planes + 1, self._most_turns)
-            self._free[plane] = min(begin_ns + turns * self._read_ns, FOREVER_NS)
-            if not self.first_ready_ns:
-                self.first_ready_ns = begin_ns + self._read_ns
-            self.all_ready_ns = max(self.all_ready_ns, self._free[plane])
-        return min(nbytes, (offset + nbytes - 1) % self._page + 1)
+        while page <= last:
+            plane = place + turn
+            if plane >= self._planes:
+                plane -= self._planes
+            ready_ns = self._ready(plane, page, start_ns)
+            before_ns = 0
+            if rate and page > first:
+                before_ns = int((page * self._page - offset) * 1e9 / rate)
+            begin_ns = max(begin_ns, ready_ns - before_ns)
+            page += 1
+            place += 1
+            if place == self._planes:
+                row, place = row + 1, 0
+                if not skipped and last_row - row > 2 * self._rows_looked_at:
+                    skipped = True
+                    rows = last_row - row - 2 * self._rows_looked_at
+                    self._skip(rows)
+                    row += rows
+                    page += rows * self._planes
+                turn = self._turn(row)
+        return begin_ns
+
+    def _ready(self, plane: int, page: int, start_ns: int) -> int:
+        """When a page is in its plane's register."""
+        if self._held[plane] == page:
+            return max(start_ns, self._free[plane])
+        ready_ns = max(start_ns, self._free[plane]) + self._sense_ns
+        for retry in range(self._retries):
+            if self._draws.uniform() < self._chances[retry]:
+                ready_ns += self._more_ns[retry]
+        ready_ns = min(ready_ns, FOREVER_NS)
+        self._free[plane] = ready_ns
+        self._held[plane] = page
+        self.bytes_sensed += self._page
+        return ready_ns
+
+    def _skip(self, rows: int) -> None:
+        """Sense whole rows without looking at each page: with the retries that there are on average."""
+        each_ns = float(self._sense_ns)
+        for retry in range(self._retries):
+            each_ns += self._chances[retry] * self._more_ns[retry]
+        more_ns = int(min(rows * each_ns, 1e18))
+        for plane in range(self._planes):
+            self._free[plane] = min(self._free[plane] + more_ns, FOREVER_NS)
+        self.bytes_sensed += rows * self._planes * self._page
+
+    def _turn(self, row: int) -> int:
+        """By how many planes a row is turned."""
+        if not self._hashed:
+            return 0
+        mixed = (row * _GOLDEN) & _MASK
+        return ((mixed >> 32) * self._planes) >> 32
 
     def count_on_from(self, before: "Planes") -> None:
         """Take over what another's counters say."""

@@ -12,9 +12,14 @@ FORMS = {
     "normal": ("S", "bell curve around the latency with deviation S ms"),
     "lognormal": ("M,S", "adds M ms on average, with S as the deviation of its logarithm"),
     "exponential": ("M", "adds M ms on average, mostly less"),
-    "tail": ("P,X", "adds X ms with probability P: flash read-retry"),
+    "tail": (
+        "P,X",
+        "adds X ms with probability P: flash read retry, of each page that is sensed where --planes is",
+    ),
 }
 """Every distribution: its parameters (ms, but for P and lognormal's S) and what it does."""
+
+RETRY = "tail"
 
 NORMAL_REACH = 4
 """A normal deviation may be at most a quarter of the latency: beyond, cutting off at zero would show."""

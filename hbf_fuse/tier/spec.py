@@ -18,6 +18,8 @@ MAX_PLANES = 65_536
 MAX_PAGE_BYTES = 1 << 24
 MAX_DEPTH = 65_536
 MAX_SEED = (1 << 63) - 1
+HASHED, MODULO = "hashed", "modulo"
+INTERLEAVES = (HASHED, MODULO)
 _KINDS = {str: "a text", int: "a whole number"}
 
 
@@ -29,8 +31,9 @@ class TierSpec:
     latency_ms: from the end of a read's transfer to its data being visible; overlaps between reads.
     jitter: how the latency varies, such as "normal:0.1+tail:1e-4,2"; see jitter.FORMS. Empty for none.
     seed: of the jitter.
-    planes, page_bytes, t_read_us: flash detail. A page is read from its plane (page number modulo
-        planes) into a register in t_read_us before the link may carry it; 0 planes for none.
+    planes, page_bytes, t_read_us, interleave: flash detail. A page is sensed by its plane into a register in
+        t_read_us before the link may carry it; 0 planes for none. Page N is in plane N % planes (modulo), or
+        that turned by a hash of N // planes (hashed).
     depth: reads that the device works on at once; 0 for any number.
 
     Raises SpecError for values that no device can have.
@@ -44,6 +47,7 @@ class TierSpec:
     page_bytes: int = 4096
     t_read_us: float = 0.0
     depth: int = 0
+    interleave: str = HASHED
 
     def __post_init__(self) -> None:
         if self.bandwidth_mbps is not None:
@@ -53,6 +57,11 @@ class TierSpec:
         _check("planes (--planes)", self.planes, MAX_PLANES, "planes")
         _check("page (--page)", self.page_bytes, MAX_PAGE_BYTES, "bytes")
         _check("depth (--depth)", self.depth, MAX_DEPTH, "reads")
+        if self.interleave not in INTERLEAVES:
+            raise SpecError(
+                f"unknown interleave {reprlib.repr(self.interleave)} (--interleave); "
+                f"there are: {', '.join(INTERLEAVES)}"
+            )
         for name in ("jitter", "seed", "planes", "page_bytes", "depth"):
             wanted = str if name == "jitter" else int
             if not isinstance(getattr(self, name), wanted):
