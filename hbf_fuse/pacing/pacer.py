@@ -233,4 +233,4 @@ class Pacer:
 
 def _waits(spec: TierSpec) -> bool:
     """Whether reads wait for more than the link."""
-    return bool(spec.latency_ns or spec.planes or spec.jitter)
+    return bool(spec.latency_ns or spec.planes or spec.jitter or spec.seek_ms)

@@ -12,6 +12,7 @@ from hbf_fuse.tier.heap import Heap
 from hbf_fuse.tier.link import Link
 from hbf_fuse.tier.spec import TierSpec
 
+_NOWHERE = -1
 _SECOND_NS = 1_000_000_000
 _PIECE_BYTES = 9_000_000_000
 """What can be turned into ns x bytes/s at once within 64 bits."""
@@ -39,6 +40,9 @@ class Tier:
         self._remainder = 0
         self._depth = spec.depth
         self._working = Heap(spec.depth)
+        self._seek_ns = round(spec.seek_ms * 1e6)
+        self._arm_ns = 0
+        self._arm_at = _NOWHERE
         self.carried_ns = 0
         """When the link has carried all that was asked for so far."""
 
@@ -58,12 +62,16 @@ class Tier:
         taken_ns = min(arrival_ns, FOREVER_NS)
         if self._depth:
             taken_ns = self._admitted(taken_ns)
+        if self._seek_ns:
+            taken_ns = self._sought(taken_ns, offset)
         if self.planes is None:
             carried_ns = self._carried(taken_ns, nbytes, arrival_ns)
         else:
             begin_ns = self.planes.sense(taken_ns, offset, nbytes, self._rate)
             carried_ns = self._carried(begin_ns, nbytes, arrival_ns)
         self.carried_ns = max(self.carried_ns, carried_ns)
+        if self._seek_ns:
+            self._arm_ns, self._arm_at = carried_ns, offset + nbytes
         latency_ns = self._latency_ns if self._latencies is None else self._latencies.draw()
         deadline_ns = carried_ns + latency_ns
         if self._depth:
@@ -83,6 +91,11 @@ class Tier:
             transfer_ns = min(transfer_ns + min(piece_ns, FOREVER_NS), FOREVER_NS)
             nbytes -= piece
         return self._link.carry(start_ns, transfer_ns, now_ns)
+
+    def _sought(self, taken_ns: int, offset: int) -> int:
+        """When the one arm is over a read's first byte: reads come one after the other."""
+        free_ns = max(taken_ns, self._arm_ns)
+        return free_ns if offset == self._arm_at else min(free_ns + self._seek_ns, FOREVER_NS)
 
     def _admitted(self, arrival_ns: int) -> int:
         """When the device takes the read: with `depth` of them at work, when the first of those is done."""

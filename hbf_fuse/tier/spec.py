@@ -35,6 +35,7 @@ class TierSpec:
         t_read_us before the link may carry it; 0 planes for none. Page N is in plane N % planes (modulo), or
         that turned by a hash of N // planes (hashed).
     depth: reads that the device works on at once; 0 for any number.
+    seek_ms: of the one arm, before a read that does not begin where the one before it ended; 0 for no arm.
 
     Raises SpecError for values that no device can have.
     """
@@ -48,6 +49,7 @@ class TierSpec:
     t_read_us: float = 0.0
     depth: int = 0
     interleave: str = HASHED
+    seek_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if self.bandwidth_mbps is not None:
@@ -56,6 +58,7 @@ class TierSpec:
         _check("page read time (--t-read)", self.t_read_us, MAX_LATENCY_MS * 1e3, "us")
         _check("planes (--planes)", self.planes, MAX_PLANES, "planes")
         _check("page (--page)", self.page_bytes, MAX_PAGE_BYTES, "bytes")
+        _check("seek (--seek)", self.seek_ms, MAX_LATENCY_MS, "ms")
         _check("depth (--depth)", self.depth, MAX_DEPTH, "reads")
         if self.interleave not in INTERLEAVES:
             raise SpecError(
@@ -91,18 +94,22 @@ class TierSpec:
 
     @property
     def mean_latency_ms(self) -> float:
-        """Latency with what the jitter adds on average."""
-        return self.latency_ms + sum(part.mean_ms() for part in jitters.parse(self.jitter))
+        """Latency with what the jitter adds on average; retries of pages are no part of it."""
+        parts = jitters.parse(self.jitter)
+        return self.latency_ms + sum(
+            part.mean_ms() for part in parts if not (self.planes and part.kind == jitters.RETRY)
+        )
 
     @property
     def throttled(self) -> bool:
         """Whether a read ever waits for this tier."""
-        return self.bandwidth_mbps is not None or self.mean_latency_ms > 0 or self.t_read_us > 0
+        times = self.mean_latency_ms, self.t_read_us, self.seek_ms
+        return self.bandwidth_mbps is not None or max(times) > 0
 
     @property
     def plain(self) -> bool:
-        """Whether bandwidth and latency are all there is: no jitter, no flash planes, no queue depth."""
-        return not (self.jitter or self.planes or self.depth)
+        """Whether bandwidth and latency are all there is: no jitter, flash planes, queue depth or arm."""
+        return not (self.jitter or self.planes or self.depth or self.seek_ms)
 
     def chunked_mbps(self, chunk_bytes: int, depth: int = 1) -> float | None:
         """Steady rate, in decimal MB/s, of a reader that keeps `depth` reads of `chunk_bytes` in flight.
@@ -143,6 +150,8 @@ class TierSpec:
             parts.append(f"{self.planes} planes of {self.page_bytes} bytes in {self.t_read_us:g} us")
         if self.depth:
             parts.append(f"depth {self.depth}")
+        if self.seek_ms:
+            parts.append(f"seek {self.seek_ms:g} ms")
         return " + ".join(parts)
 
 

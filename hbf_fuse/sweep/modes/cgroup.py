@@ -31,6 +31,7 @@ def refusal(spec: TierSpec, layout: Layout) -> str:
         "jitter (--jitter)": spec.jitter,
         "planes (--planes)": spec.planes,
         "depth (--depth)": spec.depth,
+        "seek (--seek)": spec.seek_ms,
         "placement (--place)": layout.place,
     }
     beyond = [name for name, value in known.items() if value]
