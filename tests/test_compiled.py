@@ -38,8 +38,8 @@ def run(code: str, package_in: Path = ROOT, **environment: str) -> str:
 
 
 def test_deadlines_are_those_of_before_the_tier_was_compiled():
-    """deadlines.json was written when the tier was Python with big integers, tuples and heapq. Those of planes
-    are newer: from when these got registers and a hashed interleave.
+    """deadlines.json was written when the tier was Python with big integers, tuples and heapq. Those of
+    planes are newer: from when these got registers and a hashed interleave.
     """
     known = json.loads((DATA / "deadlines.json").read_text())
     assert known == {name: arrivals.digest(name, spec) for name, spec in arrivals.SPECS.items()}

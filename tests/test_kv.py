@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import GgufError, GgufFile, kv
+from hbf_fuse.kv import endurance, requirements
 from hbf_fuse.kv import replay as kv_replay
-from hbf_fuse.kv import requirements
 from hbf_fuse.kv import solve as kv_solve
-from hbf_fuse.kv.sim import simulate
-from hbf_fuse.kv.spill import Spill, ceiling_tps, token_seconds
+from hbf_fuse.kv.sim import simulate, tokens_for
+from hbf_fuse.kv.spill import Spill, ceiling_tps, fastest_seconds, token_seconds
 from hbf_fuse.tier import TierSpec
 
 QWEN = {"block_count": 36, "embedding_length": 2048, "attention.head_count": 16, "attention.head_count_kv": 2}
@@ -229,3 +229,80 @@ def test_bad_input_is_told_in_a_line(tiny_model, noise, mount):
         "sim", "-m", tiny_model, "--context", 99_999, "--compute-ms", 5, "--mbps", 90_000, "--tokens", 2
     )
     assert said.returncode == 0 and "beyond the model's 4096" in said.stderr
+
+
+# Batches, attention, ceilings, endurance
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 8),
+    st.integers(1, 64),
+    st.floats(0, 2),
+    st.sampled_from([100, 2000, 1_600_000]),
+    st.sampled_from([0, 0.01, 1]),
+    st.integers(1, 4),
+)
+def test_nothing_is_faster_than_its_ceiling(prefetch, depth, compute_ms, mbps, lat, batch):
+    """With prefetch of two and more the first-order ceiling is none: latencies lie over each other."""
+    known = spill(prefetch=prefetch, depth=depth, compute_seconds=compute_ms / 1e3, batch=batch)
+    mean = sum(simulate(known, TierSpec(mbps, lat), 32).seconds) / 32
+    assert mean >= fastest_seconds(known, TierSpec(mbps, lat)) * 0.97
+
+
+def test_a_ceiling_is_reached_where_nothing_else_binds():
+    for prefetch in (0, 1, 2, 4):
+        known = spill(prefetch=prefetch, depth=64, compute_seconds=0)
+        spec = TierSpec(2000, 1)
+        mean = sum(simulate(known, spec, 64).seconds) / 64
+        assert mean == pytest.approx(fastest_seconds(known, spec), rel=0.05)
+
+
+def test_streams_share_the_device_with_each_other_and_with_the_weights():
+    spec = TierSpec(1000)
+    alone = sum(simulate(spill(compute_seconds=0), spec).seconds)
+    eight = sum(simulate(spill(compute_seconds=0, resident=800, batch=8), spec).seconds)
+    assert eight == pytest.approx(8 * alone, rel=0.01)
+    weights = spill(compute_seconds=0, weight_bytes=10_000_000)
+    assert sum(simulate(weights, spec).seconds) == pytest.approx(alone + 64 * 0.01, rel=0.01)
+    # Weights are read once a step, for however many.
+    both = spill(compute_seconds=0, resident=800, batch=8, weight_bytes=10_000_000)
+    assert sum(simulate(both, spec).seconds) == pytest.approx(8 * alone + 64 * 0.01, rel=0.01)
+
+
+def test_attention_takes_the_time_of_its_context():
+    known = spill(context=100_000, dram_mbps=50_000, compute_seconds=0.01)
+    assert known.busy_seconds == pytest.approx(0.01 + 100_000 * 36_864 / 50e9)
+    assert dataclasses.replace(known, batch=4).busy_seconds == pytest.approx(
+        0.01 + 4 * 100_000 * 36_864 / 50e9
+    )
+
+
+def test_a_batch_larger_than_its_memory_is_refused():
+    with pytest.raises(HbfError, match="does not fit into DRAM"):
+        spill(resident=3, batch=4)
+    assert spill(resident=0, batch=4).spilled_tokens == 600
+
+
+def test_too_little_in_flight_is_told():
+    """8 x 1 MiB at 1.6 TB/s + 10 us are half of what the device has."""
+    known = simulate(spill(chunk_bytes=1 << 20, depth=8), TierSpec(1_600_000, 0.01))
+    assert known.filled_pct == pytest.approx(8 * 2**20 / (10e-6 + 2**20 / 1.6e12) / 1.6e12 * 100, rel=0.01)
+
+
+def test_no_percentile_of_too_few_tokens_is_told():
+    few = simulate(spill(), TierSpec(1000, 1, "exponential:0.1"), 64).to_dict()
+    assert few["token_ms_p50"] and few["token_ms_p99"] is None
+    many = simulate(spill(), TierSpec(1000, 1, "exponential:0.1"), tokens_for(99)).to_dict()
+    assert many["token_ms_p99"] > many["token_ms_p95"] > many["token_ms_p50"]
+
+
+def test_endurance_is_cycles_over_what_is_written():
+    """512 GB, 100,000 cycles, 5 years, 36,864 B at 8 tokens/s: about 1,100 streams."""
+    per_day = 36_864 * 8 * 86_400 / 1e9
+    assert endurance.streams(512, 100_000, per_day, 5) == pytest.approx(1101, abs=1)
+    assert endurance.streams(512, 100_000, per_day, 5, amplification=2) == pytest.approx(550, abs=1)
+    # Kyung et al., section VI: 48 GB/s into 512 GB, always or half the time: "under two weeks".
+    assert endurance.years(512, 100_000, 48 * 86_400) * 365 == pytest.approx(12.3, abs=0.1)
+    assert endurance.years(512, 100_000, 0) == float("inf")
+    assert spill(context=1000).prefill_written_bytes == 900 * 36_864

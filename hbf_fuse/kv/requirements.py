@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.kv.sim import simulate
+from hbf_fuse.kv.sim import simulate, tokens_for
 from hbf_fuse.kv.solve import least_mbps, most_lat_ms, with_lat_ms, with_mbps
 from hbf_fuse.kv.spill import Spill
 from hbf_fuse.tier import TierSpec
@@ -33,4 +33,8 @@ def _row(spill: Spill, spec: TierSpec, tps: float, percentile: float) -> dict[st
     except HbfError as error:
         return {**row, "why": str(error)}
     value = found.bandwidth_mbps if wanted == "least_mbps" else found.latency_ms
-    return {**row, wanted: value, "simulated_tps": simulate(spill, found).tps(100 - percentile)}
+    return {
+        **row,
+        wanted: value,
+        "simulated_tps": simulate(spill, found, tokens_for(percentile)).tps(100 - percentile),
+    }

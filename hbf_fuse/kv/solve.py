@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.kv.sim import simulate
+from hbf_fuse.kv.sim import simulate, tokens_for
 from hbf_fuse.kv.spill import Spill, token_seconds
 from hbf_fuse.tier import TierSpec
 
@@ -62,7 +62,7 @@ def speed(spill: Spill, spec: TierSpec, percentile: float) -> float:
     seconds = token_seconds(spill, spec)
     if seconds is not None:
         return 1 / seconds if seconds else float("inf")
-    return simulate(spill, spec).tps(100 - percentile)
+    return simulate(spill, spec, tokens_for(percentile)).tps(100 - percentile)
 
 
 def _least_latency(spec: TierSpec) -> float:

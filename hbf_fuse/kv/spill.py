@@ -1,7 +1,8 @@
 """A context of which DRAM holds a part: what a token reads and writes, and what that takes by closed forms.
 
 Each decoded token reads the whole spilled context, layer by layer: layer i computes when its keys and values
-have come. A token's own keys and values push those of an older one out: they are written to the tier.
+have come. A token's own keys and values push those of an older one out: they are written to the tier. Streams
+that decode together make a token each in a step, from one device.
 """
 
 from dataclasses import dataclass
@@ -19,15 +20,21 @@ _BOUNDS = {
     "depth": (1, 65_536),
     "prefetch": (0, 1024),
     "write_mbps": (0.001, 1e9),
+    "batch": (1, 4096),
+    "weight_bytes": (0, 1 << 50),
+    "dram_mbps": (0.001, 1e9),
 }
 """From and to, of what can be simulated in a sensible time."""
 
 
 @dataclass(frozen=True)
 class Spill:
-    """kv_bytes: of one token over all layers. context, resident: tokens. chunk_bytes: of a read; depth: reads
-    in flight. prefetch: how many layers ahead reading may be of computing; 0 is none. compute_seconds: of
-    a token with everything in DRAM. write_mbps: the tier's own rate for writes, None for no limit.
+    """kv_bytes: of one token over all layers. context: tokens of each stream; resident: tokens whose keys and
+    values DRAM holds, of all streams together. chunk_bytes: of a read; depth: reads in flight. prefetch: how
+    many layers ahead reading may be of computing; 0 is none. compute_seconds: of a step with everything in
+    DRAM and no context. write_mbps: the tier's own rate for writes, None for no limit. batch: streams that
+    decode together. weight_bytes: of weights that lie in the tier, too; a step reads them once. dram_mbps:
+    attention reads all keys and values of the context through DRAM at this rate; None for no time.
 
     Raises HbfError for what cannot be.
     """
@@ -41,6 +48,9 @@ class Spill:
     depth: int = 8
     prefetch: int = 0
     write_mbps: float | None = None
+    batch: int = 1
+    weight_bytes: int = 0
+    dram_mbps: float | None = None
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
@@ -48,26 +58,50 @@ class Spill:
             # NaN is within no bounds.
             if value is not None and not least <= value <= most:
                 raise HbfError(f"{name} must be from {least:g} to {most:g}, got {value:g}")
+        if 0 < self.resident < self.batch:
+            raise HbfError(f"a batch of {self.batch} does not fit into DRAM for {self.resident} tokens")
 
     @property
     def spilled_tokens(self) -> int:
-        """Tokens whose keys and values are in the tier."""
-        return max(0, self.context - self.resident)
+        """Tokens of a stream whose keys and values are in the tier."""
+        return max(0, self.context - self.resident // self.batch)
 
     @property
-    def token_bytes(self) -> int:
-        """What a decoded token reads from the tier."""
-        return self.layer_bytes * self.layers
+    def step_bytes(self) -> int:
+        """What a step reads from the tier: keys and values of every stream, and weights."""
+        return self.layers * (self.batch * self.layer_bytes + self.layer_weight_bytes)
+
+    @property
+    def token_bytes(self) -> float:
+        """What a decoded token reads from the tier: its share of a step."""
+        return self.step_bytes / self.batch
 
     @property
     def layer_bytes(self) -> int:
-        """The same for one layer."""
+        """Keys and values of one stream and one layer that are in the tier."""
         return self.spilled_tokens * self.kv_bytes // self.layers
 
     @property
+    def layer_weight_bytes(self) -> int:
+        """Weights of one layer that are in the tier."""
+        return self.weight_bytes // self.layers
+
+    @property
     def written_bytes(self) -> int:
-        """What a decoded token writes to the tier."""
-        return self.kv_bytes if self.spilled_tokens else 0
+        """What a step writes to the tier: a token's keys and values for each stream."""
+        return self.batch * self.kv_bytes if self.spilled_tokens else 0
+
+    @property
+    def prefill_written_bytes(self) -> int:
+        """What prefill has written before the first token is decoded."""
+        return self.batch * self.spilled_tokens * self.kv_bytes
+
+    @property
+    def busy_seconds(self) -> float:
+        """What a step computes: what it takes without a context, and attention over that."""
+        if self.dram_mbps is None:
+            return self.compute_seconds
+        return self.compute_seconds + self.batch * self.context * self.kv_bytes / (self.dram_mbps * 1e6)
 
     def chunks(self) -> list[tuple[int, int]]:
         """A layer's reads as (offset in the layer, bytes)."""
@@ -83,6 +117,20 @@ def ceiling_tps(kv_bytes: float, spec: TierSpec, ops_per_token: float) -> float 
     transfer = kv_bytes / (spec.bandwidth_mbps * 1e6) if spec.bandwidth_mbps else 0.0
     seconds = ops_per_token * spec.latency_ms / 1e3 + transfer
     return 1 / seconds if seconds else None
+
+
+def fastest_seconds(spill: Spill, spec: TierSpec) -> float:
+    """What no step is faster than, by bandwidth, latency and compute alone.
+
+    With prefetch, that many layers are being read at once: what takes longest of the link, of that many
+    latencies at once and of compute hides the rest.
+    """
+    per_byte = 1 / (spec.bandwidth_mbps * 1e6) if spec.bandwidth_mbps else 0.0
+    transfer, compute = spill.step_bytes * per_byte / spill.layers, spill.busy_seconds / spill.layers
+    latency = spec.latency_ms / 1e3 if spill.step_bytes else 0.0
+    if not spill.prefetch:
+        return spill.layers * (transfer + latency + compute)
+    return spill.layers * max(transfer, compute, (transfer + latency) / spill.prefetch)
 
 
 def layer_read_seconds(spill: Spill, spec: TierSpec) -> float:
@@ -105,13 +153,13 @@ def layer_read_seconds(spill: Spill, spec: TierSpec) -> float:
 
 def token_seconds(spill: Spill, spec: TierSpec) -> float | None:
     """What a token takes, by closed form; None where there is none: with jitter, flash detail, a device
-    depth, or more than one layer of prefetch.
+    depth, more than one layer of prefetch, streams beside each other, or weights in the tier.
 
     Without prefetch reading and computing alternate; with one layer the longer of the two hides the other.
     """
-    if not spec.plain or spill.prefetch > 1:
+    if not spec.plain or spill.prefetch > 1 or spill.batch > 1 or spill.weight_bytes:
         return None
-    read, compute = layer_read_seconds(spill, spec), spill.compute_seconds / spill.layers
+    read, compute = layer_read_seconds(spill, spec), spill.busy_seconds / spill.layers
     layer = max(read, compute) if spill.prefetch and spill.spilled_tokens else read + compute
     write = spill.written_bytes / (spill.write_mbps * 1e6) if spill.write_mbps else 0.0
     return max(layer * spill.layers, write)
