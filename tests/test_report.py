@@ -1,6 +1,7 @@
 """What a sweep's figures are turned into: statistics, findings, pages."""
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -93,6 +94,24 @@ def test_the_spread_of_a_figure_is_deterministic_and_holds_the_median():
     assert Spread.of([]) is None
     single = Spread.of([4.0])
     assert (single.low, single.high, single.width_pct) == (4.0, 4.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("count", "coverage", "name"),
+    [(1, 0, "range"), (3, 0.75, "range"), (5, 0.9375, "range"), (6, 0.96875, "97% interval")],
+)
+def test_an_interval_is_called_what_it_is(count, coverage, name):
+    spread = Spread.of([float(value) for value in range(count)])
+    assert (spread.coverage, spread.interval) == (coverage, name)
+    assert (spread.low, spread.high) == (0, count - 1)
+
+
+def test_an_interval_covers_the_median_as_surely_as_it_says():
+    draw = random.Random(1)
+    for count in (3, 5, 8, 20):
+        spreads = [Spread.of([draw.gauss(0, 1) for _ in range(count)]) for _ in range(4000)]
+        covered = sum(spread.low <= 0 <= spread.high for spread in spreads) / 4000
+        assert covered == pytest.approx(spreads[0].coverage, abs=0.02)
 
 
 def test_an_interval_narrows_with_repeats():

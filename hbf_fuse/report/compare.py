@@ -16,7 +16,7 @@ _SHARED = ("model", "engine")
 def rows(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per point that both have: medians of both, and second against first in percent.
 
-    `<metric>_differs` is whether the 95% intervals of the medians are apart.
+    `<metric>_differs` is whether the intervals of the medians are apart; see Spread.
     """
     here, there = _points(first), _points(second)
     return [_row(*key, here[key], there[key]) for key in here if key in there]
@@ -30,8 +30,9 @@ def markdown(compared: list[dict[str, Any]], first: str, second: str) -> str:
     shown = [{**row, **{metric: _change(row, metric) for metric in METRICS}} for row in compared]
     return (
         f"# {second} against {first}\n\n{table(columns, shown)}\n"
-        "Medians, first -> second, and the change; `*`: the 95% intervals of the medians are apart, of at "
-        f"least {LEAST_VALUES} repeats each. valid: repeats that agree with the tier model.\n"
+        "Medians, first -> second, and the change; `*`: the intervals of the medians are apart, of at least "
+        f"{LEAST_VALUES} repeats each. Of three repeats that is the range: chance alone parts two of "
+        "them 1 time in 10; of five 1 time in 126. valid: repeats that agree with the tier model.\n"
     )
 
 

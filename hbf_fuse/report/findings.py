@@ -328,11 +328,12 @@ def _speed_once_loaded(points: list[Point]) -> Iterator[str]:
         if medians is None or len(spreads) < 2 or min(len(spread.values) for spread in spreads) < 2:
             continue
         within = statistics.median(spread.width_pct for spread in spreads)
-        chance = medians.width_pct <= max(CHANCE_FACTOR * within, CHANCE_PCT)
+        least = max(CHANCE_FACTOR * within, CHANCE_PCT)
+        chance = medians.width_pct <= least
         yield (
             f"Once loaded, {metric} {'does not depend' if chance else 'depends'} on the tier beyond chance: "
             f"{medians.median:.4g} tokens/s, medians {medians.width_pct:.2g}% apart between tiers, repeats "
-            f"{within:.2g}% apart within one."
+            f"{within:.2g}% apart within one. An effect of less than {least + within:.2g}% may pass unseen."
         )
 
 
