@@ -1,5 +1,8 @@
 """Virtual time: the same device, driven by reads that wait for each other."""
 
+import heapq
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -175,6 +178,48 @@ def test_decode_is_stretched_by_what_its_reads_take_longer():
     longer = 100 * MIB / 100e6 - 100 * MIB / 1000e6
     assert found["longer_seconds"] == pytest.approx(longer, rel=1e-3)
     assert found["tg"] < found["recorded_tg"]
+
+
+def by_threads(spec, threads, together, rounds=150):
+    """A trace of threads that read scattered pieces through the page cache and compute for 0.1 to 0.3 ms in
+    between: each for itself, or all waiting for each other after every read.
+    """
+    draw, tier, found = random.Random(threads), Tier(spec), []
+    thinks = [[draw.randrange(100_000, 300_000) for _ in range(rounds)] for _ in range(threads)]
+    if together:
+        now = 1_000_000
+        for number in range(rounds):
+            asked = sorted((now + thinks[thread][number] // 20, thread) for thread in range(threads))
+            for arrival, thread in asked:
+                offset = (draw.randrange(4000) * threads + thread) * 7 * 65_536
+                done = tier.reserve(arrival, offset, 65_536)
+                found.append(Read(arrival, done, done, offset, 65_536, thread + 1, 2, 0))
+            now = max(read.done_ns for read in found[-threads:]) + 200_000
+        return found
+    waiting = [(1_000_000 + thread * 7_000, thread, 0) for thread in range(threads)]
+    heapq.heapify(waiting)
+    while waiting:
+        arrival, thread, number = heapq.heappop(waiting)
+        offset = (draw.randrange(4000) * threads + thread) * 7 * 65_536
+        done = tier.reserve(arrival, offset, 65_536)
+        found.append(Read(arrival, done, done, offset, 65_536, thread + 1, 2, 0))
+        if number + 1 < rounds:
+            heapq.heappush(waiting, (done + thinks[thread][number] // 20 + 200_000, thread, number + 1))
+    return found
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("threads", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("there", [TierSpec(200, 1), TierSpec(1_600_000, 0.01), TierSpec(2000, 0.1)])
+def test_threads_wait_for_each_other_or_not_or_both_answers_are_given(threads, together, there):
+    recorded_on = TierSpec(1000, 0.2)
+    truth = by_threads(there, threads, together)
+    expected = (max(read.done_ns for read in truth) - truth[0].arrival_ns) / 1e9
+    found = chains.elsewhere(by_threads(recorded_on, threads, together), [], there)
+    low, high = found.get("bracket", {}).get("stage_seconds", (found["stage_seconds"],) * 2)
+    assert low * 0.98 <= expected <= high * 1.02
+    if threads > 1 and found["threads"] != "unknown":
+        assert found["threads"] == ("together" if together else "apart")
 
 
 def test_staging_ends_when_every_page_has_come_once():

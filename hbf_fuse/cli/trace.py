@@ -135,8 +135,21 @@ def replay(
     if as_json:
         print_json(document)
         return
+    tell("think times and what the machine adds to a read are those of the recording")
+    if "bracket" in document:
+        tell(
+            "nobody can tell from this trace whether its threads waited for each other: both answers are shown"
+        )
     for name, value in document.items():
-        print(f"{name:26}{value:.4f}" if isinstance(value, float) else f"{name:26}{value}")
+        if name != "bracket":
+            print(f"{name:26}{_shown(document.get('bracket', {}).get(name, value))}")
+
+
+def _shown(value: Any) -> str:
+    """Three digits: it is worked out, not measured."""
+    if isinstance(value, list):
+        return " to ".join(map(_shown, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _read(path: Path) -> "Trace":

@@ -1,13 +1,16 @@
 """Which read waited for which: a trace as chains that can be replayed on another tier.
 
-Reads past the page cache wait for their own thread's. What is in the page cache belongs to everybody, so a
-read that fills it waits for whichever read of that file had ended last. A window of readahead is asked for as
+Reads past the page cache wait for their own thread's. Of reads through it nobody says who waited: threads
+that wait for each other (llama.cpp's do, at every operation) wait for whichever read of that file had ended
+last, and threads that go their own ways each for its own. Which it was is told from the delays
+(`threads_wait`), and where it cannot be told, both answers are given. A window of readahead is asked for as
 a whole when the reader comes to the window before it (`traces/readahead.py`): when it has used up the one
 before that, which takes as long as it did in the recording, and cannot end before the last bytes have come
 and been used.
 """
 
-from bisect import bisect_left, bisect_right
+import statistics
+from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +23,11 @@ from hbf_fuse.traces.trace import Read, joined, wholes
 
 PAGE = 4096
 
+TOGETHER, APART, UNKNOWN = "together", "apart", "unknown"
+CLEARLY = 3.0
+LEAST_DELAYS = 20
+_FIGURES = ("stage_seconds", "tg", "longer_seconds")
+
 After = tuple[tuple[int, int], ...]
 
 
@@ -31,13 +39,15 @@ class Chains:
     the longest that it can take.
     """
 
-    def __init__(self, reads: Sequence[Read]) -> None:
+    def __init__(self, reads: Sequence[Read], apart: bool = False) -> None:
+        """apart: threads that read through the page cache do not wait for each other."""
         self.reads = sorted(map(joined, wholes(reads)), key=lambda read: read.arrival_ns)
         self.start_ns = self.reads[0].arrival_ns if self.reads else 0
-        self._cached: dict[int, list[int]] = defaultdict(list)
+        self._cached: dict[tuple[int, int], list[int]] = defaultdict(list)
         direct: dict[int, list[int]] = defaultdict(list)
         for place, read in enumerate(self.reads):
-            (direct[read.reader] if read.direct else self._cached[read.ino]).append(place)
+            cached = self._cached[read.ino, read.reader if apart else 0]
+            (direct[read.reader] if read.direct else cached).append(place)
         self._after: list[After] = [()] * len(self.reads)
         self._comings: list[After] = []
         """What the reader's coming to a window waits for; one mark each, behind the reads."""
@@ -46,8 +56,8 @@ class Chains:
             for place in places:
                 self._after[place] = self._newest(self.reads[place].arrival_ns, ends)
         told = sum(map(self._windows, self._cached.values()))
-        cached = sum(self.reads[place].nbytes for places in self._cached.values() for place in places)
-        self.readahead_share = told / cached if cached else None
+        nbytes = sum(self.reads[place].nbytes for places in self._cached.values() for place in places)
+        self.readahead_share = told / nbytes if nbytes else None
 
     def requests(self, marks_ns: Sequence[int] = ()) -> list[Request]:
         """The reads, then marks of 0 bytes: the chains' own, and last one for each of marks_ns, which waits
@@ -116,6 +126,43 @@ class Chains:
         return ((place, moment_ns - done_ns),)
 
 
+def threads_wait(reads: Sequence[Read]) -> str:
+    """Whether threads that read through the page cache waited for each other: TOGETHER, APART or UNKNOWN.
+
+    Each read comes some time after its thread's last one, and some time after the last one of any thread.
+    What it waited for is what it comes after as regularly as clockwork; the other time is a matter of chance.
+    Told by the median deviations of both: they must be apart by a factor of CLEARLY.
+    """
+    own: dict[tuple[int, int], int] = {}
+    ended: list[int] = []
+    after_own: list[int] = []
+    after_any: list[int] = []
+    for read in sorted(reads, key=lambda read: read.arrival_ns):
+        if read.direct:
+            continue
+        before = bisect_right(ended, read.arrival_ns)
+        last = own.get((read.ino, read.reader))
+        if last is not None and before:
+            after_own.append(read.arrival_ns - last)
+            after_any.append(read.arrival_ns - ended[before - 1])
+        own[read.ino, read.reader] = read.done_ns
+        insort(ended, read.done_ns)
+    if len(own) < 2:
+        return TOGETHER
+    if len(after_own) < LEAST_DELAYS:
+        return UNKNOWN
+    of_own, of_any = _deviation(after_own), _deviation(after_any)
+    if of_own * CLEARLY < of_any:
+        return APART
+    return TOGETHER if of_any * CLEARLY < of_own else UNKNOWN
+
+
+def _deviation(delays: Sequence[int]) -> float:
+    """Median of the distances from the median; 1 ns at least."""
+    middle = statistics.median(delays)
+    return max(1.0, statistics.median(abs(delay - middle) for delay in delays))
+
+
 def marks_of(phases: Sequence[Phase]) -> list[int]:
     """The beginning and the end of every phase, in their order."""
     return [mark for phase in phases for mark in (phase.start_ns, phase.end_ns)]
@@ -126,10 +173,21 @@ def elsewhere(reads: Sequence[Read], phases: Sequence[Phase], spec: TierSpec) ->
 
     stage_seconds: until every page had come once, and recorded_stage_seconds as it was. readahead_share: see
     Chains. With phases, tg: of decode, and longer_seconds: by how much the end of the last phase would have
-    come later.
+    come later. threads: see threads_wait; where it is UNKNOWN, the figures are those of threads that wait for
+    each other, and `bracket` has the two that each lies between.
     """
+    threads = threads_wait(reads)
+    found = {**_elsewhere(reads, phases, spec, threads == APART), "threads": threads}
+    if threads == UNKNOWN:
+        other = _elsewhere(reads, phases, spec, True)
+        pairs = {name: (found[name], other[name]) for name in _FIGURES if name in found}
+        found["bracket"] = {name: sorted(pair) for name, pair in pairs.items() if None not in pair}
+    return found
+
+
+def _elsewhere(reads: Sequence[Read], phases: Sequence[Phase], spec: TierSpec, apart: bool) -> dict[str, Any]:
     marks = marks_of(phases)
-    chains = Chains(reads)
+    chains = Chains(reads, apart)
     ordered, start_ns = chains.reads, chains.start_ns
     done = replay(chains.requests(marks), Tier(spec))
     found: dict[str, Any] = {
