@@ -137,9 +137,7 @@ def replay(
         return
     tell("think times and what the machine adds to a read are those of the recording")
     if "bracket" in document:
-        tell(
-            "nobody can tell from this trace whether its threads waited for each other: both answers are shown"
-        )
+        tell("this trace does not tell whether its threads waited for each other: both answers are shown")
     for name, value in document.items():
         if name != "bracket":
             print(f"{name:26}{_shown(document.get('bracket', {}).get(name, value))}")

@@ -1,8 +1,9 @@
 """The device: one function from (arrival, offset, size) to the time when the data may be seen.
 
-Next-available-time, as NVMeVirt and FEMU do it, not a token bucket, which would allow bursts: the link
-is one pipe and each read waits until it is free. Latency follows the transfer and overlaps between
-reads in flight. Who reads, and how late the emulator was, the device does not know.
+The link is one pipe and each read waits until it is free: next-available-time, as NVMeVirt and FEMU have it
+for theirs, not a token bucket, which would allow bursts. Latency follows the transfer and overlaps between
+reads in flight. Flash planes and an arm are our own; see Planes and TierSpec. Who reads, and how late the
+emulator was, the device does not know.
 """
 
 from hbf_fuse.tier import jitter

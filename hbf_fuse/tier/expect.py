@@ -12,7 +12,10 @@ CHUNK_BYTES = 4 << 20
 """What a staging copy has in flight: the reference experiment's chunk."""
 
 READS = 4000
-"""Enough for the mean of any jitter with a mean to settle within a percent or so."""
+"""Enough for the mean to settle within about a percent, where the jitter's deviation is no more than half of a
+read's time. Heavy tails settle later or never: of `lognormal` with S = 3 this many draws have a mean that is
+off by -33 to +29% from seed to seed.
+"""
 
 
 def closed_loop(spec: TierSpec, nbytes: int, depth: int, reads: int = READS) -> float | None:
