@@ -12,7 +12,7 @@ CHUNK_BYTES = 4 << 20
 """What a staging copy has in flight: the reference experiment's chunk."""
 
 READS = 4000
-"""Enough for the mean to settle within about a percent, where the jitter's deviation is no more than half of a
+"""Enough for the mean to settle within about a percent, where the jitter's deviation is at most half of a
 read's time. Heavy tails settle later or never: of `lognormal` with S = 3 this many draws have a mean that is
 off by -33 to +29% from seed to seed.
 """
