@@ -30,6 +30,7 @@ BENCHES = {
     "verdict": Bench("40 minutes"),
     "simulator": Bench("half a minute", has_options=False),
     "simulation": Bench("15 minutes", needs_llama=True),
+    "detail": Bench("4 minutes"),
     "decode": Bench("15 minutes", needs_llama=True),
     "small-reads": Bench("5 minutes", "small_reads"),
     "stream": Bench("3 minutes"),

@@ -17,6 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import detail
+
 from hbf_fuse.gguf import kv, read
 from hbf_fuse.host import machine
 from hbf_fuse.kv import replay as kv_replay
@@ -74,6 +76,7 @@ def main() -> None:
         folder = Path(name)
         parts = [_INTRO, _kv(model, folder), _staging(model, folder, options.repeats)]
         parts += [_decode(folder, options.repeats), _machine()]
+        parts += [detail.section(detail.measured(folder / "detail", options.repeats))]
     (DOCS / "simulation.md").write_text("\n".join(parts))
 
 
