@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs import control
+from hbf_fuse.fs import Filesystem, control
 from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
@@ -55,6 +56,43 @@ def test_the_control_file_takes_json_and_shows_what_holds(mount, noise, engine):
     assert (said["mbps"], said["lat"], said["jitter"]) == (500, 2, "uniform:0.5")
     subprocess.run(["sh", "-c", f"echo '{{\"mbps\": null}}' > {point}/.hbf/control"], check=True, timeout=20)
     assert json.loads((point / ".hbf/control").read_text())["mbps"] is None
+
+
+class Slowly:
+    """A function after which another thread may come first."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        result = self.function(*arguments)
+        time.sleep(0)
+        return result
+
+
+def test_messages_at_once_lose_nothing(noise, monkeypatch):
+    monkeypatch.setattr(control, "applied", slowly := Slowly(control.applied))
+    fs = Filesystem(noise(4096), TierSpec(100, 1))
+    ino = next(node.ino for node in fs.tree.nodes.values() if node.name == b"control")
+
+    def say(message):
+        handle = fs.open(ino, os.O_WRONLY)
+        for _ in range(300):
+            fs.write(handle, message)
+
+    def alternate():
+        handle = fs.open(ino, os.O_WRONLY)
+        for number in range(1, 301):
+            fs.write(handle, json.dumps({"mbps": number}).encode())
+            assert fs.spec.bandwidth_mbps == number
+
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(say, b'{"lat": 2}'), pool.submit(say, b'{"depth": 7}'), pool.submit(alternate)]
+    for each in waiting:
+        each.result()
+    assert slowly.calls == 900
+    assert (fs.spec.bandwidth_mbps, fs.spec.latency_ms, fs.spec.depth) == (300, 2, 7)
 
 
 HOSTILE = [

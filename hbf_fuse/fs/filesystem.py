@@ -101,6 +101,7 @@ class Filesystem:
         self._backings: dict[int, tuple[Backing, int]] = {}
         self._handles = itertools.count(1)
         self._lock = threading.Lock()
+        self._control_lock = threading.Lock()
 
     def _placed(self) -> Iterator[tuple[int, Placement]]:
         """A placement for every GGUF, if there are rules, by the file's place."""
@@ -213,11 +214,13 @@ class Filesystem:
         opened = self._open.get(handle)
         if opened is None or not self.is_control(opened.node):
             self.refuse_write()
-        try:
-            self.spec = control.applied(data, self.spec)
-        except ValueError as error:
-            raise OSError(errno.EINVAL, str(error)) from error
-        self.pacer.exchange(self.spec)
+        # Of two messages at once, each changes what the other left.
+        with self._control_lock:
+            try:
+                self.spec = control.applied(data, self.spec)
+            except ValueError as error:
+                raise OSError(errno.EINVAL, str(error)) from error
+            self.pacer.exchange(self.spec)
         return len(data)
 
     def release(self, handle: int) -> None:
