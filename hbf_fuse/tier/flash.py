@@ -19,15 +19,16 @@ _MOST_PAGES = 1 << 20
 class Planes:
     """When each plane is free again, and which page its register holds.
 
-    Pages lie across the planes in rows, as SSDs stripe them: page N is in row N // planes, in plane
-    N % planes, turned by a hash of the row where the interleave is hashed, so that no stride falls on few
-    planes alone. A plane senses the next page while the link carries the last one (cache read); the page
-    sensed last stays in its register and is not sensed again.
+    Pages lie across the planes in rows, as SSDs stripe them: page N is in row N // planes, in plane N %
+    planes, turned by a hash of the row where the interleave is hashed, so that no stride falls on few planes
+    alone. A plane senses the next page while the link carries the last one (cache read); the page sensed last
+    stays in its register and is not sensed again.
 
     Left out: a plane never waits for its registers to be carried. With two of them (data and cache), random
-    64 KiB reads of 8 readers would be 23% slower where planes and link are equally fast. And a read crosses the
-    link in one piece: beside large reads, small ones are 4 to 15% slower than if the link took the oldest page
-    that is there. Single reads are exact, and rates of equal reads within 1%: see tests/flash_reference.py.
+    64 KiB reads of 8 readers would be 23% slower where planes and link are equally fast. And a read crosses
+    the link in one piece: beside large reads, small ones are 4 to 15% slower than if the link took the oldest
+    page that is there. Single reads are exact, and rates of equal reads within 1%: see
+    tests/flash_reference.py.
 
     bytes_sensed: what the planes have sensed so far, whole pages; bytes_asked: what was wanted of them.
     """
