@@ -38,8 +38,8 @@ def run(code: str, package_in: Path = ROOT, **environment: str) -> str:
 
 
 def test_deadlines_are_those_of_before_the_tier_was_compiled():
-    """deadlines.json was written when the tier was Python with big integers, tuples and heapq; where there are
-    planes, when these got registers and a hashed interleave.
+    """deadlines.json was written when the tier was Python with big integers, tuples and heapq; where there
+    are planes, when these got registers and a hashed interleave.
     """
     known = json.loads((DATA / "deadlines.json").read_text())
     assert known == {name: arrivals.digest(name, spec) for name, spec in arrivals.SPECS.items()}
@@ -155,6 +155,7 @@ def test_where_one_module_does_not_build_none_is_left_and_everything_runs(tmp_pa
     assert run(LOOK, tmp_path).startswith("py the compiled modules were not built")
 
 
+@pytest.mark.timing
 def test_deciding_takes_no_time_that_anybody_notices():
     code = """
 import time
