@@ -302,7 +302,7 @@ def test_a_floor_that_could_not_be_measured_is_told(tmp_path, monkeypatch, noise
 
     monkeypatch.setattr(floor, "_unseen", too_busy)
     assert not floor.measure("kernel").known
-    told = []
+    told: list[str] = []
     (tmp_path / "mnt").mkdir()
     source = noise(4 << 20)
     fs = Filesystem(source, TierSpec(1000))
