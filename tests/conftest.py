@@ -3,6 +3,7 @@
 import importlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,13 @@ def _build_what_is_stale() -> None:
         pytest.exit(f"{compiled.why_not()}\n{built.stderr.strip()}", returncode=3)
 
 
+# A script's `&` has pytest ignore Ctrl-C, nohup has it ignore a hangup. Every command under test would
+# inherit that; a handler is not inherited.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
+
 # Before anything that may be compiled is imported.
 _build_what_is_stale()
 
@@ -49,9 +57,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vm", action="store_true", help="also boot virtual machines (tests/test_vm.py)")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes longest begins first, so that nobody waits for it alone at the end."""
     items.sort(key=lambda item: item.path.name not in ("test_vm.py", "test_resume.py"))
+    # Timing tests get a second try. This marker would outweigh --reruns on the command line.
+    if config.getoption("reruns", 0) is None:
+        for item in items:
+            if item.get_closest_marker("timing"):
+                item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names and counts the tests that were run again."""
+    again = {report.nodeid for report in terminalreporter.getreports("rerun")}
+    passed = again & {report.nodeid for report in terminalreporter.getreports("passed")}
+    if again:
+        terminalreporter.section(f"timing tests run again: {len(again)}, passed then: {len(passed)}", "-")
+        for name in sorted(again):
+            terminalreporter.line(f"{'passed' if name in passed else 'failed'} {name}")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The protocol's structs against the C compiler's reading of linux/fuse.h."""
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def test_sizes_and_offsets_are_the_kernels(layout, header_facts):
     offset = 0
     for field, code in layout.fields:
         assert header_facts[f"{layout.name}.{field}"] == offset, field
-        offset += abi.struct.calcsize("=" + code)
+        offset += struct.calcsize("=" + code)
     tail = abi.ATTR.size if layout in abi.HEADERS_WITH_ATTR else 0
     # INIT_IN has grown since 7.36: only its old beginning is read.
     whole = 16 if layout is abi.INIT_IN else header_facts[layout.name]

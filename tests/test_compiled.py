@@ -155,6 +155,7 @@ def test_where_one_module_does_not_build_none_is_left_and_everything_runs(tmp_pa
     assert run(LOOK, tmp_path).startswith("py the compiled modules were not built")
 
 
+@pytest.mark.timing
 def test_deciding_takes_no_time_that_anybody_notices():
     code = """
 import time

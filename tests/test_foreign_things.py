@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 import pytest
 from fuzzing import anygguf
 
-from hbf_fuse import documents, folder
+from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.host import linux, mountinfo
 from hbf_fuse.mount import client
@@ -83,7 +84,7 @@ def test_what_another_process_finished_meanwhile_is_known(tmp_path):
 
 
 def test_a_file_is_never_written_through_a_link_that_was_there_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder.secrets, "token_hex", lambda nbytes: "guessed")
+    monkeypatch.setattr(secrets, "token_hex", lambda nbytes: "guessed")
     victim = tmp_path / "victim"
     victim.write_text("secret")
     (tmp_path / ".report.md.guessed").symlink_to(victim)

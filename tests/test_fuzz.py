@@ -74,7 +74,10 @@ def test_every_input_is_accepted_or_refused_in_a_line(name):
 )
 def test_every_request_is_answered_once_or_not_at_all(messages):
     kernel.requests(
-        b"".join(kernel.message(*fields, unique=place + 1) for place, fields in enumerate(messages))
+        b"".join(
+            kernel.message(opcode, nodeid, body, unique=place)
+            for place, (opcode, nodeid, body) in enumerate(messages, start=1)
+        )
     )
 
 

@@ -159,6 +159,7 @@ def test_a_spill_that_cannot_be_is_refused(fields):
         spill(**fields)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("way", kv_replay.WAYS)
 def test_real_reads_take_about_what_the_simulation_says(mount, noise, way):
     point = mount(noise(24 << 20), mbps=400, lat=1)

@@ -403,6 +403,10 @@ def test_the_terminals_interrupt_reaches_the_command_once(on_disk):
         os.write(terminal, b"\x03")
         while part := _read(terminal):
             said += part
+    except BaseException:
+        # Whatever the command ignores: nobody waits for it beyond the time limit.
+        os.kill(pid, signal.SIGKILL)
+        raise
     finally:
         os.close(terminal)
         _, status = os.waitpid(pid, 0)
@@ -508,6 +512,7 @@ def test_a_source_without_a_disk_cannot_be_limited(on_disk, tmp_path):
 # Sweeps
 
 
+@pytest.mark.timing
 def test_mode_cgroup_measures_the_file_itself_and_stands_beside_fuse(cold, tiny_model, llama_bench, on_disk):
     model = on_disk / "model.gguf"
     shutil.copy(tiny_model, model)

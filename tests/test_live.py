@@ -27,6 +27,7 @@ def hbf(*arguments):
     return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.timing
 @ENGINES
 def test_set_changes_the_rate_of_a_live_mount_without_losing_a_read(mount, noise, engine):
     source = noise(80 * MIB)

@@ -29,6 +29,7 @@ def walk(path: Path) -> float:
             return time.monotonic() - begin
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("engine", ["kernel", "fusepy"])
 @pytest.mark.parametrize("mbps", [100, 400])
 def test_a_stream_takes_as_long_as_the_link_says(mount, noise, mbps, engine):
@@ -43,6 +44,7 @@ def test_a_stream_takes_as_long_as_the_link_says(mount, noise, mbps, engine):
     pytest.fail(f"three walks in a row took much longer than {expected:.3f} s, the last {seconds:.3f} s")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("lat", [2, 20])
 def test_single_reads_take_the_latency(mount, noise, lat):
     fd = os.open(mount(noise(1 << 20), lat=lat) / "model.gguf", os.O_RDONLY | os.O_DIRECT)
@@ -98,6 +100,7 @@ def test_requests_reach_one_mebibyte(mount, noise):
     assert client.read_hidden(path, "stats.json")["largest_read_bytes"] == 1 << 20
 
 
+@pytest.mark.timing
 def test_a_reader_killed_during_a_long_latency_dies_at_once(mount, noise):
     path = mount(noise(100_000), lat=60_000)
     reader = subprocess.Popen(["cat", str(path / "model.gguf")], stdout=subprocess.DEVNULL)

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hbf_fuse.errors import HbfError
 from hbf_fuse.host import mountinfo
 from hbf_fuse.host.residency import resident_bytes
 from hbf_fuse.mount import client
@@ -118,7 +119,7 @@ def test_a_mount_that_another_namespace_holds_is_told_of(point, noise, monkeypat
         try:
             theirs, ours = (Path(f"/proc/{pid}/ns/mnt") for pid in (holder.pid, "self"))
             wait_until(lambda: theirs.readlink() != ours.readlink(), "a namespace")
-            with pytest.raises(client.HbfError, match=f"kill {server}"):
+            with pytest.raises(HbfError, match=f"kill {server}"):
                 client.unmount(point, force=False)
             os.kill(server, signal.SIGTERM)
             wait_until(lambda: not is_running(server), "the server goes")

@@ -209,7 +209,7 @@ lengths = st.one_of(st.integers(0, 6 * PAGE), st.integers(0, 6).map(lambda pages
 )
 def test_what_has_arrived_is_what_a_list_of_pages_says(sizes, reads):
     coverage = Coverage(sizes, Counters(), Credit(), Idle())
-    seen = [set() for _ in sizes]
+    seen: list[set[int]] = [set() for _ in sizes]
     uncounted = [0] * len(sizes)
     for time, (which, at, length) in enumerate(reads, start=1):
         file = which % len(sizes)

@@ -99,6 +99,7 @@ def test_the_tier_reads_no_byte_of_a_tensor_in_dram_and_dram_is_read_once(moe, t
     assert stats["tier_bytes"][MAIN] > 1.5 * (moe.stat().st_size - in_dram)
 
 
+@pytest.mark.timing
 def test_each_tier_has_its_own_rate(moe, tmp_path):
     """The experts come slowly, the rest at once: staging takes what the experts' bytes take."""
     trace, stats = read_through(moe, tmp_path, Layout(place=EXPERTS_IN_HBF))

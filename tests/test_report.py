@@ -4,7 +4,6 @@ import json
 import random
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -338,7 +337,7 @@ def browser():
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_stands_alone_and_fits_the_screen(browser, tmp_path: Path, width, scheme):
+def test_the_page_stands_alone_and_fits_the_screen(browser, tmp_path, width, scheme):
     documents = grid() + grid(mode="stage") + [stream(mbps) for mbps in (100, 800)]
     text, drawn = html.render(documents, target_seconds=30)
     (tmp_path / "report.html").write_text(text)

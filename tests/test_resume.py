@@ -26,7 +26,7 @@ def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, l
     (tmp_path / "scratch").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
     chance = random.Random(5)
-    seen = {}
+    seen: dict[str, str] = {}
     for _ in range(KILLS):
         sweep = subprocess.Popen(
             line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment

@@ -448,6 +448,7 @@ def test_clients_of_one_address_leave_room_for_others(noise):
             each.close()
 
 
+@pytest.mark.timing
 def test_mounts_that_do_not_answer_are_waited_for_side_by_side(noise, tmp_path):
     """Three times five seconds would be fifteen."""
     servers = []
@@ -470,6 +471,7 @@ def test_mounts_that_do_not_answer_are_waited_for_side_by_side(noise, tmp_path):
     _wait_until(lambda: not any(tmp_path in mount.mountpoint.parents for mount in mountinfo.mounts()))
 
 
+@pytest.mark.timing
 def test_a_crowd_of_readers_does_not_delay_a_stat(noise, mount):
     point = mount(noise(64 << 20), mbps=5)
     file = point / "model.gguf"

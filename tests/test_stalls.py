@@ -228,6 +228,7 @@ def test_threads_that_ended_before_their_process_are_counted(root):
     assert many._waits["cpu"].count >= one._waits["cpu"].count + 8
 
 
+@pytest.mark.timing
 def test_waiting_for_pages_of_the_mount_counts_as_block_io_and_direct_reads_do_not(root, mount, noise):
     point = mount(noise(24 << 20), mbps=40)
     mapped, ended, _ = watched(sys.executable, "-c", MAPPED, point / "model.gguf")

@@ -64,6 +64,7 @@ def test_a_link_to_a_llama_bench_in_the_cache_hides_neither_a_newer_one_nor_one_
     assert llama.find() == bin_folder / "llama-bench"
 
 
+@pytest.mark.timing
 def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
     cell = Cell(ModelFile.of(tiny_model), TierSpec(200, 0), bench=QUICK)
     with workspace.lent() as lent:
@@ -223,6 +224,7 @@ def test_single_cells_and_sweeps_do_not_share_a_folder(tiny_model, llama_bench, 
     assert refused.returncode == 1 and "holds a sweep" in refused.stderr
 
 
+@pytest.mark.timing
 def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(
     tiny_model, llama_bench, tmp_path
 ):

@@ -118,7 +118,8 @@ def test_the_chunked_model_is_the_references(mbps, lat, model):
 
 def _carried_with_all_idle_time_kept(reads):
     """The rule of Link, written down plainly: idle time of the last REMEMBERED_NS can be used once."""
-    free, gaps = 0, []
+    gaps: list[tuple[int, int]] = []
+    free = 0
     for arrival, duration in reads:
         if arrival >= free:
             if arrival > free > 0:

@@ -175,8 +175,8 @@ def test_trace_summary_of_a_file_and_of_a_live_mount(mount, tiny_model, tmp_path
         said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=True).stderr
         assert "a mount still writes" in said
     broken = [sys.executable, "-m", "hbf_fuse", "trace", "summary", str(tiny_model)]
-    said = subprocess.run(broken, capture_output=True, text=True, timeout=60, check=False)
-    assert said.returncode == 1 and "not a trace" in said.stderr and "Traceback" not in said.stderr
+    ended = subprocess.run(broken, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1 and "not a trace" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_reads_of_other_files_are_no_tensors_of_the_model(tiny_model, tmp_path):

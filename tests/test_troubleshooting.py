@@ -52,8 +52,8 @@ def _is_error(function: ast.expr) -> bool:
 def _texts(node: ast.expr) -> Iterator[list[str]]:
     """The constant parts of each text in an expression; `x or "y"` and `"a" if b else "c"` hold several."""
     if isinstance(node, ast.JoinedStr):
-        whole = "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
-        yield whole.split("\0")
+        parts = [str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values]
+        yield "".join(parts).split("\0")
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield [node.value]
     elif isinstance(node, ast.BoolOp | ast.IfExp):

@@ -143,6 +143,7 @@ def test_more_than_the_link_is_never_believed():
     assert told.verdict == OFF and told.reasons == ("too-fast",)
 
 
+@pytest.mark.timing
 def test_a_window_bound_walk_on_a_real_mount_is_reported_as_correct(mount, noise):
     path = mount(noise(48 << 20), mbps=800, lat=20)
     with (
@@ -301,7 +302,7 @@ def test_a_floor_that_could_not_be_measured_is_told(tmp_path, monkeypatch, noise
 
     monkeypatch.setattr(floor, "_unseen", too_busy)
     assert not floor.measure("kernel").known
-    told = []
+    told: list[str] = []
     (tmp_path / "mnt").mkdir()
     source = noise(4 << 20)
     fs = Filesystem(source, TierSpec(1000))
@@ -458,6 +459,7 @@ def test_a_files_first_read_may_have_waited_for_a_thread(two_files):
     assert "unseen-reads" not in served(fs, "b.gguf", 1 << 20)["reasons"]
 
 
+@pytest.mark.timing
 def test_an_abandoned_read_is_not_a_files_first(two_files):
     fs = Filesystem(two_files, TierSpec(latency_ms=1))
     place = fs.place(fs.lookup(1, b"a.gguf"))

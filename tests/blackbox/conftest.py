@@ -42,7 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The synthetic model `tiny`, seed 0, made once."""
     folder = tmp_path_factory.mktemp("tiny")
     file = folder / "tiny.gguf"
-    command = [BIN / "hbf", "model", "make", "tiny", "-o", file]
+    command = [str(BIN / "hbf"), "model", "make", "tiny", "-o", str(file)]
     subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=True)
     yield file
     shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 BIN = Path(sys.executable).parent
 ENGINES = ("kernel", "fusepy")
@@ -151,7 +152,7 @@ class Box:
         point.mkdir(exist_ok=True)
         return point
 
-    def mount(self, *args: object, at: str = "mnt", **env: str) -> Path:
+    def mount(self, *args: object, at: str = "mnt", **env: Any) -> Path:
         point = self.mountpoint(at)
         self.run("hbf-mount", *args, point, **env).succeeds()
         assert self.is_mounted(point)

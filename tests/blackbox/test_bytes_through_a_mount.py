@@ -48,6 +48,7 @@ def test_reading_without_preload_sees_the_bytes(box: Box, source: Path, engine: 
     assert result.code == 0, result
 
 
+@pytest.mark.timing
 def test_a_read_takes_the_tier_s_time(box: Box) -> None:
     source = write_bytes(box.work / "some.gguf", 7_340_033)
     point = box.mount("--mbps", 10, source)

@@ -154,6 +154,7 @@ def test_umount_clears_a_stale_mount(box: Box, source: Path) -> None:
     box.assert_clean()
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("engine", "deadly"),
     [
@@ -174,6 +175,7 @@ def test_a_waiting_reader_dies_at_once(box: Box, source: Path, engine: str, dead
     assert time.monotonic() - begin < 1.5
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("engine", ENGINES)
 def test_force_frees_a_waiting_reader(box: Box, source: Path, engine: str) -> None:
     point = box.mount("--lat", 10000, "--engine", engine, source)

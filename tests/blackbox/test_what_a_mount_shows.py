@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def errno_of(act: Callable[[], object]) -> int:
 def test_every_write_is_refused_as_read_only(box: Box, source: Path, engine: str) -> None:
     before = digest(source)
     point = box.mount("--engine", engine, source)
-    answers = {what: errno_of(lambda act=act: act(point)) for what, act in WRITES.items()}
+    answers = {what: errno_of(partial(act, point)) for what, act in WRITES.items()}
     wrong = {what: errno.errorcode.get(code, code) for what, code in answers.items() if code not in READ_ONLY}
     assert wrong == {}
     assert names(point) == ["model.gguf", "weights.gguf"]

@@ -66,7 +66,7 @@ LIMITS = {
 @pytest.fixture
 def confined():
     """confined("memory", 24 << 20) -> a prefix of commands that are to live in a cgroup so limited."""
-    groups = []
+    groups: list[Path] = []
 
     def confine(controller, value):
         for root, limit in LIMITS[controller].items():

@@ -16,7 +16,7 @@ SLOW = b"this sector takes its time" * 4
 SLOW_SECONDS = 2.0
 
 
-class Disk(fuse.Operations):
+class Disk(fuse.Operations):  # type: ignore[misc]
     """The folder's files, read-only."""
 
     use_ns = True

@@ -104,6 +104,7 @@ def test_thousands_of_reads_wait_at_once_without_threads_or_memory(serve, crowd,
     assert (found["in_flight_max"], found["reads"]) == (reads, reads)
 
 
+@pytest.mark.timing
 def test_a_tier_changed_while_thousands_wait_is_that_of_later_reads_alone(serve, crowd, noise):
     reads, seconds = 2000, 4
     source = noise(MIB)
@@ -285,6 +286,7 @@ def test_a_source_that_shrinks_beside_its_readers_gives_right_bytes_or_an_error(
     until_idle(served)
 
 
+@pytest.mark.timing
 def test_a_slow_disk_holds_up_no_read_of_what_is_there(failing_disk, serve, crowd, noise):
     whole = bytearray(noise(4 * MIB).read_bytes())
     whole[: len(SLOW)] = SLOW
@@ -360,6 +362,7 @@ threading.Thread(target=hold, daemon=True).start()
 """A call of C that keeps the interpreter all the time, once a file is there."""
 
 
+@pytest.mark.timing
 def test_reads_do_not_notice_that_python_is_busy(serve, noise, tmp_path):
     seconds, trigger = 3, tmp_path / "now"
     (tmp_path / "sitecustomize.py").write_text(HOLD.format(seconds=seconds, trigger=str(trigger)))

@@ -97,6 +97,7 @@ def jumping_clock(tmp_path):
     return env
 
 
+@pytest.mark.timing
 @ENGINES
 def test_a_clock_that_jumps(jumping_clock, serve, reading, noise, engine):
     size, mbps = 20 * MIB, 40

@@ -110,7 +110,7 @@ def _tracebacks() -> list[logging.LogRecord]:
     """What the session has logged since this was first called."""
     kept: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = kept.append  # type: ignore[method-assign]
+    handler.emit = kept.append  # type: ignore[assignment, method-assign]
     logger = logging.getLogger("hbf_fuse.engine.kernel.session")
     logger.addHandler(handler)
     logger.propagate = False

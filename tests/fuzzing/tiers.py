@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from importlib import resources
 from typing import Any
 from unittest.mock import patch
 
@@ -70,7 +71,7 @@ def tier_tables(data: bytes) -> None:
 
 
 def _tier_table_seeds() -> list[bytes]:
-    real = [profiles.resources.files(profiles.__name__) / f"{name}.toml" for name in ("hbf-gen1", "emmc")]
+    real = [resources.files(profiles.__name__) / f"{name}.toml" for name in ("hbf-gen1", "emmc")]
     return [edits([]), toml(_TIERS).encode(), *(file.read_bytes() for file in real)]
 
 

@@ -43,7 +43,7 @@ def _hogs(count: int, nice: int = 0) -> Disturbance:
 
 
 def _repeated(
-    seconds: float, every: float, begin: Callable[[int], None], end: Callable[[int], None]
+    seconds: float, every: float, begin: Callable[[int], object], end: Callable[[int], object]
 ) -> Disturbance:
     """Something that lasts so long, again and again."""
 
@@ -87,8 +87,8 @@ def _frozen(seconds: float, every: float) -> Disturbance:
             frozen = _repeated(
                 seconds,
                 every,
-                lambda _: (group / "freezer.state").write_text("FROZEN") and None,
-                lambda _: (group / "freezer.state").write_text("THAWED") and None,
+                lambda _: (group / "freezer.state").write_text("FROZEN"),
+                lambda _: (group / "freezer.state").write_text("THAWED"),
             )
             with frozen(server, mount):
                 yield

@@ -84,9 +84,9 @@ def main(results: Path, *others: Path, docs: Path = DOCS) -> None:
         text += [*(f"- {line}" for line in section.checks), ""]
     for other in others:
         beside = Results(other).all()
-        for series in summary.series_of(beside):
-            text += [f"## A real model: {beside[0]['cell']['model']['name']} ({series.title})\n"]
-            text += [summary.table(series.columns, [point.row() for point in series.points])]
+        for one in summary.series_of(beside):
+            text += [f"## A real model: {beside[0]['cell']['model']['name']} ({one.title})\n"]
+            text += [summary.table(one.columns, [point.row() for point in one.points])]
     text += ["## Notable runs\n", *(f"- {line}" for line in page.remarks(documents) or ["None."]), ""]
     text += ["## Measured on\n", *(f"- {line}" for line in page.environment(documents)), ""]
     first = documents[0]["cell"]["bench"]

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ def _side_by_side(file: Path, point: Path, repeats: int) -> dict[str, dict[str, 
     for _ in range(repeats):
         random.shuffle(turns)
         for mbps, way in turns:
-            rate = _cold(file, lambda mbps=mbps, way=way: ways[way](mbps))
+            rate = _cold(file, partial(ways[way], mbps))
             found[f"{mbps:g}"][way].append(rate)
     return found
 

@@ -118,7 +118,7 @@ def _staging(model: Path, folder: Path, repeats: int) -> str:
     # Twice: a virtual machine gets its memory from the host in the first.
     _bench(model, folder, "warm", short)
     reads, _, _ = _bench(model, folder, "staging", short)
-    measured: dict[tuple[float, float], list[dict[str, Any]]] = defaultdict(list)
+    measured: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     for repeat in range(repeats):
         for mbps, lat in STAGE_TIERS:
             tier = ["--mbps", str(mbps), "--lat", str(lat)]

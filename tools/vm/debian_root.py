@@ -62,7 +62,7 @@ def _archives(folder: Path) -> list[Path]:
 def _unpack(archive: Path, root: Path) -> None:
     """Not with `dpkg-deb -x`, which would replace the links from /bin to /usr/bin by folders."""
     content = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], capture_output=True, check=True).stdout
-    tar = ["tar", "-x", "--numeric-owner", "--same-permissions", "--keep-directory-symlink", "-C", root]
+    tar = ["tar", "-x", "--numeric-owner", "--same-permissions", "--keep-directory-symlink", "-C", str(root)]
     subprocess.run(tar, input=content, check=True)
 
 

@@ -161,7 +161,7 @@ def io_max_holds_a_command_to_its_rate() -> str:
     drop_caches()
     _, free = read_in_order(MODEL)
     assert free > 4, f"the disk itself is too slow to tell: {free:.1f} MB/s"
-    rates = []
+    rates: list[float] = []
     while len(rates) < 3 and max(rates, default=0) < 0.9 * 2:
         rate, facts = limited_read("--io-max", 2)
         rates.append(rate)
