@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pages import mark
 from readers import make_source
 
 from hbf_fuse.host import machine, residency
@@ -208,6 +209,7 @@ def _page(measured: dict[str, Any]) -> str:
     )
     return "".join(
         [
+            mark("limits"),
             intro,
             _hbf_run(measured["hbf_run"]),
             _table(measured),

@@ -17,6 +17,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from pages import mark
+
 from hbf_fuse.gguf import kv, read
 from hbf_fuse.host import machine
 from hbf_fuse.kv import replay as kv_replay
@@ -72,7 +74,7 @@ def main() -> None:
     model = options.model.absolute()
     with tempfile.TemporaryDirectory(prefix="hbf-simulation-") as name:
         folder = Path(name)
-        parts = [_INTRO, _kv(model, folder), _staging(model, folder, options.repeats)]
+        parts = [mark("simulation") + _INTRO, _kv(model, folder), _staging(model, folder, options.repeats)]
         parts += [_decode(folder, options.repeats), _machine()]
     (DOCS / "simulation.md").write_text("\n".join(parts))
 
