@@ -26,7 +26,7 @@ from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.workload import llama
 from hbf_fuse.workload.llama import BenchOptions
 
-README = Path(__file__).parents[1] / "README.md"
+SWEEP_PAGE = Path(__file__).parents[1] / "docs/sweep.md"
 QUICK = BenchOptions(n_prompt=8, n_gen=4)
 
 
@@ -274,8 +274,8 @@ def test_a_toml_file_is_a_grid_and_options_override_it(tiny_model, tmp_path):
         grids.from_fields({}, file)
 
 
-def test_the_grid_in_the_readme_is_one(tmp_path):
-    (block,) = re.findall(r"```toml\n(.*?)```", README.read_text(), re.DOTALL)
+def test_the_grid_in_the_page_about_sweeps_is_one(tmp_path):
+    (block,) = re.findall(r"```toml\n(.*?)```", SWEEP_PAGE.read_text(), re.DOTALL)
     file = tmp_path / "grid.toml"
     file.write_text(block)
     assert grids.from_fields({}, file).size > 1

@@ -23,6 +23,7 @@ app = new_app(
     help="Emulate High Bandwidth Flash: serve a GGUF at a tier's bandwidth and latency, and measure.\n\n"
     "Example: [bold]hbf mount --mbps 500 --lat 1 /mnt/hbf[/bold], or [bold]hbf sweep --mbps 250,500[/bold]",
     no_args_is_help=True,
+    completes=True,
 )
 app.command()(mount)
 app.command()(umount)

@@ -53,10 +53,10 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
-def new_app(**options: Any) -> typer.Typer:
-    """A typer application with our conventions."""
+def new_app(completes: bool = False, **options: Any) -> typer.Typer:
+    """A typer application with our conventions. completes: it is a command that shells can complete."""
     return typer.Typer(
-        add_completion=False,
+        add_completion=completes,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode="rich",
@@ -127,7 +127,7 @@ def single(command: Callable[..., None]) -> Callable[[], None]:
     """An entry point that is one command, such as hbf-mount."""
 
     def main() -> None:
-        app = new_app()
+        app = new_app(completes=True)
         app.command()(command)
         guarded(app)
 

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pages import mark
+
 from hbf_fuse.gguf import presets, synth
 from hbf_fuse.models import published
 from hbf_fuse.models.choice import cache_dir
@@ -123,7 +125,7 @@ def _about(name: str) -> str:
 
 
 def _page(folder: Path) -> str:
-    parts = [_INTRO]
+    parts = [mark("decode") + _INTRO]
     for name in BANDWIDTHS:
         documents = Results(folder / name).all()
         series = summary.series_of(documents)

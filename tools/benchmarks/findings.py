@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pages import mark
+
 from hbf_fuse.report import page, summary
 from hbf_fuse.report.summary import Point, Series
 from hbf_fuse.sweep.results import Results
@@ -72,7 +74,8 @@ def main(results: Path, *others: Path, docs: Path = DOCS) -> None:
     repeats = max(len(point.documents) for each in series.values() for point in each.points)
     missed = statistics.median(abs(row["error %"]) for row in rows)
     text = [
-        _INTRO.format(missed=missed, repeats=repeats, n_gen=documents[0]["cell"]["bench"]["n_gen"]),
+        mark("findings")
+        + _INTRO.format(missed=missed, repeats=repeats, n_gen=documents[0]["cell"]["bench"]["n_gen"]),
         "## Stage rate beside the reference\n",
     ]
     text += [summary.table(_BESIDE, [_shown(row) for row in rows])]

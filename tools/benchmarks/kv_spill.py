@@ -6,6 +6,8 @@ tools/bench kv-spill
 from pathlib import Path
 from typing import Any
 
+from pages import mark
+
 from hbf_fuse.kv import requirements
 from hbf_fuse.kv.endurance import streams
 from hbf_fuse.kv.sim import simulate
@@ -39,7 +41,8 @@ bandwidth does a decode speed need? By simulation (`hbf kv solve`; [simulation.m
 
 def main() -> None:
     parts = [
-        _INTRO.format(
+        mark("kv-spill")
+        + _INTRO.format(
             resident=RESIDENT,
             gb=(131_072 - RESIDENT) * KV_BYTES / 1e9,
             percentile=PERCENTILE,

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pages import mark
 from readers import make_source
 
 from hbf_fuse.host import machine, residency
@@ -209,6 +210,7 @@ def _page(measured: dict[str, Any]) -> str:
     )
     return "".join(
         [
+            mark("limits"),
             intro,
             _hbf_run(measured["hbf_run"]),
             _table(measured),

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
+from pages import mark
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.host import machine
@@ -260,7 +261,7 @@ def page(result: dict[str, Any], command: str) -> str:
     facts = result["environment"]
     return "\n".join(
         [
-            "# Load",
+            mark("load") + "# Load",
             "",
             f"Written by `{command}`: fio reads two mounts of one file, one after the other in a random order of I/O engines "
             f"({', '.join(ENGINES)}), sequential and random, blocks of 4 KiB to 4 MiB, 1 to 64 jobs, and checks a checksum in "

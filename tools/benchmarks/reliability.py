@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from pages import mark
+
 from hbf_fuse.host import machine
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +124,7 @@ def page(faults: dict[tuple[str, str], Fault], command: str) -> str:
     facts, now = machine.facts(), machine.now()
     return "\n".join(
         [
-            "# What was tried to break it",
+            mark("reliability") + "# What was tried to break it",
             "",
             f"Written by `{command}`; every fault is a test in `tests/faults/`, on a real mount. One fault:",
             "`HBF_FAULT_TIMES=10 .venv/bin/python -m pytest tests/faults -k killed_under_load`.",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import detail
+from pages import mark
 
 from hbf_fuse.gguf import kv, read
 from hbf_fuse.host import machine
@@ -74,7 +75,7 @@ def main() -> None:
     model = options.model.absolute()
     with tempfile.TemporaryDirectory(prefix="hbf-simulation-") as name:
         folder = Path(name)
-        parts = [_INTRO, _kv(model, folder), _staging(model, folder, options.repeats)]
+        parts = [mark("simulation") + _INTRO, _kv(model, folder), _staging(model, folder, options.repeats)]
         parts += [_decode(folder, options.repeats), _machine()]
         parts += [detail.section(detail.measured(folder / "detail", options.repeats))]
     (DOCS / "simulation.md").write_text("\n".join(parts))
