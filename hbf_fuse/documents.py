@@ -99,7 +99,7 @@ def inert_cell(value: Any) -> Any:
 
 
 def _unwritten(path: Path, error: OSError) -> HbfError:
-    return HbfError(f"cannot write {path}: {error.strerror}; mend that and give the same command again")
+    return HbfError(f"cannot write {path}: {error.strerror}; fix that and give the same command again")
 
 
 def _content(file: Path, most: int) -> bytes:

@@ -26,7 +26,7 @@ def doctor(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at this machine: what works, what does not, and the command that mends it.
+    """Look at this machine: what works, what does not, and the command that fixes it.
 
     Example: [bold]hbf doctor model.gguf[/bold]
 
@@ -52,7 +52,7 @@ def _show(lines: "list[Line]") -> None:
     for line in lines:
         table.add_row(_MARKS[line.state], escape(line.name), escape(line.message))
         if line.mend:
-            table.add_row("", "", f"[dim]mend:[/dim] [cyan]{escape(line.mend)}[/cyan]")
+            table.add_row("", "", f"[dim]fix:[/dim] [cyan]{escape(line.mend)}[/cyan]")
     console = Console(highlight=False)
     console.print(table)
     count = Counter(line.state for line in lines)

@@ -105,7 +105,7 @@ def _writing(path: Path) -> Iterator[Callable[[int, int], None]]:
             yield advance
         except OSError as error:
             raise HbfError(
-                f"cannot write {path}: {error.strerror}; mend that and give the same command again"
+                f"cannot write {path}: {error.strerror}; fix that and give the same command again"
             ) from error
 
 

@@ -52,7 +52,7 @@ def _describe(path: Path, must_answer: bool) -> dict[str, Any]:
         try:
             _line(document)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise HbfError(f"{path} speaks of itself as no mount of this version does") from error
+            raise HbfError(f"{path} has an unreadable status: another version of hbf?") from error
         return document
     except HbfError as error:
         if must_answer:

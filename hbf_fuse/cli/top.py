@@ -41,7 +41,7 @@ def top(
             try:
                 figures = _figures(path, spec, before, now)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise HbfError(f"{path} speaks of itself as no mount of this version does") from error
+                raise HbfError(f"{path} has an unreadable status: another version of hbf?") from error
             screen.update(Group(figures, _hottest(layers)), refresh=True)
             before = now
             count = None if count is None else count - 1

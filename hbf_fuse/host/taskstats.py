@@ -74,7 +74,7 @@ class Wait:
 def parse(raw: bytes) -> dict[str, int]:
     """The words of a struct taskstats by name, as far as both sides know them.
 
-    ValueError for what is no struct taskstats, or one without the waits that are asked for here.
+    ValueError for anything but a struct taskstats, or for one without the waits that are asked for here.
     """
     if len(raw) < _WORD:
         raise ValueError(f"a struct of {len(raw)} bytes")

@@ -78,7 +78,7 @@ def _configured() -> str | None:
     try:
         settings = documents.read_toml(file)
     except (HbfError, OSError) as error:
-        raise HbfError(f"{error}; mend {file} or move it away") from error
+        raise HbfError(f"{error}; fix {file} or move it away") from error
     unknown = sorted(set(settings) - {"model"})
     if unknown:
         raise HbfError(f"unknown key {unknown[0]!r} in {file}; known: model")

@@ -66,7 +66,7 @@ def read_tier(mountpoint: Path) -> TierSpec:
     try:
         return TierSpec.from_dict(read_hidden(mountpoint, "spec.json")["tier"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise HbfError(f"{mountpoint} speaks of itself as no mount of this version does") from error
+        raise HbfError(f"{mountpoint} has an unreadable status: another version of hbf?") from error
 
 
 def read_trace(mountpoint: Path) -> Trace:

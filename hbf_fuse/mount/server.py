@@ -132,7 +132,7 @@ def mounted_here(
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
     with reaper.watching(str(config.mountpoint)) as is_mounted:
         try:
-            # Interrupted between the mount and the note of it, it would be left behind.
+            # A signal between the mount and the note of it would leak the mount.
             with signals.deferred(), mountpoint.claimed(config.mountpoint) as directory:
                 if config.trace:
                     fs.trace = _traced(config.trace, fs)

@@ -21,7 +21,7 @@ _MOMENTS = 1024
 """Beginnings and ends of first passes that wait to be looked at, at most."""
 
 _BLIND_NS = 1_000_000_000
-"""So long after the server saw all reads again it may still come upon one that had waited before."""
+"""Reads that are taken this soon after a stall may have waited unseen."""
 
 _RECENT_NS = 2_000_000_000
 """Whoever read so lately is asked what it waits for."""

@@ -9,7 +9,7 @@ from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.heap import Heap
 
 START = -1
-"""What a read waits for that waits for no other: its think time counts from the beginning."""
+"""Parent of a read without predecessor: its think time counts from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)

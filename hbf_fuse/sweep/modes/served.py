@@ -21,8 +21,8 @@ MODEL_FILE = "model.gguf"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a mode found out. stats: the mount's, None where there was none. besides_seconds: what it measured
-    for beside llama-bench on the weights.
+    """What a mode found out. stats: the mount's, None where there was none. besides_seconds: spent on
+    other measurements than llama-bench on the weights.
     """
 
     bench: llama.BenchRun
