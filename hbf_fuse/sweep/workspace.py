@@ -18,14 +18,14 @@ from hbf_fuse.folder import Folder
 from hbf_fuse.host import machine
 from hbf_fuse.mount import mountpoint as points
 from hbf_fuse.tier.expect import CHUNK_BYTES
-from hbf_fuse.workload import child
+from hbf_fuse.workload import child, copier
 
 _PREFIX = "hbf-sweep-"
 _MOUNTPOINT, TRACE = "mnt", "trace"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _MADV_POPULATE_WRITE = 23
-_COPIER = Path(__file__).with_name("copier.py")
+_COPIER = Path(copier.__file__)
 
 
 class Workspace:
