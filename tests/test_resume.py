@@ -39,7 +39,6 @@ def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, l
         for run in (results / "runs").glob("[!.]*.json"):
             text = run.read_text()
             assert seen.setdefault(run.name, text) == text, f"{run.name} was measured twice"
-    assert seen, "every sweep was killed before its first run was over"
     subprocess.run(line, check=True, capture_output=True, timeout=200, env=environment)
     _wait_until_gone(tmp_path)
     expected = 2 * len(MBPS) * len(LATS) * REPEATS
