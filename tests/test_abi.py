@@ -10,6 +10,21 @@ import pytest
 from hbf_fuse.engine.kernel import abi
 
 LAYOUTS = [value for value in vars(abi).values() if isinstance(value, abi.Layout)]
+OURS = {
+    "MINOR": "the newest minor that we speak, not that of the header",
+    "OLDEST_MINOR": "the oldest minor that we speak",
+}
+"""Numbers that no header has, with why."""
+
+RENAMED = {"MAJOR": "FUSE_KERNEL_VERSION"}
+"""Where the header's name is not FUSE_ and ours."""
+
+CONSTANTS = {
+    name: RENAMED.get(name, name if name.startswith("FOPEN_") else f"FUSE_{name}")
+    for name, value in vars(abi).items()
+    if name.isupper() and type(value) is int and name not in OURS
+}
+"""Every number on the wire, with the header's name for it."""
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +40,7 @@ def header_facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
             for field, _ in layout.fields
         ]
     lines += [f'printf("{code.name} %d\\n", FUSE_{code.name});' for code in abi.Opcode]
-    for name in ("ASYNC_READ", "PARALLEL_DIROPS", "MAX_PAGES", "CACHE_SYMLINKS", "EXPLICIT_INVAL_DATA"):
-        lines.append(f'printf("{name} %d\\n", FUSE_{name});')
-    lines += [f'printf("{name} %d\\n", {name});' for name in ("FOPEN_DIRECT_IO", "FOPEN_KEEP_CACHE")]
+    lines += [f'printf("{name} %d\\n", {theirs});' for name, theirs in CONSTANTS.items()]
     source = folder / "facts.c"
     body = "\n".join(lines)
     source.write_text(
@@ -53,7 +66,6 @@ def test_sizes_and_offsets_are_the_kernels(layout, header_facts):
 def test_numbers_are_the_kernels(header_facts):
     for code in abi.Opcode:
         assert header_facts[code.name] == code
-    for name in ("ASYNC_READ", "PARALLEL_DIROPS", "MAX_PAGES", "CACHE_SYMLINKS", "EXPLICIT_INVAL_DATA"):
-        assert header_facts[name] == getattr(abi, name)
-    assert header_facts["FOPEN_DIRECT_IO"] == abi.FOPEN_DIRECT_IO
-    assert header_facts["FOPEN_KEEP_CACHE"] == abi.FOPEN_KEEP_CACHE
+    assert {"ASYNC_DIO", "FOPEN_NOFLUSH", "READ_LOCKOWNER", "NOTIFY_INVAL_INODE"} <= set(CONSTANTS)
+    for name in CONSTANTS:
+        assert header_facts[name] == getattr(abi, name), name

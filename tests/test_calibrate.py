@@ -32,6 +32,8 @@ def test_a_calibration_measures_every_point_near_the_model(calibration):
     document = calibration.document()
     assert document["complete"]
     rates = [cell for cell in document["cells"] if cell["mbps"] and cell["reasons"] != ["floor-unknown"]]
+    if not rates:
+        pytest.skip("the machine was too busy to measure its floor")
     assert all(abs(cell["error_pct"]) < 25 for cell in rates)
     assert all(cell["server_mbps"] == pytest.approx(cell["client_mbps"], rel=0.25) for cell in rates)
     assert document["engines"]["kernel"]["ceiling_mbps"] > 400

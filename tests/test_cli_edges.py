@@ -111,9 +111,9 @@ def test_an_early_interrupt_ends_a_command_without_a_traceback(seconds):
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
-    # Before ours, it is Python itself that is loading.
-    assert b"cli/app.py" not in said
-    assert process.returncode in (0, 130, -signal.SIGINT, 1)
+    # Before ours, it is Python itself that is loading, and may end with a traceback of its own and 1.
+    assert b"cli/app.py" not in said and b", in begin" not in said
+    assert process.returncode in (0, 130, -signal.SIGINT) or b"KeyboardInterrupt" in said
 
 
 def commands(group, *names):

@@ -71,7 +71,9 @@ def test_a_million_deadlines_are_the_same_compiled_and_uncompiled(part):
 
 @needs_compiled
 def test_every_module_that_can_be_is_used_compiled():
-    for name in compiled.modules(compiled.sources()):
+    names = compiled.modules(compiled.sources())
+    assert names
+    for name in names:
         module = importlib.import_module(f"hbf_fuse.{name.rpartition('.')[0].replace('/', '.')}")
         assert module.__file__ == compiled.library(name)
 

@@ -523,7 +523,8 @@ def test_mode_cgroup_measures_the_file_itself_and_stands_beside_fuse(cold, tiny_
     assert metrics["io_max_in_force_mbps"] == 150
     assert metrics["resident_before_bytes"] == 0
     assert 50 < metrics["stage_effective_mbps"] < 225
-    assert metrics["valid"] or "io.max" in metrics["why"]
+    assert metrics["valid"] == (abs(metrics["tier_error_pct"]) <= cgroup.TOLERANCE_PCT)
+    assert metrics["valid"] != ("io.max" in metrics["why"])
     assert metrics["lateness_p50_us"] is None and metrics["stall_seconds"] is None
     assert str(model) not in json.dumps(document)
     fuse = {**document, "cell": {**document["cell"], "mode": "mmap"}}

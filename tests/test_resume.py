@@ -27,18 +27,24 @@ def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, l
     environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
     chance = random.Random(5)
     seen: dict[str, str] = {}
-    for _ in range(KILLS):
+    for number in range(KILLS):
         sweep = subprocess.Popen(
             line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
         )
+        # However slow the machine is, every other sweep ends a run: the next one must not measure that again.
+        give_up = time.monotonic() + 60
+        while number % 2 and len(_runs(results)) == len(seen) and sweep.poll() is None:
+            assert time.monotonic() < give_up, "no run was over within 60 s"
+            time.sleep(0.02)
         time.sleep(chance.uniform(0.2, 3.0))
         sweep.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
         said = sweep.communicate(timeout=30)[1]
         assert "Traceback" not in said, said
         _wait_until_gone(tmp_path)
-        for run in (results / "runs").glob("[!.]*.json"):
+        for run in _runs(results):
             text = run.read_text()
             assert seen.setdefault(run.name, text) == text, f"{run.name} was measured twice"
+    assert len(seen) >= KILLS // 2
     subprocess.run(line, check=True, capture_output=True, timeout=200, env=environment)
     _wait_until_gone(tmp_path)
     expected = 2 * len(MBPS) * len(LATS) * REPEATS
@@ -51,6 +57,11 @@ def test_a_sweep_killed_at_random_moments_ends_with_each_cell_once(tiny_model, l
         ]
     assert len(rows) == len(set(rows)) == expected
     assert not list(tmp_path.glob("scratch/*"))
+
+
+def _runs(results):
+    """The files of runs that are over."""
+    return list((results / "runs").glob("[!.]*.json"))
 
 
 def _wait_until_gone(folder):

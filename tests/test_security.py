@@ -517,6 +517,7 @@ def test_what_a_sweep_starts_may_do_little():
 def test_a_server_keeps_what_it_needs(noise, mount):
     point = mount(noise(4096))
     pid = client.read_hidden(point, "spec.json")["pid"]
+    assert capabilities(Path(f"/proc/{pid}/status").read_text()) <= server._KEPT
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(OSError):
             assert capabilities((task / "status").read_text()) <= server._KEPT

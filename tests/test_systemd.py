@@ -80,7 +80,9 @@ def test_the_services_are_not_more_exposed_than_they_need_to_be(analyze, name):
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_hardening_directive_is_explained(name):
     hardening = (UNITS / name).read_text().split("--- Hardening")[1].split("[Install]")[0]
-    for paragraph in filter(str.strip, re.split(r"^(?=#)", hardening.partition("\n")[2], flags=re.MULTILINE)):
+    paragraphs = re.split(r"^(?=#)", hardening.partition("\n")[2], flags=re.MULTILINE)
+    assert len(paragraphs) > 2
+    for paragraph in filter(str.strip, paragraphs):
         assert paragraph.startswith("#") and paragraph.count("\n") <= 9
 
 
@@ -278,7 +280,7 @@ def test_a_server_that_dies_leaves_nothing_even_if_the_watcher_is_asked_to_end_f
         children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
         assert children
         for pid in map(int, children):
-            wait_until(lambda pid=pid: ignores(pid, signal.SIGTERM), 10)
+            assert wait_until(lambda pid=pid: ignores(pid, signal.SIGTERM), 10)
             os.kill(pid, signal.SIGTERM)
         time.sleep(0.2)
     finally:

@@ -35,7 +35,7 @@ def test_make_keeps_the_old_file_when_interrupted(box: Box) -> None:
     old = box.work / "big.gguf"
     old.write_text("old")
     process = box.start(BIN / "hbf", "model", "make", "qwen2.5-3b-q4_k_m", "-o", old)
-    wait_until(lambda: len(names(box.work)) > 1, 10, step=0.01)
+    assert wait_until(lambda: len(names(box.work)) > 1, 10, step=0.01)
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode != 0
