@@ -25,7 +25,7 @@ from hbf_fuse.models import choice
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 HBF = [sys.executable, "-P", "-m", "hbf_fuse"]
-WIDTH, HEIGHT = 1100, 900
+WIDTH, HEIGHT = 1100, 930
 """Of the report's picture, in pixels."""
 
 COLUMNS = 72
