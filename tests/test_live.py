@@ -69,6 +69,9 @@ HOSTILE = [
     b'{"lat": NaN}',
     b'{"jitter": 5}',
     b'{"colour": "blue"}',
+    b'{"bandwidth_mbps": 5}',
+    b'{"interleave": "sideways"}',
+    b'{"interleave": []}',
     b'{"jitter": "uniform:9"}',
     b"\xff\x00" * 100,
     b"[" * 4000,
@@ -80,6 +83,14 @@ HOSTILE = [
 def test_a_message_that_cannot_be_understood_is_refused(message):
     with pytest.raises(ValueError):
         control.applied(message, TierSpec(500, 1))
+
+
+def test_every_field_of_a_tier_has_a_name_in_messages():
+    before, message = TierSpec(500, 1), {"page": 8192, "interleave": "modulo", "mbps": None}
+    after = control.applied(json.dumps(message).encode(), before)
+    assert after == TierSpec(None, 1, page_bytes=8192, interleave="modulo")
+    assert {**control.current(before), **message} == control.current(after)
+    assert len(control.current(after)) == len(after.to_dict())
 
 
 @ENGINES
