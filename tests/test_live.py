@@ -93,6 +93,15 @@ def test_every_field_of_a_tier_has_a_name_in_messages():
     assert len(control.current(after)) == len(after.to_dict())
 
 
+def test_set_changes_the_interleave_of_a_live_mount(mount, noise):
+    point = mount(noise(MIB), mbps=500)
+    said = hbf("set", point, "--planes", 8, "--t-read", 20, "--interleave", "modulo")
+    assert said.returncode == 0 and "20 us, modulo, was 500 MB/s" in said.stderr
+    assert json.loads((point / ".hbf/control").read_text())["interleave"] == "modulo"
+    said = hbf("set", point, "--interleave", "sideways")
+    assert said.returncode == 1 and "hashed, modulo" in said.stderr
+
+
 @ENGINES
 def test_a_mount_lives_through_hostile_messages(mount, noise, engine):
     source = noise(MIB)

@@ -3,14 +3,16 @@
 import csv
 import io
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hbf_fuse.cli.bench import Model, gguf_source
+from hbf_fuse.cli.bench import ModelOption
 from hbf_fuse.cli.common import Json, new_app, print_json, tell
-from hbf_fuse.cli.options import Jitter, Lat, ProfileName, Seed, bandwidth, tier_spec
+from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.options import ProfileFirst, Seed, bandwidth
 from hbf_fuse.cli.sweep import numbers
 from hbf_fuse.documents import inert_cell, write_whole
 from hbf_fuse.errors import HbfError
@@ -18,7 +20,6 @@ from hbf_fuse.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from hbf_fuse.kv.spill import Spill
-    from hbf_fuse.tier import TierSpec
 
 app = new_app(
     help="KV spill: decode with a context longer than DRAM holds.\n\n"
@@ -26,24 +27,120 @@ app = new_app(
     no_args_is_help=True,
 )
 
-CacheK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="llama.cpp's -ctk.")]
-CacheV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="llama.cpp's -ctv.")]
 Context = Annotated[str, typer.Option("--context", help="Tokens, with commas.")]
-Resident = Annotated[int, typer.Option("--resident", help="Tokens whose keys and values DRAM holds.", min=0)]
-Chunk = Annotated[str, typer.Option("--chunk", help="Size of a read.")]
-Depth = Annotated[int, typer.Option("--queue-depth", help="Reads in flight.")]
-Prefetch = Annotated[int, typer.Option("--prefetch", help="Layers that reading is ahead of computing.")]
 WriteMbps = Annotated[
     float | None, typer.Option("--write-mbps", help="The tier's rate for writes. Left out: unlimited.")
 ]
-Compute = Annotated[float | None, typer.Option("--compute-ms", help="Of a token with everything in DRAM.")]
-Bench = Annotated[
-    Path | None, typer.Option("--bench", help="runs/NAME.json of a llama-bench: its tg gives --compute-ms.")
-]
 Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to decode.", min=2, max=1_000_000)]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Also write a CSV.")]
-Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw it.")]
 Percentile = Annotated[float, typer.Option("--percentile", help="Share of the tokens, in %.", min=1, max=99)]
+
+
+@dataclass(frozen=True)
+class SpillOptions:
+    """What DRAM does not hold of a context, and how decode reads it."""
+
+    resident: Annotated[
+        int, typer.Option("--resident", help="Tokens whose keys and values DRAM holds.", min=0)
+    ] = 0
+    compute_ms: Annotated[
+        float | None, typer.Option("--compute-ms", help="Of a token with everything in DRAM.")
+    ] = None
+    bench: Annotated[
+        Path | None,
+        typer.Option("--bench", help="runs/NAME.json of a llama-bench: its tg gives --compute-ms."),
+    ] = None
+    cache_type_k: Annotated[str, typer.Option("-ctk", "--cache-type-k", help="llama.cpp's -ctk.")] = "f16"
+    cache_type_v: Annotated[str, typer.Option("-ctv", "--cache-type-v", help="llama.cpp's -ctv.")] = "f16"
+    chunk: Annotated[str, typer.Option("--chunk", help="Size of a read.")] = "1M"
+    queue_depth: Annotated[int, typer.Option("--queue-depth", help="Reads in flight.")] = 8
+    prefetch: Annotated[
+        int, typer.Option("--prefetch", help="Layers that reading is ahead of computing.")
+    ] = 0
+
+    def spills(
+        self, model: ModelOption, contexts: list[int], write_mbps: float | None = None
+    ) -> "list[Spill]":
+        """The spill of each context of a model. One beyond the model's is a warning."""
+        from hbf_fuse import gguf
+        from hbf_fuse.gguf import kv
+        from hbf_fuse.kv.spill import Spill
+
+        compute_seconds = self._compute_seconds()
+        described = gguf.read(model.source())
+        trained = described.field("context_length")
+        for context in contexts:
+            if isinstance(trained, int) and context > trained:
+                tell(f"a context of {context} is beyond the model's {trained}")
+        return [
+            Spill(
+                kv_bytes=kv.bytes_per_token(described, self.cache_type_k, self.cache_type_v),
+                layers=kv.cached_layers(described),
+                context=context,
+                resident=self.resident,
+                compute_seconds=compute_seconds,
+                chunk_bytes=parse_size(self.chunk),
+                depth=self.queue_depth,
+                prefetch=self.prefetch,
+                write_mbps=write_mbps,
+            )
+            for context in contexts
+        ]
+
+    def _compute_seconds(self) -> float:
+        if self.compute_ms is not None:
+            return self.compute_ms / 1e3
+        if self.bench is None:
+            tell("no --compute-ms and no --bench: computing counts as nothing")
+            return 0.0
+        from hbf_fuse.sweep.results import read_run
+
+        try:
+            metrics = read_run(self.bench).get("metrics", {})
+            return 1 / float(metrics.get("compute_tg") or metrics["tg"])
+        except (HbfError, KeyError, TypeError) as error:
+            raise HbfError(
+                f"{self.bench} is no run with a tg; name a runs/NAME.json of hbf bench or sweep"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where rows go beside stdout."""
+
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write a CSV.")] = None
+    svg: Annotated[Path | None, typer.Option("--svg", help="Also draw it.")] = None
+
+    def keep(self, rows: list[dict[str, Any]], drawing: str) -> None:
+        """Write rows as CSV and as a drawing of report/spill_plots.py, where wanted."""
+        if self.output:
+            write_whole(self.output, _csv(rows))
+            tell(f"stored as {self.output}")
+        if self.svg:
+            try:
+                from hbf_fuse.report import spill_plots
+            except ImportError as error:
+                raise HbfError(
+                    f"--svg needs {error.name}; `pip install 'hbf-fuse[report]'` brings it"
+                ) from error
+            write_whole(self.svg, getattr(spill_plots, drawing)(rows) + "\n")
+            tell(f"drawn as {self.svg}")
+
+
+@dataclass(frozen=True)
+class SolvedTier(ProfileFirst):
+    """Of a tier, what is known already."""
+
+    mbps: Annotated[float | None, bandwidth("what is solved for")] = None
+
+
+@dataclass(frozen=True)
+class ServedModel(ModelOption):
+    """A model whose default is that of a live mount."""
+
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="The GGUF whose KV geometry counts. \\[default: what is served]"),
+    ] = None
 
 
 @app.command()
@@ -106,27 +203,21 @@ def ceiling(
 
 
 @app.command()
+@flattened
 def sim(
+    *,
     context: Context,
-    model: Model = None,
+    model: ModelOption,
     mbps: Annotated[str, typer.Option("--mbps", help="Bandwidths with commas.")] = "1000",
     lat: Annotated[str, typer.Option("--lat", help="Latencies in ms with commas.")] = "0",
     jitter: Annotated[
         list[str] | None, typer.Option("--jitter", help="As for hbf-mount; give it again for another.")
     ] = None,
     seed: Seed = None,
-    resident: Resident = 0,
-    compute_ms: Compute = None,
-    bench: Bench = None,
-    cache_type_k: CacheK = "f16",
-    cache_type_v: CacheV = "f16",
-    chunk: Chunk = "1M",
-    queue_depth: Depth = 8,
-    prefetch: Prefetch = 0,
+    spilled: SpillOptions,
     write_mbps: WriteMbps = None,
     tokens: Tokens = 64,
-    output: Output = None,
-    svg: Svg = None,
+    kept: Kept,
     as_json: Json = False,
 ) -> None:
     """Decode in virtual time: speed at percentiles, the ceiling, and what bounds it.
@@ -136,44 +227,35 @@ def sim(
     from hbf_fuse.kv import sim as kv_sim
     from hbf_fuse.tier import TierSpec
 
-    compute = _compute_seconds(compute_ms, bench)
-    shared = (resident, compute, cache_type_k, cache_type_v, chunk, queue_depth, prefetch, write_mbps)
-    spills = _spills(model, _contexts(context), *shared)
+    spills = spilled.spills(model, _contexts(context), write_mbps)
     for spill in spills:
         if not spill.spilled_tokens:
-            tell(f"{resident} tokens in DRAM hold the whole context of {spill.context}: nothing is spilled")
+            tell(
+                f"{spilled.resident} tokens in DRAM hold the whole context of {spill.context}: "
+                "nothing is spilled"
+            )
     rows = [
         kv_sim.simulate(spill, TierSpec(link, latency, form, seed or 0), tokens).to_dict()
         for spill, link, latency, form in itertools.product(
             spills, _floats(mbps, "--mbps"), _floats(lat, "--lat"), jitter or [""]
         )
     ]
-    _keep(rows, output, svg, "speeds")
+    kept.keep(rows, "speeds")
     _print_rows(rows, as_json)
 
 
 @app.command()
+@flattened
 def solve(
+    *,
     context: Context,
     tps: Annotated[str, typer.Option("--tps", help="Tokens/s to reach, with commas.")],
-    model: Model = None,
-    profile: ProfileName = None,
-    mbps: Annotated[float | None, bandwidth("what is solved for")] = None,
-    lat: Lat = None,
-    jitter: Jitter = None,
-    seed: Seed = None,
+    model: ModelOption,
+    tier: SolvedTier,
     percentile: Percentile = 50,
-    resident: Resident = 0,
-    compute_ms: Compute = None,
-    bench: Bench = None,
-    cache_type_k: CacheK = "f16",
-    cache_type_v: CacheV = "f16",
-    chunk: Chunk = "1M",
-    queue_depth: Depth = 8,
-    prefetch: Prefetch = 0,
+    spilled: SpillOptions,
     write_mbps: WriteMbps = None,
-    output: Output = None,
-    svg: Svg = None,
+    kept: Kept,
     as_json: Json = False,
 ) -> None:
     """The least bandwidth that meets a target; with --mbps, the greatest latency instead.
@@ -182,36 +264,25 @@ def solve(
     """
     from hbf_fuse.kv import requirements
 
-    compute = _compute_seconds(compute_ms, bench)
-    shared = (resident, compute, cache_type_k, cache_type_v, chunk, queue_depth, prefetch, write_mbps)
-    spills = _spills(model, _contexts(context), *shared)
-    spec = _spec(profile, mbps, lat, jitter, seed)
+    spills = spilled.spills(model, _contexts(context), write_mbps)
+    spec = tier.spec()
     targets = [_within(target, "--tps", 1e-6, 1e9) for target in _floats(tps, "--tps")]
     rows = requirements.table(spills, spec, targets, percentile)
     if all(row["why"] for row in rows):
         raise HbfError(rows[0]["why"])
-    if svg and spec.bandwidth_mbps is not None:
+    if kept.svg and spec.bandwidth_mbps is not None:
         raise HbfError("--svg draws bandwidths; leave out --mbps")
-    _keep(rows, output, svg, "requirements")
+    kept.keep(rows, "requirements")
     _print_rows([{key: row.get(key) for key in {**rows[0], **rows[-1]}} for row in rows], as_json)
 
 
 @app.command()
+@flattened
 def replay(
     mountpoint: Annotated[Path, typer.Argument(help="A live mount.")],
     context: Annotated[int, typer.Option("--context", help="Tokens.", min=1)],
-    model: Annotated[
-        Path | None,
-        typer.Option("-m", "--model", help="The GGUF whose KV geometry counts. \\[default: what is served]"),
-    ] = None,
-    resident: Resident = 0,
-    compute_ms: Compute = None,
-    bench: Bench = None,
-    cache_type_k: CacheK = "f16",
-    cache_type_v: CacheV = "f16",
-    chunk: Chunk = "1M",
-    queue_depth: Depth = 8,
-    prefetch: Prefetch = 0,
+    model: ServedModel,
+    spilled: SpillOptions,
     tokens: Tokens = 8,
     way: Annotated[
         str, typer.Option("--way", help="read: past the page cache; mmap: through a mapping.")
@@ -230,22 +301,10 @@ def replay(
 
     path = points.absolute(mountpoint)
     known = client.read_hidden(path, "spec.json")
-    compute = _compute_seconds(compute_ms, bench)
-    (spill,) = _spills(
-        model or Path(known["source"]),
-        [context],
-        resident,
-        compute,
-        cache_type_k,
-        cache_type_v,
-        chunk,
-        queue_depth,
-        prefetch,
-        None,
-    )
+    (spill,) = spilled.spills(ModelOption(model.model or Path(known["source"])), [context])
     if not spill.spilled_tokens:
         raise HbfError(
-            f"{resident} tokens in DRAM hold the whole context of {context}: nothing would be read"
+            f"{spilled.resident} tokens in DRAM hold the whole context of {context}: nothing would be read"
         )
     simulated = kv_sim.simulate(spill, TierSpec.from_dict(known["tier"]), tokens)
     measured = kv_replay.replay(spill, path / "model.gguf", tokens, way)
@@ -262,67 +321,6 @@ def replay(
         print_json(document)
     else:
         _print_rows([{key: value for key, value in document.items() if key != "token_seconds"}], as_json)
-
-
-def _spills(
-    model: Path | None,
-    contexts: list[int],
-    resident: int,
-    compute_seconds: float,
-    cache_type_k: str,
-    cache_type_v: str,
-    chunk: str,
-    depth: int,
-    prefetch: int,
-    write_mbps: float | None,
-) -> "list[Spill]":
-    """The spill of each context of a model. One beyond the model's is a warning."""
-    from hbf_fuse import gguf
-    from hbf_fuse.gguf import kv
-    from hbf_fuse.kv.spill import Spill
-
-    described = gguf.read(gguf_source(model))
-    trained = described.field("context_length")
-    for context in contexts:
-        if isinstance(trained, int) and context > trained:
-            tell(f"a context of {context} is beyond the model's {trained}")
-    return [
-        Spill(
-            kv_bytes=kv.bytes_per_token(described, cache_type_k, cache_type_v),
-            layers=kv.cached_layers(described),
-            context=context,
-            resident=resident,
-            compute_seconds=compute_seconds,
-            chunk_bytes=parse_size(chunk),
-            depth=depth,
-            prefetch=prefetch,
-            write_mbps=write_mbps,
-        )
-        for context in contexts
-    ]
-
-
-def _compute_seconds(compute_ms: float | None, bench: Path | None) -> float:
-    if compute_ms is not None:
-        return compute_ms / 1e3
-    if bench is None:
-        tell("no --compute-ms and no --bench: computing counts as nothing")
-        return 0.0
-    from hbf_fuse.sweep.results import read_run
-
-    try:
-        metrics = read_run(bench).get("metrics", {})
-        return 1 / float(metrics.get("compute_tg") or metrics["tg"])
-    except (HbfError, KeyError, TypeError) as error:
-        raise HbfError(f"{bench} is no run with a tg; name a runs/NAME.json of hbf bench or sweep") from error
-
-
-def _spec(
-    profile: str | None, mbps: float | None, lat: float | None, jitter: str | None, seed: int | None
-) -> "TierSpec":
-    return tier_spec(
-        profile, mbps=mbps, lat=lat, jitter=jitter, seed=seed, planes=None, page=None, t_read=None, depth=None
-    )
 
 
 def _floats(text: str, option: str) -> list[float]:
@@ -344,20 +342,6 @@ def _within(value: float, option: str, least: float, most: float) -> float:
     if not least <= value <= most:
         raise typer.BadParameter(f"{option} must be from {least:g} to {most:g}, got {value:g}")
     return value
-
-
-def _keep(rows: list[dict[str, Any]], output: Path | None, svg: Path | None, drawing: str) -> None:
-    """Write rows as CSV and as a drawing of report/spill_plots.py, where wanted."""
-    if output:
-        write_whole(output, _csv(rows))
-        tell(f"stored as {output}")
-    if svg:
-        try:
-            from hbf_fuse.report import spill_plots
-        except ImportError as error:
-            raise HbfError(f"--svg needs {error.name}; `pip install 'hbf-fuse[report]'` brings it") from error
-        write_whole(svg, getattr(spill_plots, drawing)(rows) + "\n")
-        tell(f"drawn as {svg}")
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
