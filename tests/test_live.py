@@ -108,6 +108,9 @@ HOSTILE = [
     b'{"lat": NaN}',
     b'{"jitter": 5}',
     b'{"colour": "blue"}',
+    b'{"bandwidth_mbps": 5}',
+    b'{"interleave": "sideways"}',
+    b'{"interleave": []}',
     b'{"jitter": "uniform:9"}',
     b"\xff\x00" * 100,
     b"[" * 4000,
@@ -119,6 +122,23 @@ HOSTILE = [
 def test_a_message_that_cannot_be_understood_is_refused(message):
     with pytest.raises(ValueError):
         control.applied(message, TierSpec(500, 1))
+
+
+def test_every_field_of_a_tier_has_a_name_in_messages():
+    before, message = TierSpec(500, 1), {"page": 8192, "interleave": "modulo", "mbps": None}
+    after = control.applied(json.dumps(message).encode(), before)
+    assert after == TierSpec(None, 1, page_bytes=8192, interleave="modulo")
+    assert {**control.current(before), **message} == control.current(after)
+    assert len(control.current(after)) == len(after.to_dict())
+
+
+def test_set_changes_the_interleave_of_a_live_mount(mount, noise):
+    point = mount(noise(MIB), mbps=500)
+    said = hbf("set", point, "--planes", 8, "--t-read", 20, "--interleave", "modulo")
+    assert said.returncode == 0 and "20 us, modulo, was 500 MB/s" in said.stderr
+    assert json.loads((point / ".hbf/control").read_text())["interleave"] == "modulo"
+    said = hbf("set", point, "--interleave", "sideways")
+    assert said.returncode == 1 and "hashed, modulo" in said.stderr
 
 
 @ENGINES

@@ -45,6 +45,7 @@ def test_every_option_of_hbf_mount_is_known_by_its_long_name(known):
         ("ro,nosuid,nodev,noexec,relatime,defaults", []),
         ("noauto,user,user=me,_netdev,nofail,x-systemd.automount,X-mount.mkdir=0755,comment=tier", []),
         ("mbps=500,lat=1", ["--mbps=500", "--lat=1"]),
+        ("interleave=modulo,planes=8", ["--interleave=modulo", "--planes=8"]),
         ("allow_other,t_read=20,no_preload", ["--allow-other", "--t-read=20", "--no-preload"]),
         ('jitter="normal:0.1+tail:1e-4,2",seed=7', ["--jitter=normal:0.1+tail:1e-4,2", "--seed=7"]),
         ('"jitter=uniform:0.1",rw', ["--jitter=uniform:0.1"]),

@@ -1,70 +1,59 @@
 """`hbf bench`: one cell."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hbf_fuse.cli.common import Json, print_json, tell, warn_of_others
-from hbf_fuse.cli.options import (
-    Depth,
-    EngineName,
-    Jitter,
-    Lat,
-    Mbps,
-    Page,
-    Place,
-    Planes,
-    Policy,
-    ProfileName,
-    Seed,
-    Tiers,
-    TRead,
-    checked_engine,
-    layout_of,
-    named,
-    tier_spec,
-)
+from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.options import EngineName, MemoryOptions, TierOptions, checked_engine, named
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import Folder
 
 DEFAULT_RESIDENT = "50%"
-Model = Annotated[
-    Path | None, typer.Option("-m", "--model", help="A GGUF. \\[default: as for hbf-mount]", readable=False)
-]
-NPrompt = Annotated[int, typer.Option("-p", "--n-prompt", help="llama-bench's -p.", min=0)]
-NGen = Annotated[int, typer.Option("-n", "--n-gen", help="llama-bench's -n.", min=0)]
-Threads = Annotated[
-    int, typer.Option("-t", "--threads", help="llama-bench's -t; 0 leaves it to llama-bench.", min=0)
-]
-Timeout = Annotated[
-    float, typer.Option("--timeout", help="Seconds after which a llama-bench counts as hung.", min=1)
-]
 
 
-def bench(
-    mbps: Mbps = None,
-    lat: Lat = None,
-    profile: ProfileName = None,
-    jitter: Jitter = None,
-    seed: Seed = None,
-    planes: Planes = None,
-    page: Page = None,
-    t_read: TRead = None,
-    depth: Depth = None,
-    model: Model = None,
-    n_prompt: NPrompt = 256,
-    n_gen: NGen = 256,
-    threads: Threads = 0,
-    timeout: Timeout = 3600.0,
-    mode: Annotated[
-        str,
-        typer.Option(
-            "--mode",
-            help="mmap: from the mount; stage: from a copy made through it; stream: tokens read the tier; "
-            "cgroup: from the file itself, under the kernel's io.max.",
-        ),
-    ] = "mmap",
+@dataclass(frozen=True)
+class ModelOption:
+    """The model to measure with."""
+
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="A GGUF. \\[default: as for hbf-mount]", readable=False),
+    ] = None
+
+    def source(self, otherwise: Path | None = None) -> Path:
+        """Where it is, or what hbf-mount would take; made sure to be a GGUF."""
+        from hbf_fuse import gguf
+        from hbf_fuse.models import choice
+
+        path = choice.resolve(self.model or otherwise, tell)
+        if path.is_dir():
+            raise HbfError(f"{path} is a directory; name one GGUF with -m")
+        gguf.read(path)
+        return path
+
+
+@dataclass(frozen=True)
+class LlamaOptions:
+    """What llama-bench is asked for."""
+
+    n_prompt: Annotated[int, typer.Option("-p", "--n-prompt", help="llama-bench's -p.", min=0)] = 256
+    n_gen: Annotated[int, typer.Option("-n", "--n-gen", help="llama-bench's -n.", min=0)] = 256
+    threads: Annotated[
+        int, typer.Option("-t", "--threads", help="llama-bench's -t; 0 leaves it to llama-bench.", min=0)
+    ] = 0
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="Seconds after which a llama-bench counts as hung.", min=1)
+    ] = 3600.0
+
+
+@dataclass(frozen=True)
+class StreamMemory(MemoryOptions):
+    """As for a mount; --resident is mode stream's and may be a share."""
+
     resident: Annotated[
         str | None,
         typer.Option(
@@ -73,10 +62,24 @@ def bench(
             rich_help_panel="Emulated DRAM",
             show_default=False,
         ),
-    ] = None,
-    policy: Policy = None,
-    place: Place = None,
-    tiers: Tiers = None,
+    ] = None
+
+
+@flattened
+def bench(
+    *,
+    tier: TierOptions,
+    model: ModelOption,
+    llama: LlamaOptions,
+    mode: Annotated[
+        str,
+        typer.Option(
+            "--mode",
+            help="mmap: from the mount; stage: from a copy made through it; stream: tokens read the tier; "
+            "cgroup: from the file itself, under the kernel's io.max.",
+        ),
+    ] = "mmap",
+    memory: StreamMemory,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Keep every read in this file; see `hbf trace`.")
     ] = None,
@@ -96,29 +99,19 @@ def bench(
     from hbf_fuse.traces.trace import may_be_written
     from hbf_fuse.workload.llama import BenchOptions
 
-    tier = tier_spec(
-        profile,
-        mbps=mbps,
-        lat=lat,
-        jitter=jitter,
-        seed=seed,
-        planes=planes,
-        page=page,
-        t_read=t_read,
-        depth=depth,
-    )
+    spec = tier.spec()
     if trace and mode == "cgroup":
         raise typer.BadParameter("--trace records the reads of a mount; mode cgroup has none")
-    known = ModelFile.of(gguf_source(model))
-    share = resident or (DEFAULT_RESIDENT if mode == "stream" else None)
+    known = ModelFile.of(model.source())
+    share = memory.resident or (DEFAULT_RESIDENT if mode == "stream" else None)
     cell = Cell(
         model=known,
-        spec=tier,
+        spec=spec,
         mode=checked_mode(mode),
         engine=checked_engine(engine),
-        bench=BenchOptions(n_prompt, n_gen, threads),
-        layout=layout_of(budget(share, known.size) if share else None, policy, place, tiers),
-        timeout_seconds=timeout,
+        bench=BenchOptions(llama.n_prompt, llama.n_gen, llama.threads),
+        layout=memory.layout(budget(share, known.size) if share else None),
+        timeout_seconds=llama.timeout,
     )
     folder = output.absolute()
     if (folder / loop.SWEEP_FILE).exists():
@@ -146,15 +139,3 @@ def _show(document: dict[str, Any], as_json: bool) -> None:
         if isinstance(value, dict):
             continue  # for the report
         print(f"{name:26}{value:.3f}" if isinstance(value, float) else f"{name:26}{value}")
-
-
-def gguf_source(model: Path | None) -> Path:
-    """The model to measure with, made sure to be a GGUF."""
-    from hbf_fuse import gguf
-    from hbf_fuse.models import choice
-
-    path = choice.resolve(model, tell)
-    if path.is_dir():
-        raise HbfError(f"{path} is a directory; name one GGUF with -m")
-    gguf.read(path)
-    return path

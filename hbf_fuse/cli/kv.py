@@ -1,16 +1,19 @@
 """`hbf kv`: KV spill, simulated and measured."""
 
 import csv
+import dataclasses
 import io
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hbf_fuse.cli.bench import Model, gguf_source
+from hbf_fuse.cli.bench import ModelOption
 from hbf_fuse.cli.common import Json, new_app, print_json, tell
-from hbf_fuse.cli.options import Jitter, Lat, ProfileName, Seed, bandwidth, tier_spec
+from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.options import ProfileFirst, Seed, bandwidth
 from hbf_fuse.cli.sweep import numbers
 from hbf_fuse.documents import inert_cell, write_whole
 from hbf_fuse.errors import HbfError
@@ -26,24 +29,173 @@ app = new_app(
     no_args_is_help=True,
 )
 
-CacheK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="llama.cpp's -ctk.")]
-CacheV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="llama.cpp's -ctv.")]
+WELL_FILLED_PCT = 95.0
+
 Context = Annotated[str, typer.Option("--context", help="Tokens, with commas.")]
-Resident = Annotated[int, typer.Option("--resident", help="Tokens whose keys and values DRAM holds.", min=0)]
-Chunk = Annotated[str, typer.Option("--chunk", help="Size of a read.")]
-Depth = Annotated[int, typer.Option("--queue-depth", help="Reads in flight.")]
-Prefetch = Annotated[int, typer.Option("--prefetch", help="Layers that reading is ahead of computing.")]
 WriteMbps = Annotated[
     float | None, typer.Option("--write-mbps", help="The tier's rate for writes. Left out: unlimited.")
 ]
-Compute = Annotated[float | None, typer.Option("--compute-ms", help="Of a token with everything in DRAM.")]
-Bench = Annotated[
-    Path | None, typer.Option("--bench", help="runs/NAME.json of a llama-bench: its tg gives --compute-ms.")
-]
 Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to decode.", min=2, max=1_000_000)]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Also write a CSV.")]
-Svg = Annotated[Path | None, typer.Option("--svg", help="Also draw it.")]
 Percentile = Annotated[float, typer.Option("--percentile", help="Share of the tokens, in %.", min=1, max=99)]
+
+
+@dataclass(frozen=True)
+class SpillOptions:
+    """What DRAM does not hold of a context, and how decode reads it."""
+
+    resident: Annotated[
+        int, typer.Option("--resident", help="Tokens whose keys and values DRAM holds.", min=0)
+    ] = 0
+    compute_ms: Annotated[
+        float | None, typer.Option("--compute-ms", help="Of a token with everything in DRAM.")
+    ] = None
+    bench: Annotated[
+        Path | None,
+        typer.Option("--bench", help="runs/NAME.json of a llama-bench: its tg gives --compute-ms."),
+    ] = None
+    cache_type_k: Annotated[str, typer.Option("-ctk", "--cache-type-k", help="llama.cpp's -ctk.")] = "f16"
+    cache_type_v: Annotated[str, typer.Option("-ctv", "--cache-type-v", help="llama.cpp's -ctv.")] = "f16"
+    chunk: Annotated[str, typer.Option("--chunk", help="Size of a read.")] = "1M"
+    queue_depth: Annotated[int, typer.Option("--queue-depth", help="Reads in flight.")] = 8
+    prefetch: Annotated[
+        int, typer.Option("--prefetch", help="Layers that reading is ahead of computing.")
+    ] = 0
+
+    def spills(
+        self, model: ModelOption, contexts: list[int], write_mbps: float | None = None
+    ) -> "list[Spill]":
+        """The spill of each context of a model. One beyond the model's is a warning."""
+        from hbf_fuse import gguf
+        from hbf_fuse.gguf import kv
+        from hbf_fuse.kv.spill import Spill
+
+        compute_seconds = self._compute_seconds()
+        described = gguf.read(model.source())
+        trained = described.field("context_length")
+        for context in contexts:
+            if isinstance(trained, int) and context > trained:
+                tell(f"a context of {context} is beyond the model's {trained}")
+        return [
+            Spill(
+                kv_bytes=kv.bytes_per_token(described, self.cache_type_k, self.cache_type_v),
+                layers=kv.cached_layers(described),
+                context=context,
+                resident=self.resident,
+                compute_seconds=compute_seconds,
+                chunk_bytes=parse_size(self.chunk),
+                depth=self.queue_depth,
+                prefetch=self.prefetch,
+                write_mbps=write_mbps,
+            )
+            for context in contexts
+        ]
+
+    def _compute_seconds(self) -> float:
+        if self.compute_ms is not None:
+            return self.compute_ms / 1e3
+        if self.bench is None:
+            tell("no --compute-ms and no --bench: computing counts as nothing")
+            return 0.0
+        from hbf_fuse.sweep.results import read_run
+
+        try:
+            metrics = read_run(self.bench).get("metrics", {})
+            return 1 / float(metrics.get("compute_tg") or metrics["tg"])
+        except (HbfError, KeyError, TypeError) as error:
+            raise HbfError(
+                f"{self.bench} is no run with a tg; name a runs/NAME.json of hbf bench or sweep"
+            ) from error
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Streams that decode together, and what else a step takes."""
+
+    batch: Annotated[int, typer.Option("--batch", help="Streams that decode together.", min=1)] = 1
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", help="Of weights that lie in the tier, too, as 2G: read once a step."),
+    ] = None
+    dram_mbps: Annotated[
+        float | None,
+        typer.Option("--dram-mbps", help="Attention reads the context at this rate. Left out: in no time."),
+    ] = None
+
+    def of(self, spill: "Spill") -> "Spill":
+        """The same spill for these streams."""
+        return dataclasses.replace(
+            spill,
+            batch=self.batch,
+            weight_bytes=parse_size(self.weights) if self.weights else 0,
+            dram_mbps=self.dram_mbps,
+        )
+
+
+@dataclass(frozen=True)
+class EnduranceOptions:
+    """How much writing the tier's flash bears."""
+
+    capacity_gb: Annotated[
+        float | None, typer.Option("--capacity-gb", help="Of the tier. \\[default: the profile's]", min=0)
+    ] = None
+    pe_cycles: Annotated[
+        float | None, typer.Option("--pe-cycles", help="Program and erase cycles of a cell.", min=0)
+    ] = None
+    amplification: Annotated[
+        float, typer.Option("--write-amplification", help="Bytes programmed for each one written.", min=1)
+    ] = 1.0
+
+    def lifetime(self, profile: str | None, row: dict[str, Any]) -> dict[str, Any]:
+        """A column for how long the flash lasts, where that can be told."""
+        from hbf_fuse.kv import endurance
+        from hbf_fuse.tier import profiles
+
+        known = profiles.load(profile).values.get("capacity_gb") if profile else None
+        capacity = self.capacity_gb or (known.value if known else None)
+        if capacity is None or self.pe_cycles is None:
+            return {}
+        written = row["written_gb_per_day"]
+        return {"lifetime_years": endurance.years(capacity, self.pe_cycles, written, self.amplification)}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where rows go beside stdout."""
+
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Also write a CSV.")] = None
+    svg: Annotated[Path | None, typer.Option("--svg", help="Also draw it.")] = None
+
+    def keep(self, rows: list[dict[str, Any]], drawing: str) -> None:
+        """Write rows as CSV and as a drawing of report/spill_plots.py, where wanted."""
+        if self.output:
+            write_whole(self.output, _csv(rows))
+            tell(f"stored as {self.output}")
+        if self.svg:
+            try:
+                from hbf_fuse.report import spill_plots
+            except ImportError as error:
+                raise HbfError(
+                    f"--svg needs {error.name}; `pip install 'hbf-fuse[report]'` brings it"
+                ) from error
+            write_whole(self.svg, getattr(spill_plots, drawing)(rows) + "\n")
+            tell(f"drawn as {self.svg}")
+
+
+@dataclass(frozen=True)
+class SolvedTier(ProfileFirst):
+    """Of a tier, what is known already."""
+
+    mbps: Annotated[float | None, bandwidth("what is solved for")] = None
+
+
+@dataclass(frozen=True)
+class ServedModel(ModelOption):
+    """A model whose default is that of a live mount."""
+
+    model: Annotated[
+        Path | None,
+        typer.Option("-m", "--model", help="The GGUF whose KV geometry counts. \\[default: what is served]"),
+    ] = None
 
 
 @app.command()
@@ -106,27 +258,32 @@ def ceiling(
 
 
 @app.command()
+@flattened
 def sim(
+    *,
     context: Context,
-    model: Model = None,
-    mbps: Annotated[str, typer.Option("--mbps", help="Bandwidths with commas.")] = "1000",
-    lat: Annotated[str, typer.Option("--lat", help="Latencies in ms with commas.")] = "0",
+    model: ModelOption,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="A known device, flash detail and all."),
+    ] = None,
+    mbps: Annotated[
+        str | None, typer.Option("--mbps", help="Bandwidths with commas. \\[default: 1000, or the profile's]")
+    ] = None,
+    lat: Annotated[
+        str | None,
+        typer.Option("--lat", help="In ms, with commas. \\[default: 0, or the profile's]"),
+    ] = None,
     jitter: Annotated[
         list[str] | None, typer.Option("--jitter", help="As for hbf-mount; give it again for another.")
     ] = None,
     seed: Seed = None,
-    resident: Resident = 0,
-    compute_ms: Compute = None,
-    bench: Bench = None,
-    cache_type_k: CacheK = "f16",
-    cache_type_v: CacheV = "f16",
-    chunk: Chunk = "1M",
-    queue_depth: Depth = 8,
-    prefetch: Prefetch = 0,
+    spilled: SpillOptions,
+    streams: StreamOptions,
     write_mbps: WriteMbps = None,
+    endurance: EnduranceOptions,
     tokens: Tokens = 64,
-    output: Output = None,
-    svg: Svg = None,
+    kept: Kept,
     as_json: Json = False,
 ) -> None:
     """Decode in virtual time: speed at percentiles, the ceiling, and what bounds it.
@@ -134,46 +291,50 @@ def sim(
     Example: [bold]hbf kv sim -m model.gguf --context 32768 --mbps 1000,4000 --lat 0.02 --compute-ms 50[/bold]
     """
     from hbf_fuse.kv import sim as kv_sim
-    from hbf_fuse.tier import TierSpec
+    from hbf_fuse.tier import TierSpec, profiles
 
-    compute = _compute_seconds(compute_ms, bench)
-    shared = (resident, compute, cache_type_k, cache_type_v, chunk, queue_depth, prefetch, write_mbps)
-    spills = _spills(model, _contexts(context), *shared)
+    spills = [streams.of(spill) for spill in spilled.spills(model, _contexts(context), write_mbps)]
+    base = profiles.load(profile).spec() if profile else TierSpec(1000)
+    links = [base.bandwidth_mbps] if mbps is None else _floats(mbps, "--mbps")
+    latencies = [base.latency_ms] if lat is None else _floats(lat, "--lat")
     for spill in spills:
         if not spill.spilled_tokens:
-            tell(f"{resident} tokens in DRAM hold the whole context of {spill.context}: nothing is spilled")
-    rows = [
-        kv_sim.simulate(spill, TierSpec(link, latency, form, seed or 0), tokens).to_dict()
-        for spill, link, latency, form in itertools.product(
-            spills, _floats(mbps, "--mbps"), _floats(lat, "--lat"), jitter or [""]
+            tell(
+                f"{spilled.resident} tokens in DRAM hold the whole context of {spill.context}: "
+                "nothing is spilled"
+            )
+    specs = [
+        dataclasses.replace(
+            base,
+            bandwidth_mbps=link,
+            latency_ms=latency,
+            jitter=form,
+            seed=base.seed if seed is None else seed,
         )
+        for link, latency, form in itertools.product(links, latencies, jitter or [base.jitter])
     ]
-    _keep(rows, output, svg, "speeds")
+    rows = []
+    for spill, spec in itertools.product(spills, specs):
+        row = kv_sim.simulate(spill, spec, tokens).to_dict()
+        _tell_unfilled(spill, spec, row)
+        rows.append({**row, **endurance.lifetime(profile, row)})
+    kept.keep(rows, "speeds")
     _print_rows(rows, as_json)
 
 
 @app.command()
+@flattened
 def solve(
+    *,
     context: Context,
     tps: Annotated[str, typer.Option("--tps", help="Tokens/s to reach, with commas.")],
-    model: Model = None,
-    profile: ProfileName = None,
-    mbps: Annotated[float | None, bandwidth("what is solved for")] = None,
-    lat: Lat = None,
-    jitter: Jitter = None,
-    seed: Seed = None,
+    model: ModelOption,
+    tier: SolvedTier,
     percentile: Percentile = 50,
-    resident: Resident = 0,
-    compute_ms: Compute = None,
-    bench: Bench = None,
-    cache_type_k: CacheK = "f16",
-    cache_type_v: CacheV = "f16",
-    chunk: Chunk = "1M",
-    queue_depth: Depth = 8,
-    prefetch: Prefetch = 0,
+    spilled: SpillOptions,
+    streams: StreamOptions,
     write_mbps: WriteMbps = None,
-    output: Output = None,
-    svg: Svg = None,
+    kept: Kept,
     as_json: Json = False,
 ) -> None:
     """The least bandwidth that meets a target; with --mbps, the greatest latency instead.
@@ -182,36 +343,25 @@ def solve(
     """
     from hbf_fuse.kv import requirements
 
-    compute = _compute_seconds(compute_ms, bench)
-    shared = (resident, compute, cache_type_k, cache_type_v, chunk, queue_depth, prefetch, write_mbps)
-    spills = _spills(model, _contexts(context), *shared)
-    spec = _spec(profile, mbps, lat, jitter, seed)
+    spills = [streams.of(spill) for spill in spilled.spills(model, _contexts(context), write_mbps)]
+    spec = tier.spec()
     targets = [_within(target, "--tps", 1e-6, 1e9) for target in _floats(tps, "--tps")]
     rows = requirements.table(spills, spec, targets, percentile)
     if all(row["why"] for row in rows):
         raise HbfError(rows[0]["why"])
-    if svg and spec.bandwidth_mbps is not None:
+    if kept.svg and spec.bandwidth_mbps is not None:
         raise HbfError("--svg draws bandwidths; leave out --mbps")
-    _keep(rows, output, svg, "requirements")
+    kept.keep(rows, "requirements")
     _print_rows([{key: row.get(key) for key in {**rows[0], **rows[-1]}} for row in rows], as_json)
 
 
 @app.command()
+@flattened
 def replay(
     mountpoint: Annotated[Path, typer.Argument(help="A live mount.")],
     context: Annotated[int, typer.Option("--context", help="Tokens.", min=1)],
-    model: Annotated[
-        Path | None,
-        typer.Option("-m", "--model", help="The GGUF whose KV geometry counts. \\[default: what is served]"),
-    ] = None,
-    resident: Resident = 0,
-    compute_ms: Compute = None,
-    bench: Bench = None,
-    cache_type_k: CacheK = "f16",
-    cache_type_v: CacheV = "f16",
-    chunk: Chunk = "1M",
-    queue_depth: Depth = 8,
-    prefetch: Prefetch = 0,
+    model: ServedModel,
+    spilled: SpillOptions,
     tokens: Tokens = 8,
     way: Annotated[
         str, typer.Option("--way", help="read: past the page cache; mmap: through a mapping.")
@@ -230,22 +380,10 @@ def replay(
 
     path = points.absolute(mountpoint)
     known = client.read_hidden(path, "spec.json")
-    compute = _compute_seconds(compute_ms, bench)
-    (spill,) = _spills(
-        model or Path(known["source"]),
-        [context],
-        resident,
-        compute,
-        cache_type_k,
-        cache_type_v,
-        chunk,
-        queue_depth,
-        prefetch,
-        None,
-    )
+    (spill,) = spilled.spills(ModelOption(model.model or Path(known["source"])), [context])
     if not spill.spilled_tokens:
         raise HbfError(
-            f"{resident} tokens in DRAM hold the whole context of {context}: nothing would be read"
+            f"{spilled.resident} tokens in DRAM hold the whole context of {context}: nothing would be read"
         )
     simulated = kv_sim.simulate(spill, TierSpec.from_dict(known["tier"]), tokens)
     measured = kv_replay.replay(spill, path / "model.gguf", tokens, way)
@@ -264,65 +402,14 @@ def replay(
         _print_rows([{key: value for key, value in document.items() if key != "token_seconds"}], as_json)
 
 
-def _spills(
-    model: Path | None,
-    contexts: list[int],
-    resident: int,
-    compute_seconds: float,
-    cache_type_k: str,
-    cache_type_v: str,
-    chunk: str,
-    depth: int,
-    prefetch: int,
-    write_mbps: float | None,
-) -> "list[Spill]":
-    """The spill of each context of a model. One beyond the model's is a warning."""
-    from hbf_fuse import gguf
-    from hbf_fuse.gguf import kv
-    from hbf_fuse.kv.spill import Spill
-
-    described = gguf.read(gguf_source(model))
-    trained = described.field("context_length")
-    for context in contexts:
-        if isinstance(trained, int) and context > trained:
-            tell(f"a context of {context} is beyond the model's {trained}")
-    return [
-        Spill(
-            kv_bytes=kv.bytes_per_token(described, cache_type_k, cache_type_v),
-            layers=kv.cached_layers(described),
-            context=context,
-            resident=resident,
-            compute_seconds=compute_seconds,
-            chunk_bytes=parse_size(chunk),
-            depth=depth,
-            prefetch=prefetch,
-            write_mbps=write_mbps,
+def _tell_unfilled(spill: "Spill", spec: "TierSpec", row: dict[str, Any]) -> None:
+    """A word where too little is in flight for the link."""
+    filled = row["filled_pct"]
+    if spill.spilled_tokens and filled is not None and filled < WELL_FILLED_PCT:
+        tell(
+            f"{spill.depth} reads of {format_size(spill.chunk_bytes)} at once have {filled:.0f}% of {spec}; "
+            "more of them (--queue-depth) or larger ones (--chunk) would have more of it"
         )
-        for context in contexts
-    ]
-
-
-def _compute_seconds(compute_ms: float | None, bench: Path | None) -> float:
-    if compute_ms is not None:
-        return compute_ms / 1e3
-    if bench is None:
-        tell("no --compute-ms and no --bench: computing counts as nothing")
-        return 0.0
-    from hbf_fuse.sweep.results import read_run
-
-    try:
-        metrics = read_run(bench).get("metrics", {})
-        return 1 / float(metrics.get("compute_tg") or metrics["tg"])
-    except (HbfError, KeyError, TypeError) as error:
-        raise HbfError(f"{bench} is no run with a tg; name a runs/NAME.json of hbf bench or sweep") from error
-
-
-def _spec(
-    profile: str | None, mbps: float | None, lat: float | None, jitter: str | None, seed: int | None
-) -> "TierSpec":
-    return tier_spec(
-        profile, mbps=mbps, lat=lat, jitter=jitter, seed=seed, planes=None, page=None, t_read=None, depth=None
-    )
 
 
 def _floats(text: str, option: str) -> list[float]:
@@ -344,20 +431,6 @@ def _within(value: float, option: str, least: float, most: float) -> float:
     if not least <= value <= most:
         raise typer.BadParameter(f"{option} must be from {least:g} to {most:g}, got {value:g}")
     return value
-
-
-def _keep(rows: list[dict[str, Any]], output: Path | None, svg: Path | None, drawing: str) -> None:
-    """Write rows as CSV and as a drawing of report/spill_plots.py, where wanted."""
-    if output:
-        write_whole(output, _csv(rows))
-        tell(f"stored as {output}")
-    if svg:
-        try:
-            from hbf_fuse.report import spill_plots
-        except ImportError as error:
-            raise HbfError(f"--svg needs {error.name}; `pip install 'hbf-fuse[report]'` brings it") from error
-        write_whole(svg, getattr(spill_plots, drawing)(rows) + "\n")
-        tell(f"drawn as {svg}")
 
 
 def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:

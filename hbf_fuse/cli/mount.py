@@ -7,26 +7,8 @@ import typer
 
 from hbf_fuse import compiled
 from hbf_fuse.cli.common import single, tell
-from hbf_fuse.cli.options import (
-    Depth,
-    EngineName,
-    Jitter,
-    Lat,
-    Mbps,
-    Page,
-    Place,
-    Planes,
-    Policy,
-    ProfileName,
-    Seed,
-    Tiers,
-    TRead,
-    checked_engine,
-    layout_of,
-    limits_of,
-    named,
-    tier_spec,
-)
+from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.options import EngineName, MemoryOptions, TierOptions, checked_engine, limits_of, named
 from hbf_fuse.cli.profile import beyond_real_time
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec
@@ -45,6 +27,7 @@ Preload = Annotated[
 ]
 
 
+@flattened
 def mount(
     paths: Annotated[
         list[Path],
@@ -54,26 +37,8 @@ def mount(
             parser=named,
         ),
     ],
-    mbps: Mbps = None,
-    lat: Lat = None,
-    profile: ProfileName = None,
-    jitter: Jitter = None,
-    seed: Seed = None,
-    planes: Planes = None,
-    page: Page = None,
-    t_read: TRead = None,
-    depth: Depth = None,
-    resident: Annotated[
-        str | None,
-        typer.Option(
-            "--resident",
-            help="Size of the DRAM in front of the tier, such as 256M. Left out: as much as there is.",
-            rich_help_panel="Emulated DRAM",
-        ),
-    ] = None,
-    policy: Policy = None,
-    place: Place = None,
-    tiers: Tiers = None,
+    tier: TierOptions,
+    memory: MemoryOptions,
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write every read to this file; see `hbf trace`.")
     ] = None,
@@ -123,32 +88,22 @@ def mount(
 
     if len(paths) > 2:
         raise typer.BadParameter("give at most a SOURCE and a MOUNTPOINT")
-    tier = tier_spec(
-        profile,
-        mbps=mbps,
-        lat=lat,
-        jitter=jitter,
-        seed=seed,
-        planes=planes,
-        page=page,
-        t_read=t_read,
-        depth=depth,
-    )
+    spec = tier.spec()
     limit = limits_of(io_max)
-    _warn(tier, engine, io_max)
+    _warn(spec, engine, io_max)
     target = mountpoint.absolute(paths[-1])
     if repaired := mountpoint.prepare(target):
         tell(repaired)
     config = server.MountConfig(
         source=choice.resolve(paths[0] if len(paths) == 2 else None, tell),
         mountpoint=target,
-        spec=tier,
+        spec=spec,
         engine=checked_engine(engine),
         readahead_kib=readahead,
         preload=preload,
         priority=priority,
         allow_other=allow_other,
-        layout=layout_of(parse_size(resident) if resident is not None else None, policy, place, tiers),
+        layout=memory.layout(None if memory.resident is None else parse_size(memory.resident)),
         trace=trace.absolute() if trace else None,
         metrics=metrics,
         io_max_mbps=limit.io_mbps,
@@ -158,7 +113,7 @@ def mount(
 
     def ready(remark: str) -> None:
         slower = ", uncompiled and slower: `hbf doctor` says why" if compiled.why_not() else ""
-        tell(f"{config.source} is served at {target} ({tier}{slower})")
+        tell(f"{config.source} is served at {target} ({spec}{slower})")
         if remark:
             tell(remark)
 

@@ -1,5 +1,6 @@
-"""Options that several commands share, and the tier that they describe."""
+"""Options that several commands share, and what they describe."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ from hbf_fuse import documents
 from hbf_fuse.cli.common import tell
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec, profiles
+from hbf_fuse.tier.spec import NAMES
 from hbf_fuse.units import parse_size
 
 # Within functions, else: a command that is only asked for its help is there at once.
@@ -38,28 +40,7 @@ def bandwidth(left_out: str) -> typer.models.OptionInfo:
     return _tier(f"Bandwidth in decimal MB/s. Left out: {left_out}.", "--mbps")
 
 
-Mbps = Annotated[float | None, bandwidth("unlimited")]
-Lat = Annotated[float | None, _tier("Latency in ms of each read; reads in flight overlap.", "--lat")]
-Jitter = Annotated[
-    str | None,
-    _tier(
-        "How latency varies, in ms: uniform:W normal:S lognormal:M,S exponential:M tail:P,X, joined by +.",
-        "--jitter",
-    ),
-]
 Seed = Annotated[int | None, _tier("Seed of the jitter.", "--seed")]
-Planes = Annotated[int | None, _tier("Flash planes that read pages at the same time.", "--planes")]
-Page = Annotated[int | None, _tier("Bytes in a flash page.", "--page")]
-TRead = Annotated[float | None, _tier("Time in us that a plane needs for a page.", "--t-read")]
-Depth = Annotated[int | None, _tier("Reads that the device works on at once.", "--depth")]
-ProfileName = Annotated[
-    str | None,
-    _tier("A known device; `hbf profile list` shows them. Other options override it.", "--profile"),
-]
-Policy = Annotated[
-    str | None,
-    _memory("What stays in it: pin keeps what came first, fifo drops that. \\[default: pin]", "--policy"),
-]
 Place = Annotated[
     list[str] | None,
     _memory(
@@ -77,41 +58,118 @@ Tiers = Annotated[
 EngineName = Annotated[str, typer.Option("--engine", help="How to speak to the kernel: kernel or fusepy.")]
 
 
-def tier_spec(
-    profile: str | None,
-    *,
-    mbps: float | None,
-    lat: float | None,
-    jitter: str | None,
-    seed: int | None,
-    planes: int | None,
-    page: int | None,
-    t_read: float | None,
-    depth: int | None,
-) -> TierSpec:
-    """The tier of these options: a profile's values, overridden one by one, which is said aloud."""
-    given: dict[str, Any] = {
-        "bandwidth_mbps": mbps,
-        "latency_ms": lat,
-        "jitter": jitter,
-        "seed": seed,
-        "planes": planes,
-        "page_bytes": page,
-        "t_read_us": t_read,
-        "depth": depth,
-    }
-    chosen = {key: value for key, value in given.items() if value is not None}
-    if profile is None:
-        return TierSpec(**chosen)
-    base = profiles.load(profile).spec().to_dict()
-    for key, value in chosen.items():
-        if base[key] != value:
-            tell(
-                f"{key} {value:g} instead of the {base[key]} of profile {profile}"
-                if isinstance(value, int | float)
-                else f"{key} {value} instead of the profile's"
-            )
-    return TierSpec.from_dict({**base, **chosen})
+class _Given:
+    def given(self) -> dict[str, Any]:
+        """What was given of a tier, by the names in tier.spec.NAMES."""
+        values = {name: getattr(self, name) for name in NAMES}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Link:
+    mbps: Annotated[float | None, bandwidth("unlimited")] = None
+    lat: Annotated[float | None, _tier("Latency in ms of each read; reads in flight overlap.", "--lat")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class _Detail:
+    jitter: Annotated[
+        str | None,
+        _tier(
+            "How latency varies, in ms: uniform:W normal:S lognormal:M,S exponential:M tail:P,X, "
+            "joined by +. Of each read; tail, with --planes, of each page that is sensed.",
+            "--jitter",
+        ),
+    ] = None
+    seed: Seed = None
+    planes: Annotated[int | None, _tier("Flash planes that read pages at the same time.", "--planes")] = None
+    page: Annotated[int | None, _tier("Bytes in a flash page.", "--page")] = None
+    t_read: Annotated[float | None, _tier("Time in us that a plane needs for a page.", "--t-read")] = None
+    depth: Annotated[int | None, _tier("Reads that the device works on at once.", "--depth")] = None
+    interleave: Annotated[
+        str | None,
+        _tier(
+            "How pages lie on planes: hashed, so that no stride falls on few of them, or modulo.",
+            "--interleave",
+        ),
+    ] = None
+    seek: Annotated[
+        float | None,
+        _tier("Time in ms that one arm needs for a read that does not go on where the last ended.", "--seek"),
+    ] = None
+
+
+@dataclass(frozen=True)
+class _Profile(_Given):
+    profile: Annotated[
+        str | None,
+        _tier("A known device; `hbf profile list` shows them. Other options override it.", "--profile"),
+    ] = None
+
+    def spec(self) -> TierSpec:
+        """The tier: a profile's values, overridden one by one, which is said aloud."""
+        if self.profile is None:
+            return TierSpec().changed(self.given())
+        base = profiles.load(self.profile).spec()
+        for name, value in self.given().items():
+            key = NAMES[name]
+            if (known := getattr(base, key)) != value:
+                tell(
+                    f"{key} {value:g} instead of the {known} of profile {self.profile}"
+                    if isinstance(value, int | float)
+                    else f"{key} {value} instead of the profile's"
+                )
+        return base.changed(self.given())
+
+
+# The last base's fields come first: this is the order in --help.
+@dataclass(frozen=True)
+class TierChange(_Detail, _Link, _Given):
+    """Another tier under a live mount."""
+
+    mbps: Annotated[float | None, bandwidth("as it was")] = None
+
+
+@dataclass(frozen=True)
+class TierOptions(_Detail, _Profile, _Link):
+    """A tier, by a known device, option by option, or both."""
+
+
+@dataclass(frozen=True)
+class ProfileFirst(_Detail, _Link, _Profile):
+    """The same for commands that mostly take a known device."""
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What the emulated DRAM holds, and which tensors come from where."""
+
+    resident: Annotated[
+        str | None,
+        _memory(
+            "Size of the DRAM in front of the tier, such as 256M. Left out: as much as there is.",
+            "--resident",
+        ),
+    ] = None
+    policy: Annotated[
+        str | None,
+        _memory("What stays in it: pin keeps what came first, fifo drops that. \\[default: pin]", "--policy"),
+    ] = None
+    place: Place = None
+    tiers: Tiers = None
+
+    def layout(self, resident_bytes: int | None) -> "Layout":
+        """Where the model lies with so much of --resident."""
+        from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
+
+        return Layout(
+            resident_bytes=resident_bytes,
+            policy=self.policy or DEFAULT_POLICY,
+            place=tuple(self.place or ()),
+            tiers={name: profiles.tier_of(table) for name, table in tier_tables(self.tiers).items()},
+        )
 
 
 def tier_tables(file: Path | None) -> dict[str, dict[str, Any]]:
@@ -123,20 +181,6 @@ def tier_tables(file: Path | None) -> dict[str, dict[str, Any]]:
         if not isinstance(table, dict):
             raise HbfError(f"{file}: {name} is no table; define a tier as [{name}] with bandwidth_mbps = ...")
     return tables
-
-
-def layout_of(
-    resident_bytes: int | None, policy: str | None, place: list[str] | None, tiers: Path | None
-) -> "Layout":
-    """Where the model lies, by these options."""
-    from hbf_fuse.fs.placement import DEFAULT_POLICY, Layout
-
-    return Layout(
-        resident_bytes=resident_bytes,
-        policy=policy or DEFAULT_POLICY,
-        place=tuple(place or ()),
-        tiers={name: profiles.tier_of(table) for name, table in tier_tables(tiers).items()},
-    )
 
 
 def limits_of(

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hbf_fuse.cli.bench import Model, gguf_source
+from hbf_fuse.cli.bench import ModelOption
 from hbf_fuse.cli.common import Json, print_json, progress_of, single, tell, warn_of_others
+from hbf_fuse.cli.flatten import flattened
 from hbf_fuse.cli.options import Place, Tiers, checked_engine, named, tier_tables
 from hbf_fuse.cli.report import TargetSeconds, write_report
 from hbf_fuse.errors import HbfError
@@ -29,7 +30,9 @@ def _axis(*names: str, about: str) -> Any:
     return typer.Option(*names, help=about, rich_help_panel=_GRID, show_default=False)
 
 
+@flattened
 def sweep(
+    *,
     file: Annotated[
         Path | None, typer.Argument(help="A grid as TOML; options override it.", show_default=False)
     ] = None,
@@ -68,7 +71,7 @@ def sweep(
         str | None, typer.Option("--profile", help="A known device's values for what is not given.")
     ] = None,
     jitter: Annotated[str | None, typer.Option("--jitter", help="As for hbf-mount.")] = None,
-    model: Model = None,
+    model: ModelOption,
     engine: Annotated[
         str | None, typer.Option("--engine", help="kernel or fusepy. \\[default: kernel]", show_default=False)
     ] = None,
@@ -124,7 +127,7 @@ def sweep(
     }
     grid = grids.from_fields({key: value for key, value in given.items() if value is not None}, file)
     llama.find()
-    source = gguf_source(model or _named_in(file, grid))
+    source = model.source(_named_in(file, grid))
     if "cgroup" in grid.mode:
         from hbf_fuse.limits import devices
 

@@ -8,7 +8,8 @@ import typer
 from rich.table import Table
 
 from hbf_fuse.cli.common import Json, console, new_app, print_json, tell
-from hbf_fuse.cli.options import Depth, Jitter, Lat, Mbps, Page, Planes, ProfileName, Seed, TRead, tier_spec
+from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.options import ProfileFirst
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
@@ -79,17 +80,10 @@ def summary(
 
 
 @app.command()
+@flattened
 def replay(
     trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", readable=False)],
-    profile: ProfileName = None,
-    mbps: Mbps = None,
-    lat: Lat = None,
-    jitter: Jitter = None,
-    seed: Seed = None,
-    planes: Planes = None,
-    page: Page = None,
-    t_read: TRead = None,
-    depth: Depth = None,
+    tier: ProfileFirst,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -104,17 +98,7 @@ def replay(
     """
     from hbf_fuse.traces import chains
 
-    spec = tier_spec(
-        profile,
-        mbps=mbps,
-        lat=lat,
-        jitter=jitter,
-        seed=seed,
-        planes=planes,
-        page=page,
-        t_read=t_read,
-        depth=depth,
-    )
+    spec = tier.spec()
     recorded = _read(trace)
     reads = list(recorded)
     if not reads:

@@ -4,20 +4,10 @@ from typing import Any
 
 from hbf_fuse import documents
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier.spec import NAMES
 
 MAX_BYTES = 4096
 """A message is one write; none needs more."""
-
-_FIELDS = {
-    "mbps": "bandwidth_mbps",
-    "lat": "latency_ms",
-    "jitter": "jitter",
-    "seed": "seed",
-    "planes": "planes",
-    "page": "page_bytes",
-    "t_read": "t_read_us",
-    "depth": "depth",
-}
 
 
 def applied(message: bytes, spec: TierSpec) -> TierSpec:
@@ -33,13 +23,13 @@ def applied(message: bytes, spec: TierSpec) -> TierSpec:
         raise ValueError("a control message is a JSON object") from error
     if not isinstance(wanted, dict) or not wanted:
         raise ValueError("a control message is a JSON object that names something")
-    unknown = sorted(set(wanted) - set(_FIELDS))
+    unknown = sorted(set(wanted) - set(NAMES))
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(_FIELDS)}")
-    return TierSpec.from_dict({**spec.to_dict(), **{_FIELDS[key]: value for key, value in wanted.items()}})
+        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(NAMES)}")
+    return spec.changed(wanted)
 
 
 def current(spec: TierSpec) -> dict[str, Any]:
     """A tier under the names of messages."""
     fields = spec.to_dict()
-    return {name: fields[field] for name, field in _FIELDS.items()}
+    return {name: fields[field] for name, field in NAMES.items()}

@@ -72,9 +72,9 @@ class Spill:
         return self.layers * (self.batch * self.layer_bytes + self.layer_weight_bytes)
 
     @property
-    def token_bytes(self) -> float:
+    def token_bytes(self) -> int:
         """What a decoded token reads from the tier: its share of a step."""
-        return self.step_bytes / self.batch
+        return self.step_bytes // self.batch
 
     @property
     def layer_bytes(self) -> int:

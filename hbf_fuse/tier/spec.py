@@ -2,6 +2,7 @@
 
 import dataclasses
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,6 +22,14 @@ MAX_SEED = (1 << 63) - 1
 HASHED, MODULO = "hashed", "modulo"
 INTERLEAVES = (HASHED, MODULO)
 _KINDS = {str: "a text", int: "a whole number"}
+_SHORT = {
+    "bandwidth_mbps": "mbps",
+    "latency_ms": "lat",
+    "page_bytes": "page",
+    "t_read_us": "t_read",
+    "seek_ms": "seek",
+}
+"""What people call a field, where that is not its own name: on the command line and in control messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +135,10 @@ class TierSpec:
         window = depth * chunk_bytes / round_trip_us
         return min(window, link) if link else window
 
+    def changed(self, values: Mapping[str, Any]) -> Self:
+        """This tier with other values, by the names in NAMES."""
+        return dataclasses.replace(self, **{NAMES[name]: value for name, value in values.items()})
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return dataclasses.asdict(self)
@@ -147,12 +160,17 @@ class TierSpec:
         if self.jitter:
             parts.append(f"jitter {self.jitter}")
         if self.planes:
-            parts.append(f"{self.planes} planes of {self.page_bytes} bytes in {self.t_read_us:g} us")
+            modulo = ", modulo" if self.interleave == MODULO else ""
+            parts.append(f"{self.planes} planes of {self.page_bytes} bytes in {self.t_read_us:g} us{modulo}")
         if self.depth:
             parts.append(f"depth {self.depth}")
         if self.seek_ms:
             parts.append(f"seek {self.seek_ms:g} ms")
         return " + ".join(parts)
+
+
+NAMES = {_SHORT.get(field.name, field.name): field.name for field in dataclasses.fields(TierSpec)}
+"""Every field of TierSpec by the name that people give it: mbps, lat, jitter, seed, planes, page, ..."""
 
 
 def _check(name: str, value: Any, most: float, unit: str, least: float = 0) -> None:

@@ -1,0 +1,98 @@
+"""Options said once: dataclasses of options as parameters of a command, and the tiers that they describe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from hbf_fuse.cli.app import app
+from hbf_fuse.cli.common import new_app
+from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.options import MemoryOptions, ProfileFirst, TierChange, TierOptions
+from hbf_fuse.tier import SpecError, TierSpec, profiles
+from hbf_fuse.tier.spec import NAMES
+
+
+@dataclass(frozen=True)
+class Size:
+    width: Annotated[int, typer.Option("-w", "--width", help="Across.")]
+    height: Annotated[int | None, typer.Option("--height", help="Along.")] = None
+
+
+def said_by(command, *arguments):
+    alone = new_app()
+    alone.command()(command)
+    return CliRunner().invoke(alone, arguments)
+
+
+@flattened
+def draw(
+    *,
+    paths: Annotated[list[Path], typer.Argument(help="Where.")],
+    loud: Annotated[bool, typer.Option("--loud")] = False,
+    size: Size,
+    colour: Annotated[str, typer.Option("--colour")] = "blue",
+) -> None:
+    """Draw it."""
+    print(paths, loud, size, colour)
+
+
+def test_a_field_is_an_option_and_the_command_gets_the_dataclass():
+    said = said_by(draw, "a", "b", "-w", "3", "--loud")
+    assert said.output.strip() == f"{[Path('a'), Path('b')]} True {Size(3)} blue"
+
+
+def test_a_field_without_a_default_must_be_given():
+    assert said_by(draw, "a").exit_code == 2
+    assert said_by(draw, "a", "-w", "wide").exit_code == 2
+
+
+def test_help_has_the_fields_in_the_place_of_the_dataclass():
+    said = said_by(draw, "--help").output
+    places = [said.index(word) for word in ("Draw it.", "--loud", "--width", "--height", "--colour")]
+    assert places == sorted(places) and "Across." in said
+
+
+def test_two_options_of_one_name_are_refused_where_they_are_declared():
+    def twice(size: Size, other: Size) -> None:
+        pass
+
+    with pytest.raises(ValueError, match="width"):
+        flattened(twice)
+
+
+def test_every_field_of_a_tier_is_an_option():
+    every = TierOptions(5, 1, None, "uniform:0.5", 3, 8, 8192, 20, 16, "modulo", 4)
+    assert every.given().keys() == NAMES.keys()
+    assert every.spec() == TierSpec(5, 1, "uniform:0.5", 3, 8, 8192, 20, 16, "modulo", 4)
+    assert TierOptions().spec() == TierSpec() and TierChange(seed=0).given() == {"seed": 0}
+
+
+def test_an_option_overrides_its_profile_and_says_so(capsys):
+    known = profiles.load("hbf-ocp-low").spec()
+    assert ProfileFirst(profile="hbf-ocp-low", interleave="hashed").spec() == known
+    assert not capsys.readouterr().err
+    other = ProfileFirst(profile="hbf-ocp-low", interleave="modulo", mbps=5).spec()
+    assert other == known.changed({"mbps": 5, "interleave": "modulo"})
+    said = capsys.readouterr().err
+    assert "interleave modulo instead of the profile's" in said
+    assert "bandwidth_mbps 5 instead of the" in said and "profile hbf-ocp-low" in said
+
+
+def test_an_unknown_interleave_is_an_error_that_names_the_known_ones():
+    with pytest.raises(SpecError, match="hashed, modulo"):
+        TierOptions(interleave="sideways").spec()
+
+
+def test_memory_options_become_a_layout():
+    layout = MemoryOptions(place=["exps=dram"]).layout(5)
+    assert (layout.resident_bytes, layout.policy, layout.place) == (5, "pin", ("exps=dram",))
+
+
+@pytest.mark.parametrize("command", ["mount", "bench", "set", "trace replay", "kv solve"])
+def test_every_command_with_a_tier_has_all_of_its_options(command):
+    said = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+    assert all(f"--{name.replace('_', '-')} " in said for name in NAMES)
