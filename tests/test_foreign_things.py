@@ -18,8 +18,9 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.host import linux, mountinfo
 from hbf_fuse.mount import client
 from hbf_fuse.report import html
+from hbf_fuse.runs.results import Results
+from hbf_fuse.runs.schema import read_run
 from hbf_fuse.sweep import loop
-from hbf_fuse.sweep.results import Results, read_run
 
 HBF = [sys.executable, "-m", "hbf_fuse"]
 RUNS = Path(__file__).parent / "data"

@@ -308,12 +308,14 @@ def _compute_seconds(compute_ms: float | None, bench: Path | None) -> float:
     if bench is None:
         tell("no --compute-ms and no --bench: computing counts as nothing")
         return 0.0
-    from hbf_fuse.sweep.results import read_run
+    from hbf_fuse.runs.run import Finished
+    from hbf_fuse.runs.schema import read_run
 
     try:
-        metrics = read_run(bench).get("metrics", {})
-        return 1 / float(metrics.get("compute_tg") or metrics["tg"])
-    except (HbfError, KeyError, TypeError) as error:
+        run = read_run(bench)
+        metrics = run.metrics if isinstance(run, Finished) else None
+        return 1 / ((metrics and (metrics.compute_tg or metrics.tg)) or 0)
+    except (HbfError, ZeroDivisionError) as error:
         raise HbfError(f"{bench} is no run with a tg; name a runs/NAME.json of hbf bench or sweep") from error
 
 

@@ -1,6 +1,5 @@
 """What the modes that read from a mount have in common."""
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import Any
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
+from hbf_fuse.runs.run import Staging, Streamed
 from hbf_fuse.sweep.cell import Cell
 from hbf_fuse.sweep.workspace import Workspace
 from hbf_fuse.workload import llama
@@ -22,14 +22,15 @@ MODEL_FILE = "model.gguf"
 @dataclass(frozen=True)
 class Measured:
     """What a mode found out. stats: the mount's, None where there was none. besides_seconds: what it measured
-    for beside llama-bench on the weights.
+    for beside llama-bench on the weights. staging: where no mount judges it. decoding: of mode stream.
     """
 
     bench: llama.BenchRun
     stats: dict[str, Any] | None
     resident: int | None
     besides_seconds: float = 0.0
-    own: dict[str, Any] = dataclasses.field(default_factory=dict)
+    staging: Staging | None = None
+    decoding: Streamed | None = None
 
 
 def run_from_mount(cell: Cell, binary: Path, file: Path, options: llama.BenchOptions) -> llama.BenchRun:
