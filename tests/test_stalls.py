@@ -175,7 +175,7 @@ def test_the_switch_is_put_back_whatever_happens(root):
 def test_the_switch_is_put_back_when_the_program_is_killed(root):
     before = SWITCH.read_text()
     program = (
-        "import sys, time; from hbf_fuse.observe import taskstats\n"
+        "import sys, time; from hbf_fuse.host import taskstats\n"
         "with taskstats.accounting(): print('on', flush=True); time.sleep(60)"
     )
     try:
@@ -195,7 +195,7 @@ def test_without_root_there_is_a_reason_and_no_traceback(root):
         "with taskstats.accounting() as why: print(why or taskstats.of_process(os.getpid())[1])"
     )
     said = subprocess.run(
-        [sys.executable, "-c", f"from hbf_fuse.observe import taskstats\n{program}"],
+        [sys.executable, "-c", f"from hbf_fuse.host import taskstats\n{program}"],
         capture_output=True,
         text=True,
         check=False,

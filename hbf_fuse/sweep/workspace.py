@@ -25,7 +25,7 @@ _MOUNTPOINT, TRACE = "mnt", "trace"
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _MADV_POPULATE_WRITE = 23
-_COPIER = Path(__file__).with_name("copier.py")
+_COPIER = Path(child.__file__).with_name("copier.py")
 
 
 class Workspace:
