@@ -284,7 +284,9 @@ class Conditions(_Part):
 class Run(_Part):
     """A cell that was measured: one with all its figures is Finished, the others have an error."""
 
-    schema_number: int = Field(default=SCHEMA, alias="schema")
+    schema_number: Annotated[int, Field(ge=SCHEMA, le=SCHEMA, strict=True)] = Field(
+        default=SCHEMA, alias="schema"
+    )
     cell: RunCell
     error: Text = ""
     conditions: Conditions = Conditions()
