@@ -75,7 +75,11 @@ def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
     assert metrics.total_first_run_seconds >= metrics.stage_seconds
     assert metrics.pp > 0 and metrics.tg > 0
     assert not lent.mountpoint.parent.exists()
-    assert run_of(json.loads(json.dumps(run.to_dict()))) == run
+    text = json.dumps(run.to_dict())
+    assert run_of(json.loads(text)) == run
+    assert str(lent.mountpoint.parent) not in text and str(tiny_model.parent) not in text
+    assert "MOUNT/model.gguf" in run.command
+    assert {record["model_filename"] for record in run.llama_bench.records} == {"MOUNT/model.gguf"}
 
 
 def _kill_server(lent, model):

@@ -4,7 +4,6 @@ It shares no figure with other cells and assumes no terminal, no working directo
 """
 
 import dataclasses
-import json
 import os
 import resource
 import time
@@ -74,11 +73,11 @@ def _run(cell: Cell, workspace: Workspace) -> Finished:
         schema=SCHEMA,
         cell=describe(cell),
         metrics=figures,
-        command=[*llama.settings(), binary.name, *_without(bench.command[1:], cell, workspace)],
+        command=[*llama.settings(), *bench.command],
         llama_bench=LlamaBench(
             version=llama.version(binary),
             flags=sorted(llama.flags(binary)),
-            records=_without(bench.records, cell, workspace),
+            records=bench.records,
             phases=[RunPhase(**dataclasses.asdict(phase)) for phase in bench.phases],
         ),
         tier_stats=measured.stats,
@@ -158,14 +157,6 @@ def _running(cell: Cell, measured: Measured) -> Running:
         in_flight_max=stats["in_flight_max"] if stats else None,
         resident_before_bytes=measured.resident,
     )
-
-
-def _without(document: Any, cell: Cell, workspace: Workspace) -> Any:
-    """The document without this machine's paths, the mountpoint as MOUNT: results get published."""
-    text = json.dumps(document)
-    for path, name in ((workspace.mountpoint, "MOUNT"), (cell.model.path, cell.model.path.name)):
-        text = text.replace(json.dumps(str(path))[1:-1], json.dumps(name)[1:-1])
-    return json.loads(text)
 
 
 def _busy_seconds() -> tuple[float, float]:

@@ -55,7 +55,7 @@ def measure(cell: Cell, workspace: Workspace, binary: Path) -> Measured:
         if resident is None:
             raise HbfError(f"mode cgroup must see what of {model} is resident; run as its owner or as root")
         with residency.watching(model) as filling:
-            bench = llama.run(binary, model, cell.bench, cell.timeout_seconds, enter=enter)
+            bench = llama.run(binary, model, cell.bench, cell.timeout_seconds, enter=enter, shown=model.name)
     if filling.seconds is None:
         raise HbfError(f"{model.name} was never resident as a whole; mode cgroup needs memory for all of it")
     staging = _staging(cell.model.size, filling.seconds, cell.spec, resident)

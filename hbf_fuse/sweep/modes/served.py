@@ -35,7 +35,7 @@ class Measured:
 
 def run_from_mount(cell: Cell, binary: Path, file: Path, options: llama.BenchOptions) -> llama.BenchRun:
     """Ended when the mount ends or the source changes. llama.cpp has the kernel populate its mapping, which
-    tries pages that give errors again and again (seen with Linux 6.18).
+    tries pages that give errors again and again (seen with Linux 6.18). The result has MOUNT for its path.
     """
     mountpoint = file.parent
     device = mountpoint.stat().st_dev
@@ -50,7 +50,9 @@ def run_from_mount(cell: Cell, binary: Path, file: Path, options: llama.BenchOpt
         with suppress(OSError):
             cell.model.require_unchanged()
 
-    return llama.run(binary, file, options, cell.timeout_seconds, require=require_served)
+    return llama.run(
+        binary, file, options, cell.timeout_seconds, require=require_served, shown=f"MOUNT/{file.name}"
+    )
 
 
 @contextmanager
