@@ -19,8 +19,9 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.host import linux, mountinfo
 from hbf_fuse.mount import client
 from hbf_fuse.report import html
+from hbf_fuse.runs.results import Results
+from hbf_fuse.runs.schema import read_run, run_of
 from hbf_fuse.sweep import loop
-from hbf_fuse.sweep.results import Results, read_run
 
 HBF = [sys.executable, "-m", "hbf_fuse"]
 RUNS = Path(__file__).parent / "data"
@@ -129,6 +130,46 @@ def test_a_run_that_no_table_can_be_made_of_is_refused(tmp_path, spoil):
     spoil(document)
     with pytest.raises(HbfError, match="is not a run"):
         read_run(stored(tmp_path, document))
+
+
+def test_a_run_of_a_newer_schema_is_refused_with_what_to_do(tmp_path):
+    path = stored(tmp_path, {**real_run("mmap"), "schema": 3})
+    with pytest.raises(HbfError, match=r"newer than 2.*update hbf-fuse"):
+        read_run(path)
+
+
+def of_the_first_schema(run):
+    run["schema"] = 1
+    for part, names in {
+        "cell": ("tier", "tier_sha256", "layout"),
+        "metrics": ("prefill_seconds", "decode_seconds"),
+        "environment": ("virtual",),
+    }.items():
+        for name in names:
+            del run[part][name]
+    run["cell"]["model"] = {"path": "/home/me/models/tiny.gguf", "size": run["cell"]["model"]["size"]}
+    for name in ("before", "after"):
+        run["environment"][name] = {"time": run["environment"][name]["time"], "load_1min": 1.0}
+    return run
+
+
+def test_a_run_of_the_first_schema_is_read(tmp_path):
+    known, first = read_run(stored(tmp_path, real_run("mmap"))), of_the_first_schema(real_run("mmap"))
+    run = read_run(stored(tmp_path, first))
+    assert run.metrics == known.metrics and run.cell.tier == known.cell.tier
+    assert run.cell.model.name == "tiny.gguf" and "/home" not in json.dumps(run.to_dict())
+    first["llama_bench"]["records"] = [1]
+    with pytest.raises(HbfError, match="schema 1"):
+        read_run(stored(tmp_path, first))
+
+
+@pytest.mark.parametrize("mode", ["mmap", "stream"])
+def test_what_is_stored_is_what_was_read_with_fields_that_nobody_knows(mode):
+    document = real_run(mode)
+    document["cell"]["tier"]["interleave"] = "modulo"
+    document["metrics"]["new"] = document["llama_bench"]["new"] = document["new"] = {"figure": [1, 2.0]}
+    document["metrics"]["stage_seconds"] = 5
+    assert json.dumps(run_of(document).to_dict(), sort_keys=True) == json.dumps(document, sort_keys=True)
 
 
 def test_a_run_that_failed_may_lack_everything(tmp_path):

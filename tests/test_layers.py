@@ -19,6 +19,7 @@ ROOMS = [
     {"fs", "workload"},
     {"engine", "limits"},
     {"mount"},
+    {"runs"},
     {"calibrate", "sweep", "report", "kv"},
     {"doctor"},
     {"cli"},

@@ -518,31 +518,30 @@ def test_mode_cgroup_measures_the_file_itself_and_stands_beside_fuse(cold, tiny_
     shutil.copy(tiny_model, model)
     cell = Cell(ModelFile.of(model), TierSpec(150), mode="cgroup", bench=BenchOptions(8, 4))
     with workspace.lent() as lent:
-        document = json.loads(json.dumps(measuring.run(cell, lent)))
-    metrics = document["metrics"]
-    assert metrics["io_max_in_force_mbps"] == 150
-    assert metrics["resident_before_bytes"] == 0
-    assert 50 < metrics["stage_effective_mbps"] < 225
-    assert metrics["valid"] == (abs(metrics["tier_error_pct"]) <= cgroup.TOLERANCE_PCT)
-    assert metrics["valid"] != ("io.max" in metrics["why"])
-    assert metrics["lateness_p50_us"] is None and metrics["stall_seconds"] is None
-    assert str(model) not in json.dumps(document)
-    fuse = {**document, "cell": {**document["cell"], "mode": "mmap"}}
-    documents = [document, fuse]
-    (row,) = against_cgroup.rows(documents)
+        run = measuring.run(cell, lent)
+    metrics = run.metrics
+    assert metrics.io_max_in_force_mbps == 150
+    assert metrics.resident_before_bytes == 0
+    assert 50 < metrics.stage_effective_mbps < 225
+    assert metrics.valid == (abs(metrics.tier_error_pct) <= cgroup.TOLERANCE_PCT)
+    assert metrics.valid != ("io.max" in metrics.why)
+    assert metrics.lateness_p50_us is None and metrics.stall_seconds is None
+    assert str(model) not in json.dumps(run.to_dict())
+    runs = [run, run.model_copy(update={"cell": run.cell.model_copy(update={"mode": "mmap"})})]
+    (row,) = against_cgroup.rows(runs)
     assert (row["tier_mbps"], row["fuse_mode"]) == (150, "mmap")
-    assert "## FUSE against cgroup" in page.markdown(documents)
-    assert "FUSE against cgroup" in html.render(documents)[0]
+    assert "## FUSE against cgroup" in page.markdown(runs)
+    assert "FUSE against cgroup" in html.render(runs)[0]
 
 
 def test_a_staging_off_its_rate_says_why():
     spec = TierSpec(100)
-    assert cgroup._staging(100_000_000, 1.01, spec, 0)["valid"]
-    assert "in advance" in cgroup._staging(100_000_000, 0.92, spec, 0)["why"]
-    assert "not all of it was read" in cgroup._staging(100_000_000, 0.5, spec, 0)["why"]
-    assert "too slow" in cgroup._staging(100_000_000, 2.0, spec, 0)["why"]
-    assert "not cold" in cgroup._staging(100_000_000, 1.0, spec, 4096)["why"]
-    assert cgroup._staging(100_000_000, 1.0, TierSpec(), 0)["valid"]
+    assert cgroup._staging(100_000_000, 1.01, spec, 0).valid
+    assert "in advance" in cgroup._staging(100_000_000, 0.92, spec, 0).why
+    assert "not all of it was read" in cgroup._staging(100_000_000, 0.5, spec, 0).why
+    assert "too slow" in cgroup._staging(100_000_000, 2.0, spec, 0).why
+    assert "not cold" in cgroup._staging(100_000_000, 1.0, spec, 4096).why
+    assert cgroup._staging(100_000_000, 1.0, TierSpec(), 0).valid
 
 
 @pytest.mark.parametrize("fields", [{"lat": [0, 1]}, {"tier": {"planes": 4}}, {"place": [".*=dram"]}])

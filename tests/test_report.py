@@ -1,5 +1,6 @@
 """What a sweep's figures are turned into: statistics, findings, pages."""
 
+import dataclasses
 import json
 import random
 import re
@@ -9,6 +10,8 @@ import pytest
 
 from hbf_fuse.report import compare, findings, html, page, summary
 from hbf_fuse.report.statistics import Spread
+from hbf_fuse.runs.run import Run
+from hbf_fuse.runs.schema import run_of
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.tier.expect import CHUNK_BYTES
 
@@ -16,8 +19,8 @@ SIZE = 2_000_000_000
 REST = 10.0
 
 
-def run(mbps, lat=0.0, repeat=1, mode="mmap", stage=None, valid=True, why="", **metrics):
-    """A run as sweep/cell.py writes it; staging as the tier says unless told otherwise."""
+def run(mbps, lat=0.0, repeat=1, mode="mmap", stage=None, valid=True, why="", layout=None, **metrics):
+    """A run as a sweep stores it; staging as the tier says unless told otherwise."""
     spec = TierSpec(mbps, lat)
     stage = stage or SIZE / mbps / 1e6
     wall = REST + (stage if mode == "mmap" else 0)
@@ -41,7 +44,7 @@ def run(mbps, lat=0.0, repeat=1, mode="mmap", stage=None, valid=True, why="", **
     }
     moment = {"time": "2026-11-23T00:00:00+00:00", "throttle_count": None, "stolen_seconds": 0.0}
     machine = {"cpu": "A CPU", "virtual": False, "cores": 2, "memory_bytes": 8 << 30, "kernel": "6.1"}
-    return {
+    run = {
         "cell": {
             "name": f"{mode}-{mbps}-{lat}-r{repeat}",
             "mode": mode,
@@ -52,6 +55,7 @@ def run(mbps, lat=0.0, repeat=1, mode="mmap", stage=None, valid=True, why="", **
             "tier": spec.to_dict(),
             "model": {"name": "model.gguf", "size": SIZE, "sha256": "0" * 64},
             "bench": {"n_prompt": 256, "n_gen": 128, "threads": 0},
+            "layout": layout or {},
         },
         "metrics": {**known, **metrics},
         "command": ["llama-bench", "-m", "MOUNT/model.gguf"],
@@ -59,11 +63,18 @@ def run(mbps, lat=0.0, repeat=1, mode="mmap", stage=None, valid=True, why="", **
         "environment": {**machine, "python": "3.12", "hbf_fuse": "1", "before": moment, "after": moment},
         "conditions": {"concerns": ["power: running on battery; plug in"], "git": None},
     }
+    return run_of(run)
 
 
 def failed(mbps, error="it fell over"):
-    document = run(mbps)
-    return {"cell": document["cell"], "error": error}
+    return Run(cell=run(mbps).cell, error=error)
+
+
+def unthrottled(mbps):
+    """As a tier of this bandwidth would be."""
+    open_tier = run(mbps)
+    open_tier.cell.tier_mbps, open_tier.cell.tier = None, TierSpec()
+    return open_tier
 
 
 def grid(**fields):
@@ -75,13 +86,13 @@ def grid(**fields):
     ]
 
 
-def checks(documents):
-    (series,) = summary.series_of(documents)
+def checks(runs):
+    (series,) = summary.series_of(runs)
     return " ".join([*findings.checks(series), *findings.details(series)])
 
 
-def meaning(documents, target=None):
-    (series,) = summary.series_of(documents)
+def meaning(runs, target=None):
+    (series,) = summary.series_of(runs)
     return " ".join(findings.meaning(series, target))
 
 
@@ -213,9 +224,7 @@ def test_the_knee_of_a_copy_has_its_latency_in_it():
 
 
 def test_what_lies_in_several_tiers_has_no_knee_and_is_no_peer_of_what_does_not():
-    placed = grid()
-    for document in placed:
-        document["cell"]["layout"] = {"place": ["ffn=dram", ".*=hbf"], "tiers": {}}
+    placed = grid(layout={"place": ["ffn=dram", ".*=hbf"], "tiers": {}})
     assert "knee" not in meaning(placed, target=20) and "needs" not in meaning(placed, target=20)
     assert compare.differences(grid(), placed) == ["not the same placement of tensors"]
     assert "placed: ffn=dram, .*=hbf" in page.markdown(placed)
@@ -223,8 +232,8 @@ def test_what_lies_in_several_tiers_has_no_knee_and_is_no_peer_of_what_does_not(
 
 def test_where_jitter_or_planes_take_time_too_there_is_no_knee():
     jittered = [run(mbps, 1, mode="stage", stage=SIZE / 80e6) for mbps in (250, 500)]
-    for document in jittered:
-        document["cell"]["tier"]["jitter"] = "exponential:20"
+    for each in jittered:
+        each.cell.tier = dataclasses.replace(each.cell.tier, jitter="exponential:20")
     text = meaning(jittered, target=30)
     assert "knee" not in text and "No bandwidth for the target" in text
     assert "jitter, planes or depth, as the model says" in checks(jittered)
@@ -237,11 +246,13 @@ def test_small_figures_keep_their_digits():
 
 def stream(mbps, repeat=1, off=1.0):
     """Decode at 1 / (20 ms + 100 MB / bandwidth), or off by a factor."""
-    document = run(mbps, repeat=repeat, mode="stream")
     seconds = 0.02 + 100 / mbps
     heat = {"layers": ["0", "1"], "seconds": [0.5, 1.0], "bytes": [[5.0, 0.0], [0.0, 7.0]]}
-    document["cell"]["layout"] = {"resident_bytes": 64 << 20, "policy": "pin", "place": [], "tiers": {}}
-    document["metrics"].update(
+    return run(
+        mbps,
+        repeat=repeat,
+        mode="stream",
+        layout={"resident_bytes": 64 << 20, "policy": "pin", "place": [], "tiers": {}},
         tg=off / seconds + repeat / 1e4,
         compute_tg=50.0,
         bytes_per_token=100e6,
@@ -252,23 +263,22 @@ def stream(mbps, repeat=1, off=1.0):
         break_even_mbps=5000.0,
         attribution={"heat": heat, "read_sizes": {"1048576": 90}, "queue_depths": {"1": 4, "2": 5}},
     )
-    return document
 
 
 def test_decode_is_held_against_compute_and_tier():
-    documents = [stream(mbps, repeat) for mbps in (100, 800, 9000) for repeat in (1, 2, 3)]
-    text = checks(documents)
+    runs = [stream(mbps, repeat) for mbps in (100, 800, 9000) for repeat in (1, 2, 3)]
+    text = checks(runs)
     assert "follows 1 / (compute + tier) within 0% in 2 of 2 points that the tier binds" in text
     assert "Bound by compute, where readahead hides part of the tier: 9000/0" in text
-    assert "reads 100 MB from the tier" in meaning(documents)
-    assert "at 5,000 MB/s the tier takes as long as compute" in meaning(documents)
+    assert "reads 100 MB from the tier" in meaning(runs)
+    assert "at 5,000 MB/s the tier takes as long as compute" in meaning(runs)
 
 
 def test_where_latency_alone_takes_longer_no_bandwidth_breaks_even():
-    document = stream(500)
-    document["cell"]["tier"]["latency_ms"] = 5.0
-    document["metrics"]["break_even_mbps"] = None
-    assert "No bandwidth breaks even with 5 ms" in meaning([document])
+    slow = stream(500)
+    slow.cell.tier = dataclasses.replace(slow.cell.tier, latency_ms=5.0)
+    slow.metrics.break_even_mbps = None
+    assert "No bandwidth breaks even with 5 ms" in meaning([slow])
 
 
 def test_decode_that_misses_is_named():
@@ -276,21 +286,21 @@ def test_decode_that_misses_is_named():
 
 
 def test_decode_has_its_own_table_and_plots():
-    documents = [stream(mbps) for mbps in (100, 800)]
-    assert " | ".join(summary.STREAM_COLUMNS) in page.markdown(documents)
-    _, drawn = html.render(documents)
+    runs = [stream(mbps) for mbps in (100, 800)]
+    assert " | ".join(summary.STREAM_COLUMNS) in page.markdown(runs)
+    _, drawn = html.render(runs)
     names = [plot.name.partition("-stream-")[0] for plot in drawn]
     assert names == ["decode", "heat", "sizes", "depths"]
     assert all("64.00-MiB-pin" in plot.name for plot in drawn)
 
 
 def test_a_page_has_the_columns_of_the_reference_and_every_reason():
-    documents = [*grid(), *grid(mode="stage"), failed(4000), run(9, valid=False, why="too slow")]
-    text = page.markdown(documents, 30)
+    runs = [*grid(), *grid(mode="stage"), failed(4000), run(9, valid=False, why="too slow")]
+    text = page.markdown(runs, 30)
     assert " | ".join(summary.COLUMNS) in text
     assert "failed: it fell over" in text and "unsure: too slow" in text
     assert "Not controlled: power: running on battery; plug in" in text
-    assert len(summary.summarize(documents)) == 14
+    assert len(summary.summarize(runs)) == 14
 
 
 def test_nothing_finished_is_a_page_too():
@@ -305,9 +315,8 @@ def test_html_from_a_sweep_is_escaped():
 
 
 def test_unthrottled_tiers_have_a_place_in_tables_and_plots():
-    open_tier = run(250)
-    open_tier["cell"].update(tier_mbps=None, tier=TierSpec().to_dict())
-    open_tier["metrics"].update(model_mbps=None, tier_error_pct=None)
+    open_tier = unthrottled(250)
+    open_tier.metrics.model_mbps = open_tier.metrics.tier_error_pct = None
     text, drawn = html.render([open_tier])
     assert "max/0" in text and {plot.name.partition("-mmap")[0] for plot in drawn} == {"first-run", "pp-tg"}
 
@@ -338,8 +347,8 @@ def browser():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_stands_alone_and_fits_the_screen(browser, tmp_path, width, scheme):
-    documents = grid() + grid(mode="stage") + [stream(mbps) for mbps in (100, 800)]
-    text, drawn = html.render(documents, target_seconds=30)
+    runs = grid() + grid(mode="stage") + [stream(mbps) for mbps in (100, 800)]
+    text, drawn = html.render(runs, target_seconds=30)
     (tmp_path / "report.html").write_text(text)
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     try:
@@ -370,14 +379,11 @@ def _brightness(colour: str) -> int:
 
 
 def test_json_of_an_unthrottled_tier_is_json():
-    documents = [
-        *grid(),
-        run(500) | {"cell": {**run(500)["cell"], "tier_mbps": None, "tier": TierSpec().to_dict()}},
-    ]
-    rows = json.loads(json.dumps(summary.summarize(documents), allow_nan=False))
+    runs = [*grid(), unthrottled(500)]
+    rows = json.loads(json.dumps(summary.summarize(runs), allow_nan=False))
     assert rows[-1]["tier_mbps"] is None
-    assert "| max |" in summary.markdown(documents)
-    assert re.search(r">\s*max\s*</td>", html.render(documents)[0])
+    assert "| max |" in summary.markdown(runs)
+    assert re.search(r">\s*max\s*</td>", html.render(runs)[0])
 
 
 def test_nothing_is_concluded_from_one_tier_or_one_repeat():
@@ -399,17 +405,13 @@ def test_a_comparison_needs_repeats_and_says_what_is_valid_and_what_is_not_the_s
     assert not row["stage_seconds_differs"] and row["valid"] == "1/1 -> 0/1"
     assert not compare.differences(once, more)
     other = run(500)
-    other["cell"] = {
-        **other["cell"],
-        "engine": "fusepy",
-        "tier": TierSpec(500, 2, jitter="uniform:1").to_dict(),
-    }
+    other.cell.engine, other.cell.tier = "fusepy", TierSpec(500, 2, jitter="uniform:1")
     assert len(compare.differences(once, [other])) == 2
 
 
 def test_machines_and_programs_of_all_runs_are_named():
     second = run(500, repeat=2)
-    second["llama_bench"] = {"version": "2"}
+    second.llama_bench.version = "2"
     text = page.markdown([run(500), second])
     assert "llama-bench 1" in text and "llama-bench 2" in text and "Not the same in all runs" in text
 
@@ -435,9 +437,9 @@ def test_a_point_says_how_its_repeats_were_judged():
 
 
 def test_each_reason_is_one_line_with_its_cells():
-    documents = [judged(mbps, "unsure", reasons=["cpu-contention"]) for mbps in range(100, 110)]
-    documents += [judged(500, "off", reasons=["source-slow", "no-such-code"]), judged(700, "agrees")]
-    lines = page.remarks(documents)
+    runs = [judged(mbps, "unsure", reasons=["cpu-contention"]) for mbps in range(100, 110)]
+    runs += [judged(500, "off", reasons=["source-slow", "no-such-code"]), judged(700, "agrees")]
+    lines = page.remarks(runs)
     assert len(lines) == 3
     assert lines[0].startswith("unsure: threads waited for a CPU") and "and 4 more" in lines[0]
     assert lines[2].startswith("off: no-such-code")

@@ -27,8 +27,8 @@ from hbf_fuse.gguf import reader
 from hbf_fuse.host import linux, mountinfo
 from hbf_fuse.mount import client, mountpoint, preload, server
 from hbf_fuse.report import summary
+from hbf_fuse.runs.results import Results
 from hbf_fuse.sweep import loop
-from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.workload import child, llama
 

@@ -18,10 +18,11 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.mount import client
 from hbf_fuse.report import page, summary
+from hbf_fuse.runs.results import Results
+from hbf_fuse.runs.schema import run_of
 from hbf_fuse.sweep import grid as grids
 from hbf_fuse.sweep import loop, measuring, workspace
 from hbf_fuse.sweep.cell import Cell, ModelFile
-from hbf_fuse.sweep.results import Results
 from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.workload import llama
 from hbf_fuse.workload.llama import BenchOptions
@@ -35,7 +36,7 @@ def planned(model, **fields):
     return grid.cells(ModelFile.of(model))
 
 
-def sweep(cells, results, done=lambda document, known: None):
+def sweep(cells, results, done=lambda run, known: None):
     return loop.run(cells, results, [], done)
 
 
@@ -68,14 +69,18 @@ def test_a_link_to_a_llama_bench_in_the_cache_hides_neither_a_newer_one_nor_one_
 def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
     cell = Cell(ModelFile.of(tiny_model), TierSpec(200, 0), bench=QUICK)
     with workspace.lent() as lent:
-        document = measuring.run(cell, lent)
-    metrics = document["metrics"]
-    assert 150 < metrics["stage_effective_mbps"] < 206
-    assert metrics["tier_bytes_read"] >= tiny_model.stat().st_size
-    assert metrics["total_first_run_seconds"] >= metrics["stage_seconds"]
-    assert metrics["pp"] > 0 and metrics["tg"] > 0
+        run = measuring.run(cell, lent)
+    metrics = run.metrics
+    assert 150 < metrics.stage_effective_mbps < 206
+    assert metrics.tier_bytes_read >= tiny_model.stat().st_size
+    assert metrics.total_first_run_seconds >= metrics.stage_seconds
+    assert metrics.pp > 0 and metrics.tg > 0
     assert not lent.mountpoint.parent.exists()
-    json.dumps(document)
+    text = json.dumps(run.to_dict())
+    assert run_of(json.loads(text)) == run
+    assert str(lent.mountpoint.parent) not in text and str(tiny_model.parent) not in text
+    assert "MOUNT/model.gguf" in run.command
+    assert {record["model_filename"] for record in run.llama_bench.records} == {"MOUNT/model.gguf"}
 
 
 def _kill_server(lent, model):
@@ -117,15 +122,15 @@ def test_a_sweep_goes_on_where_it_stopped_and_repeats_nothing(tiny_model, llama_
     results = Results(tmp_path / "results")
     seen = []
 
-    def stop_after_two(document, known):
-        seen.append(document["cell"]["name"])
+    def stop_after_two(run, known):
+        seen.append(run.cell.name)
         if len(seen) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         sweep(cells, results, stop_after_two)
     known = []
-    measured, failed = sweep(cells, Results(results.folder), lambda document, was: known.append(was))
+    measured, failed = sweep(cells, Results(results.folder), lambda run, was: known.append(was))
     assert (measured, failed) == (2, 0)
     assert known.count(True) == 2
     with (tmp_path / "results" / "cells.csv").open() as file:
@@ -146,7 +151,7 @@ def test_a_failed_cell_keeps_its_reason_and_the_sweep_goes_on(tiny_model, tmp_pa
     results = Results(tmp_path / "results")
     measured, failed = sweep(planned(tiny_model, mbps=[500, 900], repeats=1), results)
     assert (measured, failed) == (2, 2)
-    assert "oh no" in results.all()[0]["error"]
+    assert "oh no" in results.all()[0].error
     assert "oh no" in page.markdown(results.all())
 
 
@@ -182,13 +187,13 @@ def test_a_model_that_is_replaced_meanwhile_is_not_measured_as_the_old_one(tiny_
     shutil.copy(tiny_model, other)
     done = []
 
-    def replace_after_one(document, known):
-        done.append(document)
+    def replace_after_one(run, known):
+        done.append(run)
         if len(done) == 1:
             other.replace(own)
 
     _, failed = sweep(cells, results, replace_after_one)
-    assert failed == 1 and "was changed since its hash" in done[1]["error"]
+    assert failed == 1 and "was changed since its hash" in done[1].error
 
 
 def test_single_cells_and_sweeps_do_not_share_a_folder(tiny_model, llama_bench, tmp_path):
@@ -230,13 +235,13 @@ def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(
 ):
     cell = Cell(ModelFile.of(tiny_model), TierSpec(200, 2), mode="stage", bench=QUICK)
     with workspace.lent() as lent:
-        metrics = measuring.run(cell, lent)["metrics"]
+        metrics = measuring.run(cell, lent).metrics
         assert ModelFile.of(lent.memory_path).sha256 == cell.model.sha256
     chunked = cell.spec.chunked_mbps(expect.CHUNK_BYTES)
-    assert 0.8 * chunked < metrics["stage_effective_mbps"] < 1.02 * chunked
-    assert metrics["total_first_run_seconds"] == metrics["stage_seconds"] + metrics["bench_wall_seconds"]
-    assert metrics["resident_before_bytes"] == 0
-    assert metrics["tier_bytes_read"] == tiny_model.stat().st_size
+    assert 0.8 * chunked < metrics.stage_effective_mbps < 1.02 * chunked
+    assert metrics.total_first_run_seconds == metrics.stage_seconds + metrics.bench_wall_seconds
+    assert metrics.resident_before_bytes == 0
+    assert metrics.tier_bytes_read == tiny_model.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -316,10 +321,10 @@ def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
     cell = {"mode": "mmap", "tier_mbps": 5, "tier_lat_ms": 0, "repeat": 1, "name": "a", "engine": "kernel"}
     cell["bench"] = {"n_prompt": 1, "n_gen": 1, "threads": 0}
     cell |= {"tier": {"bandwidth_mbps": 5}, "model": {"name": "m.gguf", "size": 1, "sha256": ""}}
-    results.store({"cell": cell, "error": "no"})
+    results.store(run_of({"cell": cell, "error": "no"}))
     text = results.csv_path.read_text()
     assert Results(tmp_path).set_aside_edited_csv() is None
-    results.store({"cell": {**cell, "name": "b", "repeat": 2}, "error": "no"})
+    results.store(run_of({"cell": {**cell, "name": "b", "repeat": 2}, "error": "no"}))
     results.csv_path.write_text(text)
     assert Results(tmp_path).set_aside_edited_csv() is None
     results.csv_path.write_text(text.replace("no", "yes"))
@@ -336,13 +341,13 @@ def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_
     options = BenchOptions(n_prompt=0, n_gen=3)
     cell = Cell(ModelFile.of(tiny_model), TierSpec(60), mode="stream", bench=options, layout=layout)
     with workspace.lent() as lent:
-        document = measuring.run(cell, lent)
-    metrics = document["metrics"]
-    assert metrics["bound"] == "tier"
-    assert size * 0.4 < metrics["bytes_per_token"] < size
-    assert 0.6 < metrics["tg"] / metrics["predicted_tg"] < 1.3
-    assert metrics["compute_tg"] > metrics["tg"]
-    assert metrics["attribution"]["phases"]["decode"]["bytes"] > 3 * size * 0.4
-    assert document["tier_stats"]["resident"]["most_resident_bytes"] <= layout.resident_bytes + (2 << 20)
-    assert [phase["name"] for phase in document["llama_bench"]["phases"]] == ["decode"]
+        run = measuring.run(cell, lent)
+    metrics = run.metrics
+    assert metrics.bound == "tier"
+    assert size * 0.4 < metrics.bytes_per_token < size
+    assert 0.6 < metrics.tg / metrics.predicted_tg < 1.3
+    assert metrics.compute_tg > metrics.tg
+    assert metrics.attribution.phases["decode"]["bytes"] > 3 * size * 0.4
+    assert run.tier_stats["resident"]["most_resident_bytes"] <= layout.resident_bytes + (2 << 20)
+    assert [phase.name for phase in run.llama_bench.phases] == ["decode"]
     assert not lent.mountpoint.parent.exists()

@@ -121,14 +121,14 @@ def bench(
     with loop.locked(folder) as results, workspace.lent() as lent:
         warn_of_others(results.opened)
         lent.traced = trace is not None
-        document = measuring.run(cell, lent)
+        run = measuring.run(cell, lent)
         try:
-            tell(f"stored as {results.store(document)}")
+            tell(f"stored as {results.store(run)}")
             if trace:
                 Folder.at(trace.absolute().parent).write(trace.name, lent.trace.read_bytes())
         finally:
             # Also when the disk is full: it was measured, after all.
-            _show(document, as_json)
+            _show(run.to_dict(), as_json)
 
 
 def _show(document: dict[str, Any], as_json: bool) -> None:

@@ -96,12 +96,14 @@ class SpillOptions:
         if self.bench is None:
             tell("no --compute-ms and no --bench: computing counts as nothing")
             return 0.0
-        from hbf_fuse.sweep.results import read_run
+        from hbf_fuse.runs.run import Finished
+        from hbf_fuse.runs.schema import read_run
 
         try:
-            metrics = read_run(self.bench).get("metrics", {})
-            return 1 / float(metrics.get("compute_tg") or metrics["tg"])
-        except (HbfError, KeyError, TypeError) as error:
+            run = read_run(self.bench)
+            metrics = run.metrics if isinstance(run, Finished) else None
+            return 1 / ((metrics and (metrics.compute_tg or metrics.tg)) or 0)
+        except (HbfError, ZeroDivisionError) as error:
             raise HbfError(
                 f"{self.bench} is no run with a tg; name a runs/NAME.json of hbf bench or sweep"
             ) from error

@@ -9,7 +9,7 @@ from hbf_fuse.cli.common import Json, print_json, tell
 from hbf_fuse.errors import HbfError
 
 if TYPE_CHECKING:
-    from hbf_fuse.sweep.results import Results
+    from hbf_fuse.runs.results import Results
 
 TargetSeconds = Annotated[
     float | None,
@@ -30,7 +30,7 @@ def report(
     """
     from hbf_fuse.cli import tables
     from hbf_fuse.report import compare, summary
-    from hbf_fuse.sweep.results import Results
+    from hbf_fuse.runs.results import Results
 
     if len(folders) > 2:
         raise typer.BadParameter("give one results folder, or two to compare")
@@ -60,15 +60,15 @@ def write_report(results: "Results", target_seconds: float | None) -> Path:
     from hbf_fuse.documents import write_in
     from hbf_fuse.report import page
 
-    documents = results.all()
+    runs = results.all()
     path = results.folder / "report.md"
-    write_in(results.opened, path.name, page.markdown(documents, target_seconds))
+    write_in(results.opened, path.name, page.markdown(runs, target_seconds))
     try:
         from hbf_fuse.report import html
     except ImportError as error:
         tell(f"no report.html and plots: {error.name} is missing; `pip install 'hbf-fuse[report]'` brings it")
         return path
-    text, drawn = html.render(documents, target_seconds)
+    text, drawn = html.render(runs, target_seconds)
     plots = results.opened.below("plots") if drawn else results.opened
     for plot in drawn:
         write_in(plots, f"{plot.name}.svg", plot.svg + "\n")

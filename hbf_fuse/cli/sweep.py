@@ -14,10 +14,11 @@ from hbf_fuse.cli.report import TargetSeconds, write_report
 from hbf_fuse.errors import HbfError
 
 if TYPE_CHECKING:
+    from hbf_fuse.runs.results import Results
+    from hbf_fuse.runs.run import Run
     from hbf_fuse.sweep.cell import Cell
     from hbf_fuse.sweep.conditions import Concern
     from hbf_fuse.sweep.grid import Grid
-    from hbf_fuse.sweep.results import Results
 
 ASK_CELLS = 1000
 ASK_SECONDS = 86_400
@@ -142,13 +143,13 @@ def sweep(
         if edited := folder.set_aside_edited_csv():
             tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
         failed = _measure(planned, folder, concerns, sure=yes)
-        documents = folder.all()
+        runs = folder.all()
         report = write_report(folder, target_seconds)
-    rows = summary.summarize(documents)
+    rows = summary.summarize(runs)
     if as_json:
         print_json(rows)
     else:
-        tables.show(documents, target_seconds)
+        tables.show(runs, target_seconds)
     tell(f"report: {report}")
     if failed:
         raise HbfError(
@@ -171,9 +172,9 @@ def _measure(planned: "list[Cell]", folder: "Results", concerns: "list[Concern]"
         _ask(f"{len(missing)} cells: staging alone takes {took}, and llama-bench comes on top")
     with progress_of("sweep", len(missing)) as advance:
 
-        def done(document: dict[str, Any], known: bool) -> None:
+        def done(run: "Run", known: bool) -> None:
             if not known:
-                advance(_last(document))
+                advance(_last(run))
 
         try:
             measured, failed = loop.run(planned, folder, concerns, done)
@@ -226,13 +227,13 @@ def numbers(text: str | None, option: str, or_word: str = "") -> list[float | st
         raise typer.BadParameter(f"{option}: {text!r} is no list of numbers; write it like 8,16") from None
 
 
-def _last(document: dict[str, Any]) -> str:
-    name = document["cell"]["name"]
-    metrics = document.get("metrics")
-    if metrics is None:
-        return f"{name}: failed"
-    achieved = metrics["stage_effective_mbps"]
-    return f"{name}: {achieved:.0f} MB/s" if achieved else name
+def _last(run: "Run") -> str:
+    from hbf_fuse.runs.run import Finished
+
+    if not isinstance(run, Finished):
+        return f"{run.cell.name}: failed"
+    achieved = run.metrics.stage_effective_mbps
+    return f"{run.cell.name}: {achieved:.0f} MB/s" if achieved else run.cell.name
 
 
 main = single(sweep)

@@ -1,12 +1,15 @@
 """Results as they are printed: a table that fits 80 columns in a terminal, Markdown where it is piped."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from hbf_fuse.cli.common import console, printable
+
+if TYPE_CHECKING:
+    from hbf_fuse.runs.run import Run
 
 _COLUMNS = {
     "tier_lat_ms": "ms",
@@ -26,22 +29,22 @@ _NARROW = {"stream": ("stage_eff_median", "model_mbps_median", "pp_median", "tot
 _STYLES = {"off": "red", "failed": "red", "unsure": "yellow", "agrees": "green"}
 
 
-def show(documents: list[dict[str, Any]], target_seconds: float | None = None) -> None:
+def show(runs: "list[Run]", target_seconds: float | None = None) -> None:
     """Tables, what they mean, and what is not to be believed."""
     from hbf_fuse.report import page, summary
 
     screen = console()
     if screen.is_terminal:
-        for series in summary.series_of(documents):
+        for series in summary.series_of(runs):
             screen.print(
                 _table(printable(series.title), series.mode, [point.row() for point in series.points])
             )
     else:
-        print(summary.markdown(documents))
-    for section in page.sections(documents, target_seconds):
+        print(summary.markdown(runs))
+    for section in page.sections(runs, target_seconds):
         for line in section.meaning[:3]:
             print(f"- {printable(line)}")
-    for line in page.remarks(documents):
+    for line in page.remarks(runs):
         print(f"- {printable(line)}")
 
 

@@ -14,6 +14,7 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
 if TYPE_CHECKING:
+    from hbf_fuse.runs.run import Finished
     from hbf_fuse.tier import TierSpec
     from hbf_fuse.traces.attribution import Attribution, Phase, Share
     from hbf_fuse.traces.trace import Read, Trace
@@ -159,7 +160,7 @@ def _phases(run: Path | None) -> "list[Phase]":
 
     if run is None:
         return []
-    return [Phase(**phase) for phase in _finished(run)["llama_bench"]["phases"]]
+    return [Phase(**phase.model_dump()) for phase in _finished(run).llama_bench.phases]
 
 
 def _require_run_of(run: Path, reads: "list[Read]") -> None:
@@ -167,7 +168,7 @@ def _require_run_of(run: Path, reads: "list[Read]") -> None:
 
     The last one says nothing: readahead goes on after the counters of a run were looked at.
     """
-    stats = _finished(run).get("tier_stats") or {}
+    stats = _finished(run).tier_stats or {}
     begin_ns, end_ns = (stats.get(f"{name}_ns") for name in ("first_arrival", "last_done"))
     first_ns = min(read.arrival_ns for read in reads)
     if isinstance(begin_ns, int) and isinstance(end_ns, int) and not begin_ns <= first_ns <= end_ns:
@@ -175,19 +176,25 @@ def _require_run_of(run: Path, reads: "list[Read]") -> None:
 
 
 def _first_run_seconds(run: Path) -> float:
-    return float(_finished(run)["metrics"]["total_first_run_seconds"])
+    return _finished(run).metrics.total_first_run_seconds
 
 
-def _finished(run: Path) -> dict[str, Any]:
+def _finished(path: Path) -> "Finished":
     """A run that came to its end and says when llama-bench did what."""
-    from hbf_fuse.sweep.results import read_run
+    from hbf_fuse.runs.run import Finished
+    from hbf_fuse.runs.schema import read_run
 
     try:
-        document = read_run(run)
-        document["metrics"], document["llama_bench"]["phases"]
-    except (HbfError, KeyError) as error:
-        raise HbfError(f"{run} is no run with phases; name one that `hbf bench --trace` stored") from error
-    return document
+        run = read_run(path)
+    except HbfError as error:
+        raise _no_phases(path) from error
+    if not isinstance(run, Finished) or "phases" not in run.llama_bench.model_fields_set:
+        raise _no_phases(path)
+    return run
+
+
+def _no_phases(run: Path) -> HbfError:
+    return HbfError(f"{run} is no run with phases; name one that `hbf bench --trace` stored")
 
 
 def _is_slower(spec: "TierSpec", recorded: "Trace") -> bool:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hbf_fuse.report.summary import Point, Series, series_of
+from hbf_fuse.runs.run import Run
 
 TITLE = "FUSE against cgroup"
 LEGEND = (
@@ -21,22 +22,22 @@ _SIDES = tuple(f"{side}_{name}" for name in [*_FIGURES, "valid"] for side in ("f
 COLUMNS = ("tier_mbps", "fuse_mode", "llama_bench", *_SIDES)
 
 
-def rows(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows(runs: list[Run]) -> list[dict[str, Any]]:
     """One row, under the names of COLUMNS, for each point of a FUSE mode that mode cgroup has, too."""
-    series = series_of(documents)
+    series = series_of(runs)
     kernel = {
         (_bench(each), point.spec): point
         for each in series
         if each.mode == "cgroup"
         for point in each.points
-        if point.runs
+        if point.metrics
     }
     return [
         _row(_bench(each), point, kernel[_bench(each), point.spec])
         for each in series
         if each.mode in _FUSE
         for point in each.points
-        if point.runs and (_bench(each), point.spec) in kernel
+        if point.metrics and (_bench(each), point.spec) in kernel
     ]
 
 
@@ -53,5 +54,5 @@ def _row(bench: str, fuse: Point, cgroup: Point) -> dict[str, Any]:
     }
     for side, point in (("fuse", fuse), ("cgroup", cgroup)):
         row |= {f"{side}_{name}": point.median(metric) for name, metric in _FIGURES.items()}
-        row[f"{side}_valid"] = f"{point.valid_count}/{len(point.documents)}"
+        row[f"{side}_valid"] = f"{point.valid_count}/{len(point.runs)}"
     return row

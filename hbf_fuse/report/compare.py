@@ -1,10 +1,11 @@
 """Two sweeps side by side, where they measured the same tier in the same way."""
 
-import json
 from typing import Any
 
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series, series_of, table
+from hbf_fuse.runs.run import Run, RunLayout
+from hbf_fuse.tier import TierSpec
 
 METRICS = ("stage_seconds", "total_first_run_seconds", "pp", "tg")
 LEAST_VALUES = 3
@@ -13,7 +14,7 @@ LEAST_VALUES = 3
 _SHARED = ("model", "engine")
 
 
-def rows(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def rows(first: list[Run], second: list[Run]) -> list[dict[str, Any]]:
     """One row per point that both have: medians of both, and second against first in percent.
 
     `<metric>_differs` is whether the intervals of the medians are apart; see Spread.
@@ -36,31 +37,29 @@ def markdown(compared: list[dict[str, Any]], first: str, second: str) -> str:
     )
 
 
-def differences(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> list[str]:
+def differences(first: list[Run], second: list[Run]) -> list[str]:
     """What else is not the same in the two: the model, the engine, the tier's detail."""
     found = [
         f"not the same {what}"
         for what in _SHARED
-        if {json.dumps(document["cell"][what]) for document in first}
-        != {json.dumps(document["cell"][what]) for document in second}
+        if {str(getattr(run.cell, what)) for run in first} != {str(getattr(run.cell, what)) for run in second}
     ]
-    layouts = [{_placement(document["cell"]) for document in each} for each in (first, second)]
+    layouts = [{_placement(run.cell.layout) for run in each} for each in (first, second)]
     found += ["not the same placement of tensors"] if layouts[0] != layouts[1] else []
-    details = [{_detail(document["cell"]["tier"]) for document in each} for each in (first, second)]
+    details = [{_detail(run.cell.tier) for run in each} for each in (first, second)]
     return found + (["not the same jitter, flash detail or depth"] if details[0] != details[1] else [])
 
 
-def _detail(tier: dict[str, Any]) -> str:
-    return json.dumps({key: tier[key] for key in sorted(tier) if key not in ("bandwidth_mbps", "latency_ms")})
+def _detail(tier: TierSpec) -> str:
+    return str({**tier.to_dict(), "bandwidth_mbps": None, "latency_ms": None})
 
 
-def _placement(cell: dict[str, Any]) -> str:
-    layout = cell.get("layout", {})
-    return json.dumps([layout.get("place") or [], layout.get("tiers") or {}], sort_keys=True)
+def _placement(layout: RunLayout) -> tuple[Any, ...]:
+    return (*layout.place, *sorted(layout.tiers.items()))
 
 
-def _points(documents: list[dict[str, Any]]) -> dict[tuple[str, str], Point]:
-    return {(_name(series), point.label): point for series in series_of(documents) for point in series.points}
+def _points(runs: list[Run]) -> dict[tuple[str, str], Point]:
+    return {(_name(series), point.label): point for series in series_of(runs) for point in series.points}
 
 
 def _name(series: Series) -> str:
@@ -68,7 +67,7 @@ def _name(series: Series) -> str:
 
 
 def _row(mode: str, tier: str, here: Point, there: Point) -> dict[str, Any]:
-    valid = " -> ".join(f"{point.valid_count}/{len(point.documents)}" for point in (here, there))
+    valid = " -> ".join(f"{point.valid_count}/{len(point.runs)}" for point in (here, there))
     row: dict[str, Any] = {"mode": mode, "tier": tier, "valid": valid}
     for metric in METRICS:
         before, after = here.spread(metric), there.spread(metric)

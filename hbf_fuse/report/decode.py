@@ -67,5 +67,5 @@ def _break_even(points: list[Point], latency_ms: float) -> str:
 
 def is_tier_bound(point: Point) -> bool:
     """Whether the tier takes longer than compute in most repeats."""
-    bound: list[bool] = [run.get("bound") == "tier" for run in point.runs]
+    bound = [run.bound == "tier" for run in point.metrics]
     return sum(bound) * 2 > len(bound)

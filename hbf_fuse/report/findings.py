@@ -6,13 +6,13 @@ A sentence says how many points it holds for, and names those that it does not h
 import statistics
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from hbf_fuse.report import decode
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series
+from hbf_fuse.runs.run import Metrics
 from hbf_fuse.tier.expect import CHUNK_BYTES
 from hbf_fuse.verdict import tolerance_pct
 
@@ -33,7 +33,7 @@ _WATCHED = {
 
 def checks(series: Series) -> list[str]:
     """Whether the figures can be believed."""
-    points = [point for point in series.points if point.runs]
+    points = [point for point in series.points if point.metrics]
     if not points:
         return ["No cell was finished."]
     found = [_against_model(points)]
@@ -48,7 +48,7 @@ def checks(series: Series) -> list[str]:
 
 def details(series: Series) -> list[str]:
     """What whoever doubts the figures looks at next: repeats, outliers, the cache, other processes."""
-    points = [point for point in series.points if point.runs]
+    points = [point for point in series.points if point.metrics]
     if not points:
         return []
     found = [_repeats(points), *_outliers(points), _cold(points), _overhead(points), *_disturbed(points)]
@@ -60,13 +60,13 @@ _NO_ONE_RATE = "No bandwidth for the target is reckoned with a placement, jitter
 
 def meaning(series: Series, target_seconds: float | None = None) -> list[str]:
     """What dominates the first run, where the knee is, and what a target needs: of points that are valid."""
-    points = [point for point in series.points if point.runs and point.valid]
+    points = [point for point in series.points if point.metrics and point.valid]
     if not points:
         return []
     if series.mode == "stream":
         return decode.meaning(points)
     # Of what lies in several tiers, or where jitter, planes or depth cost time, one bandwidth says little.
-    placed = any(document["cell"].get("layout", {}).get("place") for document in points[0].documents)
+    placed = any(run.cell.layout.place for run in points[0].runs)
     one_rate = not placed and all(point.spec.plain for point in points)
     found = [*_dominant(points), _knee(series, points) if one_rate else "", *_speed_once_loaded(points)]
     if target_seconds is not None:
@@ -76,7 +76,7 @@ def meaning(series: Series, target_seconds: float | None = None) -> list[str]:
 
 def rest_seconds(point: Point) -> float:
     """What the first run takes beside staging, median over the repeats."""
-    rests = [float(run["total_first_run_seconds"] - run["stage_seconds"]) for run in point.runs]
+    rests = [run.total_first_run_seconds - run.stage_seconds for run in point.metrics]
     return statistics.median(rests)
 
 
@@ -175,8 +175,8 @@ def _repeats(points: list[Point]) -> str:
 
 
 def _all_alike(point: Point) -> bool:
-    figures = {(run["stage_seconds"], run["bench_wall_seconds"], run["pp"], run["tg"]) for run in point.runs}
-    return len(point.runs) > 1 and len(figures) == 1
+    figures = {(run.stage_seconds, run.bench_wall_seconds, run.pp, run.tg) for run in point.metrics}
+    return len(point.metrics) > 1 and len(figures) == 1
 
 
 def _outliers(points: list[Point]) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _outliers(points: list[Point]) -> Iterator[str]:
 
 
 def _cold(points: list[Point]) -> str:
-    known = [run.get("resident_before_bytes") for point in points for run in point.runs]
+    known = [run.resident_before_bytes for point in points for run in point.metrics]
     if None in known:
         return "Whether the cache was cold is not known: the kernel tells the owner of the model only."
     warm = sum(bool(resident) for resident in known)
@@ -201,16 +201,18 @@ def _cold(points: list[Point]) -> str:
 
 
 def _overhead(points: list[Point]) -> str:
-    spent = [run["harness_seconds"] for point in points for run in point.runs if "harness_seconds" in run]
+    spent = [
+        run.harness_seconds for point in points for run in point.metrics if run.harness_seconds is not None
+    ]
     return f"Mounting, checking and unmounting took {statistics.median(spent):.2f} s a cell." if spent else ""
 
 
 def _disturbed(points: list[Point]) -> Iterator[str]:
     named = [
-        f"{point.label} repeat {point.repeats[place]} ({run['other_cpu_seconds']:.1f} s)"
+        f"{point.label} repeat {point.repeats[place]} ({run.other_cpu_seconds:.1f} s)"
         for point in points
-        for place, run in enumerate(point.runs)
-        if run.get("other_cpu_seconds", 0) > OTHERS_SHARE * run["total_first_run_seconds"]
+        for place, run in enumerate(point.metrics)
+        if (run.other_cpu_seconds or 0) > OTHERS_SHARE * run.total_first_run_seconds
     ]
     if named:
         yield f"Other processes used the CPU during {', '.join(named)}."
@@ -238,19 +240,18 @@ def parts_of(point: Point) -> dict[str, float]:
 
     load also holds starting and ending llama-bench.
     """
-    if not point.runs:
+    if not point.metrics:
         return {}
     staged_inside = point.mode in ("mmap", "cgroup")
 
-    def load(run: dict[str, Any]) -> float:
-        seconds = run["load_seconds"] - (run["stage_seconds"] if staged_inside else 0.0)
-        return max(0.0, float(seconds))
+    def load(run: Metrics) -> float:
+        return max(0.0, run.load_seconds - (run.stage_seconds if staged_inside else 0.0))
 
     return {
-        "staging": statistics.median(run["stage_seconds"] for run in point.runs),
-        "load": statistics.median(load(run) for run in point.runs),
-        "prefill": statistics.median(run["prefill_seconds"] for run in point.runs),
-        "decode": statistics.median(run["decode_seconds"] for run in point.runs),
+        "staging": statistics.median(run.stage_seconds for run in point.metrics),
+        "load": statistics.median(load(run) for run in point.metrics),
+        "prefill": statistics.median(run.prefill_seconds for run in point.metrics),
+        "decode": statistics.median(run.decode_seconds for run in point.metrics),
     }
 
 
@@ -350,7 +351,7 @@ def _rest(points: list[Point]) -> float:
 
 
 def _size(points: list[Point]) -> int:
-    return int(points[0].documents[0]["cell"]["model"]["size"])
+    return points[0].runs[0].cell.model.size
 
 
 def _stage(point: Point) -> Spread | None:

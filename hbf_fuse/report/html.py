@@ -2,20 +2,18 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
 from hbf_fuse.report import against_cgroup, page, plots
 from hbf_fuse.report.summary import cell_text
+from hbf_fuse.runs.run import Run
 
 
-def render(
-    documents: list[dict[str, Any]], target_seconds: float | None = None
-) -> tuple[str, list[plots.Plot]]:
+def render(runs: list[Run], target_seconds: float | None = None) -> tuple[str, list[plots.Plot]]:
     """The page, and the plots that stand in it."""
-    sections = page.sections(documents, target_seconds)
+    sections = page.sections(runs, target_seconds)
     drawn = [plots.of_series(section.series) for section in sections]
     environment = Environment(
         loader=PackageLoader("hbf_fuse.report"),
@@ -32,9 +30,9 @@ def render(
             for section, plots in zip(sections, drawn, strict=True)
         ],
         against_cgroup=against_cgroup,
-        compared=against_cgroup.rows(documents),
-        remarks=page.remarks(documents),
-        environment=page.environment(documents),
+        compared=against_cgroup.rows(runs),
+        remarks=page.remarks(runs),
+        environment=page.environment(runs),
     )
     return text, [plot for group in drawn for plot in group]
 

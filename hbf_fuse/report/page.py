@@ -6,6 +6,7 @@ from typing import Any
 from hbf_fuse.host import machine
 from hbf_fuse.report import against_cgroup, findings, summary
 from hbf_fuse.report.summary import Series, inert
+from hbf_fuse.runs.run import Finished, Git, Run
 from hbf_fuse.units import format_size
 from hbf_fuse.verdict import words
 
@@ -38,7 +39,7 @@ class Section:
     details: list[str]
 
 
-def sections(documents: list[dict[str, Any]], target_seconds: float | None = None) -> list[Section]:
+def sections(runs: list[Run], target_seconds: float | None = None) -> list[Section]:
     """One per series."""
     return [
         Section(
@@ -49,84 +50,81 @@ def sections(documents: list[dict[str, Any]], target_seconds: float | None = Non
             checks=findings.checks(series),
             details=findings.details(series),
         )
-        for series in summary.series_of(documents)
+        for series in summary.series_of(runs)
     ]
 
 
-def markdown(documents: list[dict[str, Any]], target_seconds: float | None = None) -> str:
+def markdown(runs: list[Run], target_seconds: float | None = None) -> str:
     """report.md."""
     parts = ["# Sweep", "", LEGEND, ""]
-    for section in sections(documents, target_seconds):
+    for section in sections(runs, target_seconds):
         parts += [f"## {inert(section.title)}", "", *map(inert, section.meaning[:1]), ""]
         parts += [summary.table(section.series.columns, section.rows)]
         parts += ["### What it means", "", *_list(section.meaning[1:] or ["Nothing more."]), ""]
         parts += ["### Whether to believe it", "", *_list(section.checks), ""]
         parts += ["<details><summary>Repeats, outliers, other processes</summary>", ""]
         parts += [*_list(section.details), "", "</details>", ""]
-    if compared := against_cgroup.rows(documents):
+    if compared := against_cgroup.rows(runs):
         parts += [f"## {against_cgroup.TITLE}", "", against_cgroup.LEGEND, ""]
         parts += [summary.table(against_cgroup.COLUMNS, compared)]
-    parts += ["## Notable runs", "", *_list(remarks(documents) or ["None."]), ""]
-    parts += ["## Measured on", "", *_list(environment(documents)), ""]
+    parts += ["## Notable runs", "", *_list(remarks(runs) or ["None."]), ""]
+    parts += ["## Measured on", "", *_list(environment(runs)), ""]
     return "\n".join(parts)
 
 
-def remarks(documents: list[dict[str, Any]]) -> list[str]:
+def remarks(runs: list[Run]) -> list[str]:
     """Why runs failed, or do not agree: a line for each reason, with the cells that it holds for."""
     cells: dict[str, list[str]] = {}
-    for document in documents:
-        for remark in _remarks(document):
-            cells.setdefault(remark, []).append(document["cell"]["name"])
+    for run in runs:
+        for remark in _remarks(run):
+            cells.setdefault(remark, []).append(run.cell.name)
     return [f"{remark} ({_named(names)})" for remark, names in cells.items()]
 
 
-def environment(documents: list[dict[str, Any]]) -> list[str]:
+def environment(runs: list[Run]) -> list[str]:
     """What it was measured on, and what was not as it should be."""
-    finished = [document for document in documents if "metrics" in document]
+    finished = [run for run in runs if isinstance(run, Finished)]
     if not finished:
         return ["No cell was finished."]
-    times = sorted(each["environment"]["before"]["time"] for each in finished)
+    times = sorted(each.environment.before.time for each in finished)
     facts = (_machine, _program, _model, _placement)
     parts = [list(dict.fromkeys(part(each) for each in finished)) for part in facts]
     lines = [
         *(line for part in parts for line in part if line),
         *(f"Not the same in all runs: {' | '.join(part)}" for part in parts if len(part) > 1),
-        f"`{' '.join(finished[0]['command'])}`",
+        f"`{' '.join(finished[0].command)}`",
         f"from {times[0]} to {times[-1]}",
     ]
-    concerns = dict.fromkeys(
-        concern for each in finished for concern in each.get("conditions", {}).get("concerns", [])
-    )
+    concerns = dict.fromkeys(concern for each in finished for concern in each.conditions.concerns)
     return [*lines, *(f"Not controlled: {concern}" for concern in concerns), *_drift(finished)]
 
 
-def _machine(document: dict[str, Any]) -> str:
-    return machine.described(document["environment"])
+def _machine(run: Finished) -> str:
+    return machine.described(run.environment.model_dump())
 
 
-def _program(document: dict[str, Any]) -> str:
-    ours = f"hbf-fuse {document['environment']['hbf_fuse']}{_commit(document)}"
-    return f"{ours}, engine {document['cell']['engine']}, llama-bench {document['llama_bench']['version']}"
+def _program(run: Finished) -> str:
+    ours = f"hbf-fuse {run.environment.hbf_fuse}{_commit(run.conditions.git)}"
+    return f"{ours}, engine {run.cell.engine}, llama-bench {run.llama_bench.version}"
 
 
-def _placement(document: dict[str, Any]) -> str:
-    place = document["cell"].get("layout", {}).get("place")
-    return f"placed: {', '.join(map(str, place))}" if place else ""
+def _placement(run: Run) -> str:
+    place = run.cell.layout.place
+    return f"placed: {', '.join(place)}" if place else ""
 
 
-def _model(document: dict[str, Any]) -> str:
-    model = document["cell"]["model"]
-    return f"{model['name']}, {format_size(model['size'])}, SHA-256 {model['sha256'][:16]}..."
+def _model(run: Run) -> str:
+    model = run.cell.model
+    return f"{model.name}, {format_size(model.size)}, SHA-256 {model.sha256[:16]}..."
 
 
-def _remarks(document: dict[str, Any]) -> list[str]:
-    metrics = document.get("metrics")
-    if metrics is None:
-        return [f"failed: {document['error']}"]
-    if metrics["valid"]:
+def _remarks(run: Run) -> list[str]:
+    if not isinstance(run, Finished):
+        return [f"failed: {run.error}"]
+    metrics = run.metrics
+    if metrics.valid:
         return []
-    state, reasons = summary.state_of(metrics), metrics.get("reasons") or [metrics["why"]]
-    return [f"{state}: {words.of(reason)}" for reason in reasons]
+    return [f"{metrics.state}: {words.of(reason)}" for reason in metrics.reasons or [metrics.why]]
 
 
 def _named(names: list[str]) -> str:
@@ -134,29 +132,21 @@ def _named(names: list[str]) -> str:
     return ", ".join(names[:MOST_NAMED]) + more
 
 
-def _commit(document: dict[str, Any]) -> str:
-    git = document.get("conditions", {}).get("git")
-    if not git:
-        return ""
-    return f" at {git['commit'][:12]}{', changed' if git['changed'] else ''}"
+def _commit(git: Git | None) -> str:
+    return f" at {git.commit[:12]}{', changed' if git.changed else ''}" if git else ""
 
 
-def _drift(documents: list[dict[str, Any]]) -> list[str]:
+def _drift(runs: list[Finished]) -> list[str]:
     """What the machine did meanwhile: heat, and time that the host took."""
     lines = []
     throttled = [
-        document["cell"]["name"]
-        for document in documents
-        if document["environment"]["before"]["throttle_count"]
-        != document["environment"]["after"]["throttle_count"]
+        run.cell.name
+        for run in runs
+        if run.environment.before.throttle_count != run.environment.after.throttle_count
     ]
     if throttled:
         lines.append(f"Cores were slowed down for heat during {', '.join(throttled)}")
-    stolen = sum(
-        document["environment"]["after"]["stolen_seconds"]
-        - document["environment"]["before"]["stolen_seconds"]
-        for document in documents
-    )
+    stolen = sum(run.environment.after.stolen_seconds - run.environment.before.stolen_seconds for run in runs)
     if stolen >= 1:
         lines.append(f"The host took {stolen:.1f} CPU seconds for others during the cells")
     return lines

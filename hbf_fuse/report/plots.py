@@ -16,6 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from hbf_fuse.report.findings import parts_of
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series
+from hbf_fuse.runs.run import Attribution
 from hbf_fuse.verdict import tolerance_pct
 
 WIDTH_INCHES = 4.6
@@ -67,7 +68,7 @@ class Plot:
 
 def of_series(series: Series) -> list[Plot]:
     """All plots of a series that its points allow."""
-    points = [point for point in series.points if point.runs]
+    points = [point for point in series.points if point.metrics]
     if not points:
         return []
     threads = f"-t{series.threads}" if series.threads else ""
@@ -75,7 +76,7 @@ def of_series(series: Series) -> list[Plot]:
     suffix = f"{series.mode}{memory}-p{series.n_prompt}-n{series.n_gen}{threads}"
     linked = [point for point in points if point.spec.bandwidth_mbps]
     if series.mode == "stream":
-        traced = [point for point in points if "attribution" in point.runs[-1]]
+        traced = [point for point in points if point.metrics[-1].attribution]
         # The slowest comes first: its reads are shown.
         traced.sort(key=lambda point: point.median("tg") or 0.0)
         shown_one = f"{traced[0].label}, the slowest tier, last repeat" if traced else ""
@@ -210,12 +211,12 @@ def _decode(points: list[Point]) -> Figure:
 
 def _heat(points: list[Point]) -> Figure:
     """Bytes by layer and time, of the slowest tier's last repeat."""
-    heat = points[0].runs[-1]["attribution"]["heat"]
-    layers = [name[:_LONGEST_NAME] for name in heat["layers"][:MOST_ROWS]]
-    rows = heat["bytes"][:MOST_ROWS]
+    heat = _attribution(points).heat
+    layers = [name[:_LONGEST_NAME] for name in heat.layers[:MOST_ROWS]]
+    rows = heat.bytes[:MOST_ROWS]
     figure, axes = _figure(height=max(HEIGHT_INCHES, 0.9 + 0.16 * len(layers)))
-    if heat["seconds"]:
-        extent = (0, heat["seconds"][-1], len(layers) - 0.5, -0.5)
+    if heat.seconds:
+        extent = (0, heat.seconds[-1], len(layers) - 0.5, -0.5)
         axes.imshow(rows, aspect="auto", interpolation="nearest", cmap="viridis", extent=extent)
     axes.set_yticks(range(len(layers)), layers, fontsize=7)
     axes.set_xlabel("seconds")
@@ -224,17 +225,18 @@ def _heat(points: list[Point]) -> Figure:
 
 
 def _read_sizes(points: list[Point]) -> Figure:
-    counts = points[0].runs[-1]["attribution"]["read_sizes"]
-    return _bars({f"{int(size) >> 10}": count for size, count in _by_number(counts)}, "KiB of a read")
+    counts = sorted(_attribution(points).read_sizes.items())
+    return _bars({f"{size >> 10}": count for size, count in counts}, "KiB of a read")
 
 
 def _queue_depths(points: list[Point]) -> Figure:
-    return _bars(dict(_by_number(points[0].runs[-1]["attribution"]["queue_depths"])), "reads in flight")
+    counts = sorted(_attribution(points).queue_depths.items())
+    return _bars({str(depth): count for depth, count in counts}, "reads in flight")
 
 
-def _by_number(counts: dict[str, int]) -> list[tuple[str, int]]:
-    """JSON has made texts of the numbers."""
-    return sorted(counts.items(), key=lambda item: int(item[0]))
+def _attribution(points: list[Point]) -> Attribution:
+    """Of the first point that has one, its last repeat's."""
+    return next(found for point in points if (found := point.metrics[-1].attribution))
 
 
 def _bars(counts: dict[str, int], label: str) -> Figure:
@@ -308,7 +310,7 @@ def _mbps(point: Point) -> float:
 
 
 def _size(point: Point) -> int:
-    return int(point.documents[0]["cell"]["model"]["size"])
+    return point.runs[0].cell.model.size
 
 
 def svg_of(figure: Figure, title: str) -> str:

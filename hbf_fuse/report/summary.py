@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from hbf_fuse.report.statistics import Spread
+from hbf_fuse.runs.run import Finished, Metrics, Run, RunLayout
 from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.units import format_size
-from hbf_fuse.verdict import AGREES, UNSURE
+from hbf_fuse.verdict import AGREES
 
 COLUMNS = (
     "tier_mbps",
@@ -50,11 +51,11 @@ _SERIES = ("mode", "memory", "n_prompt", "n_gen", "threads")
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """A tier as one series measured it. spec: the tier; documents: one per repeat, failed ones too."""
+    """A tier as one series measured it. spec: the tier; runs: one per repeat, failed ones too."""
 
     spec: TierSpec
     mode: str
-    documents: tuple[dict[str, Any], ...]
+    runs: tuple[Run, ...]
 
     @property
     def label(self) -> str:
@@ -63,37 +64,37 @@ class Point:
         return f"{link}/{self.spec.latency_ms:g}"
 
     @cached_property
-    def runs(self) -> list[dict[str, Any]]:
-        """The metrics of the repeats that were finished."""
-        return [document["metrics"] for document in self.documents if "metrics" in document]
+    def metrics(self) -> list[Metrics]:
+        """Of the repeats that were finished."""
+        return [run.metrics for run in self.runs if isinstance(run, Finished)]
 
     @property
     def repeats(self) -> list[int]:
         """The numbers of those repeats."""
-        return [document["cell"]["repeat"] for document in self.documents if "metrics" in document]
+        return [run.cell.repeat for run in self.runs if isinstance(run, Finished)]
 
     @property
     def valid_count(self) -> int:
         """How many repeats agree with the tier model."""
-        return sum(run["valid"] for run in self.runs)
+        return sum(run.valid for run in self.metrics)
 
     @property
     def valid(self) -> bool:
         """Whether most repeats do, so that the median is one that does."""
-        return self.valid_count * 2 > len(self.documents)
+        return self.valid_count * 2 > len(self.runs)
 
     @property
     def state(self) -> str:
         """How most repeats were judged."""
-        return Counter(map(state_of, self.runs)).most_common(1)[0][0] if self.runs else "failed"
+        return Counter(run.state for run in self.metrics).most_common(1)[0][0] if self.metrics else "failed"
 
     @property
     def verdict(self) -> str:
         """How the repeats were judged, and the largest bound of those that agree: "agrees ±0.4%", or with
         their numbers if not all are alike.
         """
-        states = Counter(state_of(run) for run in self.runs)
-        states.update({"failed": len(self.documents) - len(self.runs)})
+        states = Counter(run.state for run in self.metrics)
+        states.update({"failed": len(self.runs) - len(self.metrics)})
         states = +states
         bound = self._bound_pct()
         told = [
@@ -105,7 +106,7 @@ class Point:
 
     def _bound_pct(self) -> float | None:
         name = "tg_bound_pct" if self.mode == "stream" else "tier_bound_pct"
-        bounds = [run.get(name) for run in self.runs if state_of(run) == AGREES]
+        bounds = [getattr(run, name) for run in self.metrics if run.state == AGREES]
         return max((bound for bound in bounds if bound is not None), default=None)
 
     @property
@@ -115,7 +116,8 @@ class Point:
 
     def spread(self, metric: str) -> Spread | None:
         """A metric over the repeats; None if none has it."""
-        return Spread.of([run[metric] for run in self.runs if run.get(metric) is not None])
+        values = [getattr(run, metric) for run in self.metrics]
+        return Spread.of([value for value in values if value is not None])
 
     def median(self, metric: str) -> float | None:
         """The median of a metric over the repeats."""
@@ -128,7 +130,7 @@ class Point:
         return {
             "tier_mbps": self.spec.bandwidth_mbps,
             "tier_lat_ms": self.spec.latency_ms,
-            "repeats": len(self.documents),
+            "repeats": len(self.runs),
             "stage_seconds_median": stage and stage.median,
             "stage_eff_median": self.median("stage_effective_mbps"),
             "pp_median": self.median("pp"),
@@ -141,7 +143,7 @@ class Point:
             "tier_error_pct_median": self.median("tier_error_pct"),
             "tier_bound_pct_median": self.median("tier_bound_pct"),
             "verdict": self.verdict,
-            "valid": f"{self.valid_count}/{len(self.documents)}",
+            "valid": f"{self.valid_count}/{len(self.runs)}",
             "stage_seconds_interval": stage and [stage.low, stage.high],
             **(self._decode() if self.mode == "stream" else {}),
         }
@@ -152,20 +154,13 @@ class Point:
             "predicted_tg_median": self.median("predicted_tg"),
             "tg_error_pct_median": self.median("tg_error_pct"),
             "tg_bound_pct_median": self.median("tg_bound_pct"),
-            "bound": next((run.get("bound") for run in self.runs), None),
+            "bound": next((run.bound for run in self.metrics), None),
             "bytes_per_token_median": self.median("bytes_per_token"),
             "compute_tg_median": self.median("compute_tg"),
             "break_even_mbps_median": self.median("break_even_mbps"),
             "tg_min": tg and tg.least,
             "tg_max": tg and tg.most,
         }
-
-
-def state_of(run: dict[str, Any]) -> str:
-    """How a finished run was judged. Those of older versions knew valid or not, and nothing between."""
-    if state := run.get("verdict"):
-        return str(state)
-    return AGREES if run["valid"] else UNSURE
 
 
 @dataclass(frozen=True)
@@ -192,15 +187,14 @@ class Series:
         return STREAM_COLUMNS if self.mode == "stream" else COLUMNS
 
 
-def series_of(documents: list[dict[str, Any]]) -> list[Series]:
+def series_of(runs: list[Run]) -> list[Series]:
     """The runs of a sweep, sorted: series by mode and axes, points by tier, repeats by number."""
-    sorted_in: dict[tuple[Any, ...], dict[tuple[float, float], list[dict[str, Any]]]] = defaultdict(dict)
-    for document in sorted(documents, key=lambda each: int(each["cell"]["repeat"])):
-        cell = document["cell"]
-        axes = (cell["bench"][axis] for axis in ("n_prompt", "n_gen", "threads"))
-        series = (cell["mode"], _memory(cell), *axes)
-        tier = cell["tier_mbps"] or float("inf"), cell["tier_lat_ms"]
-        sorted_in[series].setdefault(tier, []).append(document)
+    sorted_in: dict[tuple[Any, ...], dict[tuple[float, float], list[Run]]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda each: each.cell.repeat):
+        cell = run.cell
+        series = cell.mode, _memory(cell.layout), cell.bench.n_prompt, cell.bench.n_gen, cell.bench.threads
+        tier = cell.tier_mbps or float("inf"), cell.tier_lat_ms
+        sorted_in[series].setdefault(tier, []).append(run)
     return [
         Series(mode, memory, n_prompt, n_gen, threads, _points(mode, tiers))
         for (mode, memory, n_prompt, n_gen, threads), tiers in sorted(
@@ -209,33 +203,29 @@ def series_of(documents: list[dict[str, Any]]) -> list[Series]:
     ]
 
 
-def _memory(cell: dict[str, Any]) -> str:
-    layout = cell.get("layout", {})
-    budget = layout.get("resident_bytes")
-    return f"{format_size(budget)} {layout['policy']}" if budget is not None else ""
+def _memory(layout: RunLayout) -> str:
+    budget = layout.resident_bytes
+    return f"{format_size(budget)} {layout.policy}" if budget is not None else ""
 
 
-def _points(mode: str, tiers: dict[tuple[float, float], list[dict[str, Any]]]) -> tuple[Point, ...]:
-    return tuple(
-        Point(TierSpec.from_dict(tiers[tier][0]["cell"]["tier"]), mode, tuple(tiers[tier]))
-        for tier in sorted(tiers)
-    )
+def _points(mode: str, tiers: dict[tuple[float, float], list[Run]]) -> tuple[Point, ...]:
+    return tuple(Point(tiers[tier][0].cell.tier, mode, tuple(tiers[tier])) for tier in sorted(tiers))
 
 
-def summarize(documents: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(runs: list[Run]) -> list[dict[str, Any]]:
     """One row per point of every series; failed runs count in `valid`, as in "2/3", and in no figure."""
     return [
         {**point.row(), **{axis: getattr(series, axis) for axis in _SERIES}}
-        for series in series_of(documents)
+        for series in series_of(runs)
         for point in series.points
     ]
 
 
-def markdown(documents: list[dict[str, Any]]) -> str:
+def markdown(runs: list[Run]) -> str:
     """A Markdown table per series."""
     tables = [
         f"### {inert(series.title)}\n\n{table(series.columns, [point.row() for point in series.points])}"
-        for series in series_of(documents)
+        for series in series_of(runs)
     ]
     return "\n".join(tables)
 

@@ -5,20 +5,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import get_args
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.filesystem import NO_LAYOUT
 from hbf_fuse.fs.placement import Layout
+from hbf_fuse.runs.run import Mode, RunBench, RunCell, RunLayout, RunModel
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.workload import llama
-
-SCHEMA = 2
-Mode = Literal["mmap", "stage", "stream", "cgroup"]
-"""Where llama-bench has the weights from: mapped from the mount; from a copy that was made through it first;
-mapped from a mount with a resident budget, so that every token reads the tier; mapped from the real file,
-with the kernel's io.max in the place of the tier.
-"""
 
 
 def checked_mode(name: str) -> Mode:
@@ -87,19 +81,24 @@ class Cell:
         return f"{self.mode}-{link}mbps-{self.spec.latency_ms:g}ms{memory}-{axes}-r{self.repeat}"
 
 
-def describe(cell: Cell) -> dict[str, Any]:
-    """The cell as JSON holds it: what a finished run is recognised by."""
-    spec = cell.spec.to_dict()
-    return {
-        "name": cell.name,
-        "mode": cell.mode,
-        "engine": cell.engine,
-        "repeat": cell.repeat,
-        "tier_mbps": cell.spec.bandwidth_mbps,
-        "tier_lat_ms": cell.spec.latency_ms,
-        "tier": spec,
-        "tier_sha256": hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest(),
-        "model": {"name": cell.model.path.name, "size": cell.model.size, "sha256": cell.model.sha256},
-        "bench": dataclasses.asdict(cell.bench),
-        "layout": {**dataclasses.asdict(cell.layout), "place": list(cell.layout.place)},
-    }
+def describe(cell: Cell) -> RunCell:
+    """The cell as a run holds it: what a finished run is recognised by."""
+    layout = cell.layout
+    return RunCell(
+        name=cell.name,
+        mode=cell.mode,
+        engine=cell.engine,
+        repeat=cell.repeat,
+        tier_mbps=cell.spec.bandwidth_mbps,
+        tier_lat_ms=cell.spec.latency_ms,
+        tier=cell.spec,
+        tier_sha256=hashlib.sha256(json.dumps(cell.spec.to_dict(), sort_keys=True).encode()).hexdigest(),
+        model=RunModel(name=cell.model.path.name, size=cell.model.size, sha256=cell.model.sha256),
+        bench=RunBench(**dataclasses.asdict(cell.bench)),
+        layout=RunLayout(
+            resident_bytes=layout.resident_bytes,
+            policy=layout.policy,
+            place=list(layout.place),
+            tiers=dict(layout.tiers),
+        ),
+    )

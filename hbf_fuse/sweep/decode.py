@@ -2,11 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from hbf_fuse import gguf
 from hbf_fuse.pacing.floor import unsure_ns
 from hbf_fuse.pacing.idle import Idle
+from hbf_fuse.runs.run import Attribution, Decoding, Heat, Staging, Streamed
 from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.traces import attribution
 from hbf_fuse.traces.trace import Read, Trace
@@ -68,16 +68,14 @@ def _seconds(spec: TierSpec, nbytes: float) -> float:
     return nbytes / (rate * 1e6) if rate else 0.0
 
 
-def metrics(
-    run: BenchRun, compute: BenchRun, trace: Trace, model: gguf.GgufFile, path: str
-) -> dict[str, Any]:
+def metrics(run: BenchRun, compute: BenchRun, trace: Trace, model: gguf.GgufFile, path: str) -> Streamed:
     """A stream cell's own figures. compute: the same llama-bench with the model in memory.
 
     Empty where llama-bench does not say when it decoded.
     """
     decode = [phase for phase in run.phases if phase.name == "decode"]
     if not decode or not compute.tg or not run.tg:
-        return {}
+        return Streamed()
     reads = attribution.of_file(trace, path)
     names = list(trace.header["tiers"])
     specs = {name: TierSpec.from_dict(fields) for name, fields in trace.header["tiers"].items()}
@@ -87,37 +85,37 @@ def metrics(
         for place, name in enumerate(names)
     }
     found = Decode(1 / compute.tg, bytes_by_tier, specs)
-    return {
-        "compute_tg": compute.tg,
-        "bytes_per_token": sum(bytes_by_tier.values()),
-        "bytes_per_token_by_tier": bytes_by_tier,
-        "tier_seconds_per_token": found.tier_seconds,
-        "predicted_tg": found.predicted_tg,
-        "tg_error_pct": (run.tg / found.predicted_tg - 1) * 100,
-        "bound": found.bound,
-        "break_even_mbps": found.break_even_mbps,
-        "tg_bound_pct": _bound_pct(inside, specs, names, run),
-        **_shares(reads, names, model, run),
-    }
+    return Streamed(
+        compute_tg=compute.tg,
+        bytes_per_token=sum(bytes_by_tier.values()),
+        bytes_per_token_by_tier=bytes_by_tier,
+        tier_seconds_per_token=found.tier_seconds,
+        predicted_tg=found.predicted_tg,
+        tg_error_pct=(run.tg / found.predicted_tg - 1) * 100,
+        bound=found.bound,
+        break_even_mbps=found.break_even_mbps,
+        tg_bound_pct=_bound_pct(inside, specs, names, run),
+        attribution=_shares(reads, names, model, run),
+    )
 
 
-def verdict(own: dict[str, Any], staging: dict[str, Any], overfills: int) -> dict[str, Any]:
-    """Of a cell, under the names of the CSV: of its first pass, and of its tokens/s, whichever is worse."""
-    state, reasons = _of_decode(own)
+def judged(staging: Staging, decoding: Decoding, overfills: int) -> Staging:
+    """Of a cell: its first pass or its tokens/s, whichever is judged worse."""
+    state, reasons = _of_decode(decoding)
     if overfills:
         # More was resident at some time than the budget allows: what decode read again was too little.
         state, reasons = (UNSURE if state == AGREES else state), ["over-budget", *reasons]
-    if _WORSE.index(state) < _WORSE.index(staging["verdict"]):
-        state = staging["verdict"]
-    codes = list(dict.fromkeys([*reasons, *staging["reasons"]]))
-    return {"verdict": state, "reasons": codes, "valid": state == AGREES, "why": words.sentence(codes)}
+    state = max(state, staging.state, key=_WORSE.index)
+    codes = list(dict.fromkeys([*reasons, *staging.reasons]))
+    judged = {"verdict": state, "reasons": codes, "valid": state == AGREES, "why": words.sentence(codes)}
+    return staging.model_copy(update=judged)
 
 
-def _of_decode(own: dict[str, Any]) -> tuple[str, list[str]]:
-    error, bound = own.get("tg_error_pct"), own.get("tg_bound_pct")
+def _of_decode(decoding: Decoding) -> tuple[str, list[str]]:
+    error, bound = decoding.tg_error_pct, decoding.tg_bound_pct
     if error is None:
         return UNSURE, ["evidence-missing"]
-    if own["bound"] == "compute" and error > 0:
+    if decoding.bound == "compute" and error > 0:
         return AGREES, ["compute-bound"]
     if abs(error) > DECODE_TOLERANCE_PCT:
         return OFF, ["decode-faster" if error > 0 else "decode-slower"] + ["cpu-contention"] * (
@@ -154,20 +152,17 @@ def _bound_pct(
     return min(idle.window_ns + idle.pause_ns, doubtful) / (decode.end_ns - decode.start_ns) * 100
 
 
-def _shares(reads: list[Read], names: list[str], model: gguf.GgufFile, run: BenchRun) -> dict[str, Any]:
+def _shares(reads: list[Read], names: list[str], model: gguf.GgufFile, run: BenchRun) -> Attribution:
     """What was read of what, for the report."""
     shares = attribution.attribute(reads, names, model.tensors, run.phases)
     layers, ends, rows = attribution.heat(reads, model.tensors, HEAT_BINS)
-    return {
-        "attribution": {
-            "phases": {name: share.to_dict() for name, share in shares.phases.items()},
-            "layers": {name: share.to_dict() for name, share in shares.layers.items()},
-            "tiers": [
-                {"tier": tier, "tensor": name, **share.to_dict()}
-                for (tier, name), share in shares.tiers.items()
-            ],
-            "read_sizes": attribution.sizes(reads),
-            "queue_depths": attribution.depths(reads),
-            "heat": {"layers": layers, "seconds": ends, "bytes": rows},
-        }
-    }
+    return Attribution(
+        phases={name: share.to_dict() for name, share in shares.phases.items()},
+        layers={name: share.to_dict() for name, share in shares.layers.items()},
+        tiers=[
+            {"tier": tier, "tensor": name, **share.to_dict()} for (tier, name), share in shares.tiers.items()
+        ],
+        read_sizes=attribution.sizes(reads),
+        queue_depths=attribution.depths(reads),
+        heat=Heat(layers=layers, seconds=ends, bytes=rows),
+    )

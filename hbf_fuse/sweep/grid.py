@@ -11,7 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import DEFAULT_POLICY, POLICIES, Layout
-from hbf_fuse.sweep.cell import Cell, Mode, ModelFile
+from hbf_fuse.runs.run import Mode
+from hbf_fuse.sweep.cell import Cell, ModelFile
 from hbf_fuse.sweep.modes import cgroup
 from hbf_fuse.tier import TierSpec, expect, profiles
 from hbf_fuse.units import parse_size

@@ -9,10 +9,11 @@ from typing import Any
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
+from hbf_fuse.runs.results import Results, Unstorable
+from hbf_fuse.runs.run import SCHEMA, Conditions, Finished, Run
 from hbf_fuse.sweep import measuring, workspace
-from hbf_fuse.sweep.cell import SCHEMA, Cell, ModelFile, describe
+from hbf_fuse.sweep.cell import Cell, describe
 from hbf_fuse.sweep.conditions import Concern, git_state
-from hbf_fuse.sweep.results import Results, Unstorable
 from hbf_fuse.sweep.workspace import Workspace
 
 SWEEP_FILE = "sweep.json"
@@ -26,53 +27,54 @@ def run(
     planned: list[Cell],
     results: Results,
     concerns: list[Concern],
-    done: Callable[[dict[str, Any], bool], None],
+    done: Callable[[Run, bool], None],
 ) -> tuple[int, int]:
     """Measure what is missing in a folder that is `locked`. Returns (cells measured now, cells that failed).
 
     concerns: what was wrong with the machine before; kept with each run.
-    done: called after each cell with its document and whether it was there before. A cell that fails
+    done: called after each cell with its run and whether it was there before. A cell that fails
     keeps its reason and is tried again by the next run. HbfError if the folder holds something else.
     """
     measured = failed = 0
     mode = ""
     _claim(results, planned[0])
-    git = git_state()
+    conditions = Conditions.model_validate({"concerns": [str(one) for one in concerns], "git": git_state()})
     with workspace.lent() as lent:
         for cell in planned:
-            known = results.has(cell.name)
-            document = results.load(cell.name) if known else None
-            if document is None:
+            found = results.load(cell.name)
+            known = isinstance(found, Finished)
+            if found is None or not known:
                 if cell.mode != mode:
                     # The first cell of a mode needs memory that the last one of another did not have.
                     lent.warm(2 * cell.model.size)
                     mode = cell.mode
-                document = _measure(cell, lent)
-                conditions = {"concerns": [str(one) for one in concerns], "git": git}
-                document["conditions"] = conditions
-                try:
-                    results.store(document)
-                except Unstorable as error:
-                    document = {**_failed(cell, str(error)), "conditions": conditions}
-                    results.store(document)
+                found = _measured(cell, lent, conditions, results)
                 measured += 1
-            elif document["cell"] != describe(cell):
+            elif found.cell != describe(cell):
                 raise _another_sweep(results, "a run of another kind with the same name")
-            failed += "error" in document
-            done(document, known)
+            failed += not isinstance(found, Finished)
+            done(found, known)
     results.write_csv()
     return measured, failed
 
 
-def _measure(cell: Cell, lent: Workspace) -> dict[str, Any]:
+def _measured(cell: Cell, lent: Workspace, conditions: Conditions, results: Results) -> Run:
+    """The run of a cell, stored; with its reason if it failed."""
+
+    def failed(why: HbfError) -> Run:
+        return Run(schema=SCHEMA, cell=describe(cell), error=str(why), conditions=conditions)
+
     try:
-        return measuring.run(cell, lent)
+        found: Run = measuring.run(cell, lent)
+        found.conditions = conditions
     except HbfError as error:
-        return _failed(cell, str(error))
-
-
-def _failed(cell: Cell, why: str) -> dict[str, Any]:
-    return {"schema": SCHEMA, "cell": describe(cell), "error": why}
+        found = failed(error)
+    try:
+        results.store(found)
+    except Unstorable as error:
+        found = failed(error)
+        results.store(found)
+    return found
 
 
 @contextmanager
@@ -121,16 +123,11 @@ def _claim(results: Results, first: Cell) -> None:
 
 def _identity(cell: Cell) -> dict[str, Any]:
     """What all cells of a sweep share; the rest is in their names."""
-    described = describe(cell)
+    described = describe(cell).model_dump()
     tier = {key: value for key, value in described["tier"].items() if not key.endswith(("_mbps", "_ms"))}
     layout = {key: described["layout"][key] for key in ("place", "tiers")}
-    model: ModelFile = cell.model
-    return {
-        "model": {"size": model.size, "sha256": model.sha256},
-        "engine": cell.engine,
-        "tier": tier,
-        "layout": layout,
-    }
+    model = {key: described["model"][key] for key in ("size", "sha256")}
+    return {"model": model, "engine": cell.engine, "tier": tier, "layout": layout}
 
 
 def _another_sweep(results: Results, what: str) -> HbfError:

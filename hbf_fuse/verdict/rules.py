@@ -7,7 +7,7 @@ they mean.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import words
@@ -21,7 +21,9 @@ FAST_MBPS = 1500.0
 DECODE_TOLERANCE_PCT = 5.0
 """How far tokens/s may be from 1 / (compute + tier): compute is measured beside, and varies."""
 
-AGREES, UNSURE, OFF = "agrees", "unsure", "off"
+AGREES: Final = "agrees"
+UNSURE: Final = "unsure"
+OFF: Final = "off"
 
 _SLOW_SOURCE_NS_PER_MIB = 1_500_000
 _NONE_IDLE = 0.05

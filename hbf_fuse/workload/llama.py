@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -112,9 +112,8 @@ def _asked(binary: Path, option: str) -> child.Ended:
     return child.run_group([str(binary), option], timeout_seconds=60, unprivileged=True)
 
 
-def command(binary: Path, model: Path, options: BenchOptions) -> list[str]:
-    """The command line of one cold run through mmap, in the flags that this version has."""
-    known = flags(binary)
+def command(binary: Path, model: Path, options: BenchOptions, known: Collection[str]) -> list[str]:
+    """The command line of one cold run through mmap. known: the flags that this version has."""
     line = [str(binary), "-m", str(model), "-p", str(options.n_prompt), "-n", str(options.n_gen)]
     line += ["-r", "1", "-o", "jsonl"]
     if options.threads:
@@ -145,13 +144,15 @@ def run(
     pass_fds: Sequence[int] = (),
     enter: Callable[[], None] | None = None,
     require: Callable[[], None] | None = None,
+    shown: str = "",
 ) -> BenchRun:
     """Run once. HbfError if it fails, prints nonsense, or takes longer than the timeout.
 
+    shown: what the result calls the model instead of by its path: results get published.
     pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd. enter, require: see
     child.run_group.
     """
-    line = command(binary, model, options)
+    line = command(binary, model, options, flags(binary))
     try:
         with stalls.counted() as watch:
             said = child.run_group(line, timeout_seconds, pass_fds, watch, enter, require, unprivileged=True)
@@ -164,10 +165,10 @@ def run(
     if said.returncode:
         last = (said.stderr.strip() or said.stdout.strip() or "no message").splitlines()[-1]
         raise HbfError(f"llama-bench failed with exit code {said.returncode}: {last[:300]}")
-    records = _parse(said.stdout)
+    records = [_named(record, str(model), shown or str(model)) for record in _parse(said.stdout)]
     prefill, decode = _sampled(records, generating=False), _sampled(records, generating=True)
     return BenchRun(
-        command=line,
+        command=command(Path(binary.name), Path(shown or model), options, flags(binary)),
         pp=_rate(records, options.n_prompt, 0),
         tg=_rate(records, 0, options.n_gen),
         wall_seconds=wall,
@@ -179,6 +180,12 @@ def run(
         phases=_phases(said.lines, records),
         starved=watch.starved,
     )
+
+
+def _named(record: dict[str, Any], path: str, shown: str) -> dict[str, Any]:
+    return {
+        key: value.replace(path, shown) if isinstance(value, str) else value for key, value in record.items()
+    }
 
 
 def _parse(output: str) -> list[dict[str, Any]]:

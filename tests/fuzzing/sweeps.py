@@ -12,10 +12,11 @@ from hbf_fuse.cli import kv as cli_kv
 from hbf_fuse.cli import trace as cli_trace
 from hbf_fuse.models import choice
 from hbf_fuse.report import compare, page, summary
+from hbf_fuse.runs.results import Results
+from hbf_fuse.runs.schema import run_of
 from hbf_fuse.sweep import grid as grids
 from hbf_fuse.sweep import loop
 from hbf_fuse.sweep.cell import Cell, ModelFile
-from hbf_fuse.sweep.results import Results
 
 DATA = Path(__file__).parent.with_name("data")
 _TIERS = {"fast": {"bandwidth_mbps": 1000, "latency_ms": 0.1}, "gen1": {"profile": "hbf-gen1", "depth": 4}}
@@ -71,13 +72,13 @@ def runs(data: bytes) -> None:
     accepted(cli_trace._phases, run)
     accepted(cli_trace._first_run_seconds, run)
     results = Results(folder)
-    documents = accepted(results.all)
-    if documents is not None:
+    known = accepted(results.all)
+    if known is not None:
         results.write_csv()
         assert not results.set_aside_edited_csv()
-        json.dumps(summary.summarize(documents))
-        assert summary.markdown(documents) and page.markdown(documents, 30.0)
-        assert compare.markdown(compare.rows(documents, [_real_run("mmap")]), "first", "second")
+        json.dumps(summary.summarize(known))
+        assert summary.markdown(known) and page.markdown(known, 30.0)
+        assert compare.markdown(compare.rows(known, [run_of(_real_run("mmap"))]), "first", "second")
 
 
 @functools.cache

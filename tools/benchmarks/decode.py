@@ -21,7 +21,8 @@ from hbf_fuse.models import published
 from hbf_fuse.models.choice import cache_dir
 from hbf_fuse.report import decode, page, plots, summary
 from hbf_fuse.report.summary import Point
-from hbf_fuse.sweep.results import Results
+from hbf_fuse.runs.results import Results
+from hbf_fuse.runs.run import Finished, Run
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 SYNTHETIC = "tiny-moe"
@@ -127,8 +128,8 @@ def _about(name: str) -> str:
 def _page(folder: Path) -> str:
     parts = [mark("decode") + _INTRO]
     for name in BANDWIDTHS:
-        documents = Results(folder / name).all()
-        series = summary.series_of(documents)
+        runs = Results(folder / name).all()
+        series = summary.series_of(runs)
         points = [point for each in series for point in each.points]
         parts += [f"## {name}: {_about(name)}\n", *_bullets(decode.checks(points))]
         parts += [summary.table(_COLUMNS, [_row(each.memory, p) for each in series for p in each.points])]
@@ -146,7 +147,7 @@ def _page(folder: Path) -> str:
     return "\n".join(parts)
 
 
-def _placement(placed: list[dict[str, Any]], unplaced: list[dict[str, Any]]) -> str:
+def _placement(placed: list[Run], unplaced: list[Run]) -> str:
     """What attention in DRAM buys, against what the bytes say."""
     (after,), (before,) = summary.series_of(placed), summary.series_of(unplaced)
     rows = []
@@ -167,10 +168,7 @@ def _placement(placed: list[dict[str, Any]], unplaced: list[dict[str, Any]]) -> 
             }
         )
     foreign = {
-        name
-        for document in placed
-        for tier, name in _read_tensors(document)
-        if tier == "hbf" and "_exps" not in name
+        name for run in placed for tier, name in _read_tensors(run) if tier == "hbf" and "_exps" not in name
     }
     return (
         "## Attention in DRAM, experts in HBF\n\n"
@@ -182,11 +180,12 @@ def _placement(placed: list[dict[str, Any]], unplaced: list[dict[str, Any]]) -> 
 
 
 def _hbf_bytes(point: Point) -> float:
-    return float(point.runs[-1]["bytes_per_token_by_tier"]["hbf"])
+    return float(point.metrics[-1].bytes_per_token_by_tier["hbf"])
 
 
-def _read_tensors(document: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(entry["tier"], entry["tensor"]) for entry in document["metrics"]["attribution"]["tiers"]]
+def _read_tensors(run: Run) -> list[tuple[str, str]]:
+    known = run.metrics.attribution if isinstance(run, Finished) else None
+    return [(entry["tier"], entry["tensor"]) for entry in known.tiers] if known else []
 
 
 def _row(memory: str, point: Point) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def _row(memory: str, point: Point) -> dict[str, Any]:
         "tg": f"{point.median('tg'):.3f}",
         "error %": f"{point.median('tg_error_pct'):+.1f}",
         "bound": "tier" if decode.is_tier_bound(point) else "compute",
-        "valid": f"{point.valid_count}/{len(point.documents)}",
+        "valid": f"{point.valid_count}/{len(point.runs)}",
     }
 
 

@@ -16,7 +16,7 @@ from pages import mark
 
 from hbf_fuse.report import page, summary
 from hbf_fuse.report.summary import Point, Series
-from hbf_fuse.sweep.results import Results
+from hbf_fuse.runs.results import Results
 
 DOCS = Path(__file__).parents[2] / "docs"
 TARGET_SECONDS = 60.0
@@ -64,36 +64,35 @@ tools/bench findings results/v3 results/gemma3
 
 def main(results: Path, *others: Path, docs: Path = DOCS) -> None:
     """See the module. others: results of sweeps of real models."""
-    documents = Results(results).all()
-    series = {each.mode: each for each in summary.series_of(documents)}
+    runs = Results(results).all()
+    series = {each.mode: each for each in summary.series_of(runs)}
     with (docs / "reference-v2.csv").open() as file:
         reference = {
             (float(row["tier_mbps"]), float(row["tier_lat_ms"])): row for row in csv.DictReader(file)
         }
     rows = [_beside(reference[key], _at(series["stage"], key), _at(series["mmap"], key)) for key in reference]
-    repeats = max(len(point.documents) for each in series.values() for point in each.points)
+    repeats = max(len(point.runs) for each in series.values() for point in each.points)
     missed = statistics.median(abs(row["error %"]) for row in rows)
     text = [
-        mark("findings")
-        + _INTRO.format(missed=missed, repeats=repeats, n_gen=documents[0]["cell"]["bench"]["n_gen"]),
+        mark("findings") + _INTRO.format(missed=missed, repeats=repeats, n_gen=runs[0].cell.bench.n_gen),
         "## Stage rate beside the reference\n",
     ]
     text += [summary.table(_BESIDE, [_shown(row) for row in rows])]
     text += ["MB/s are medians; errors in percent: of the reference and of `stage` against 4 MiB chunks, of"]
     text += ["`mmap` against the tier model for the reads that came. `valid` counts repeats.\n"]
-    for section in page.sections(documents, TARGET_SECONDS):
+    for section in page.sections(runs, TARGET_SECONDS):
         text += [f"## {section.title}\n", summary.table(section.series.columns, section.rows)]
         text += [*(f"- {line}" for line in section.meaning), "", "Whether to believe it:\n"]
         text += [*(f"- {line}" for line in section.checks), ""]
     for other in others:
         beside = Results(other).all()
         for one in summary.series_of(beside):
-            text += [f"## A real model: {beside[0]['cell']['model']['name']} ({one.title})\n"]
+            text += [f"## A real model: {beside[0].cell.model.name} ({one.title})\n"]
             text += [summary.table(one.columns, [point.row() for point in one.points])]
-    text += ["## Notable runs\n", *(f"- {line}" for line in page.remarks(documents) or ["None."]), ""]
-    text += ["## Measured on\n", *(f"- {line}" for line in page.environment(documents)), ""]
-    first = documents[0]["cell"]["bench"]
-    axes = f"-p {first['n_prompt']} -n {first['n_gen']} --repeats {repeats}"
+    text += ["## Notable runs\n", *(f"- {line}" for line in page.remarks(runs) or ["None."]), ""]
+    text += ["## Measured on\n", *(f"- {line}" for line in page.environment(runs)), ""]
+    first = runs[0].cell.bench
+    axes = f"-p {first.n_prompt} -n {first.n_gen} --repeats {repeats}"
     (docs / "findings-v3.md").write_text("\n".join([*text, _HOW.format(axes=axes)]))
     (docs / "findings-v3.csv").write_text((results / "cells.csv").read_text())
 
@@ -116,11 +115,11 @@ def _beside(reference: dict[str, str], stage: Point, mapped: Point) -> dict[str,
         "error %": (measured / chunked - 1) * 100,
         "stage": staged,
         "stage error %": (staged / chunked - 1) * 100,
-        "stage valid": f"{stage.valid_count}/{len(stage.documents)}",
+        "stage valid": f"{stage.valid_count}/{len(stage.runs)}",
         "mmap": mapped.median("stage_effective_mbps"),
         "mmap model": mapped.median("model_mbps"),
         "mmap error %": mapped.median("tier_error_pct"),
-        "mmap valid": f"{mapped.valid_count}/{len(mapped.documents)}",
+        "mmap valid": f"{mapped.valid_count}/{len(mapped.runs)}",
     }
 
 

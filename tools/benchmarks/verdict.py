@@ -37,7 +37,8 @@ from hbf_fuse.models import published
 from hbf_fuse.models.choice import cache_dir
 from hbf_fuse.mount import child, client, lean
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.sweep.results import Results
+from hbf_fuse.runs.results import Results
+from hbf_fuse.runs.run import Finished
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.tier.expect import ends_ns, readers_error_pct
 from hbf_fuse.verdict import AGREES, tolerance_pct
@@ -257,14 +258,14 @@ def _swept(folder: Path, repeats: int) -> dict[str, Any]:
         runs = Results(results).all()
         found[name] = {
             "verdicts": dict(
-                Counter(run["metrics"]["verdict"] if "metrics" in run else "failed" for run in runs)
+                Counter(run.metrics.verdict if isinstance(run, Finished) else "failed" for run in runs)
             ),
             "not_agreed": [
-                f"{run['cell']['name']}: {run['metrics']['verdict']}, error {run['metrics']['tier_error_pct']:+.2f}, "
-                f"bound {run['metrics']['tier_bound_pct']}, tg {run['metrics'].get('tg_error_pct')} "
-                f"{run['metrics'].get('tg_bound_pct')}, {' '.join(run['metrics']['reasons'])}"
+                f"{run.cell.name}: {run.metrics.verdict}, error {run.metrics.tier_error_pct:+.2f}, "
+                f"bound {run.metrics.tier_bound_pct}, tg {run.metrics.tg_error_pct} "
+                f"{run.metrics.tg_bound_pct}, {' '.join(run.metrics.reasons)}"
                 for run in runs
-                if "metrics" in run and run["metrics"]["verdict"] != AGREES
+                if isinstance(run, Finished) and run.metrics.verdict != AGREES
             ],
         }
     return found

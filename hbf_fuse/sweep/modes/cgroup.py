@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.host import residency
 from hbf_fuse.limits import devices, group
 from hbf_fuse.limits.files import Limits
+from hbf_fuse.runs.run import Throttled
 from hbf_fuse.sweep.cell import Cell
 from hbf_fuse.sweep.modes.served import Measured
 from hbf_fuse.sweep.workspace import Workspace
@@ -56,11 +56,12 @@ def measure(cell: Cell, workspace: Workspace, binary: Path) -> Measured:
         if resident is None:
             raise HbfError(f"mode cgroup must see what of {model} is resident; run as its owner or as root")
         with residency.watching(model) as filling:
-            bench = llama.run(binary, model, cell.bench, cell.timeout_seconds, enter=enter)
+            bench = llama.run(binary, model, cell.bench, cell.timeout_seconds, enter=enter, shown=model.name)
     if filling.seconds is None:
         raise HbfError(f"{model.name} was never resident as a whole; mode cgroup needs memory for all of it")
-    figures = _staging(cell.model.size, filling.seconds, cell.spec, resident)
-    return Measured(bench, None, resident, own={**figures, "io_max_in_force_mbps": in_force.io_mbps})
+    staging = _staging(cell.model.size, filling.seconds, cell.spec, resident)
+    staging.io_max_in_force_mbps = in_force.io_mbps
+    return Measured(bench, None, resident, staging=staging)
 
 
 @contextmanager
@@ -73,21 +74,20 @@ def _limited(model: Path, spec: TierSpec) -> Iterator[tuple[Callable[[], None] |
         yield made.enter, made.in_force()
 
 
-def _staging(size: int, seconds: float, spec: TierSpec, resident: int) -> dict[str, Any]:
-    """Under the names of the CSV."""
+def _staging(size: int, seconds: float, spec: TierSpec, resident: int) -> Throttled:
     wanted, rate = spec.bandwidth_mbps, size / seconds / 1e6
     error = (rate / wanted - 1) * 100 if wanted else None
     code = "not-cold" if resident else _why_off(error or 0.0, seconds)
-    return {
-        "stage_seconds": seconds,
-        "stage_effective_mbps": rate,
-        "model_mbps": wanted,
-        "tier_error_pct": error,
-        "verdict": UNSURE if resident else OFF if code else AGREES,
-        "reasons": [code] if code else [],
-        "valid": not code,
-        "why": words.sentence([code] if code else []),
-    }
+    return Throttled(
+        stage_seconds=seconds,
+        stage_effective_mbps=rate,
+        model_mbps=wanted,
+        tier_error_pct=error,
+        verdict=UNSURE if resident else OFF if code else AGREES,
+        reasons=[code] if code else [],
+        valid=not code,
+        why=words.sentence([code] if code else []),
+    )
 
 
 def _why_off(error_pct: float, seconds: float) -> str:

@@ -1,6 +1,5 @@
 """What the modes that read from a mount have in common."""
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import Any
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
+from hbf_fuse.runs.run import Staging, Streamed
 from hbf_fuse.sweep.cell import Cell
 from hbf_fuse.sweep.workspace import Workspace
 from hbf_fuse.workload import llama
@@ -22,19 +22,21 @@ MODEL_FILE = "model.gguf"
 @dataclass(frozen=True)
 class Measured:
     """What a mode found out. stats: the mount's, None where there was none. besides_seconds: spent on
-    other measurements than llama-bench on the weights.
+    other measurements than llama-bench on the weights. staging: where no mount judges it. decoding: of mode
+    stream.
     """
 
     bench: llama.BenchRun
     stats: dict[str, Any] | None
     resident: int | None
     besides_seconds: float = 0.0
-    own: dict[str, Any] = dataclasses.field(default_factory=dict)
+    staging: Staging | None = None
+    decoding: Streamed | None = None
 
 
 def run_from_mount(cell: Cell, binary: Path, file: Path, options: llama.BenchOptions) -> llama.BenchRun:
     """Ended when the mount ends or the source changes. llama.cpp has the kernel populate its mapping, which
-    tries pages that give errors again and again (seen with Linux 6.18).
+    tries pages that give errors again and again (seen with Linux 6.18). The result has MOUNT for its path.
     """
     mountpoint = file.parent
     device = mountpoint.stat().st_dev
@@ -49,7 +51,9 @@ def run_from_mount(cell: Cell, binary: Path, file: Path, options: llama.BenchOpt
         with suppress(OSError):
             cell.model.require_unchanged()
 
-    return llama.run(binary, file, options, cell.timeout_seconds, require=require_served)
+    return llama.run(
+        binary, file, options, cell.timeout_seconds, require=require_served, shown=f"MOUNT/{file.name}"
+    )
 
 
 @contextmanager

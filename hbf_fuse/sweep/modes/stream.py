@@ -29,5 +29,5 @@ def measure(cell: Cell, workspace: Workspace, binary: Path) -> Measured:
     if stats.get("trace_stopped"):
         raise HbfError(f"the reads could not be recorded ({stats['trace_stopped']}); make room for them")
     trace = Trace.parse(workspace.trace.read_bytes())
-    own = decode.metrics(bench, compute, trace, gguf.read(cell.model.path), MODEL_FILE)
-    return Measured(bench, stats, resident, compute.wall_seconds, own)
+    decoding = decode.metrics(bench, compute, trace, gguf.read(cell.model.path), MODEL_FILE)
+    return Measured(bench, stats, resident, compute.wall_seconds, decoding=decoding)

@@ -11,7 +11,8 @@ from typing import Any
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import ENCODING_ERRORS, Folder
-from hbf_fuse.sweep.run import Run
+from hbf_fuse.runs.run import Decoding, Finished, Run, Running, Shares, Staging, Waiting
+from hbf_fuse.runs.schema import checked
 from hbf_fuse.units import format_size
 
 CSV, RUNS = "cells.csv", "runs"
@@ -23,60 +24,10 @@ MAX_CSV_BYTES = 64 << 20
 """A row takes about 1 KB."""
 
 _AXES = ("tier_mbps", "tier_lat_ms", "repeat", "mode")
-_METRICS = (
-    "stage_seconds",
-    "stage_effective_mbps",
-    "model_mbps",
-    "tier_error_pct",
-    "tier_bound_pct",
-    "verdict",
-    "reasons",
-    "valid",
-    "why",
-    "pp",
-    "tg",
-    "bench_wall_seconds",
-    "total_first_run_seconds",
-    "tier_bytes_read",
-    "stall_seconds",
-    "major_faults",
-    "load_seconds",
-    "prefill_seconds",
-    "decode_seconds",
-    "lateness_p50_us",
-    "lateness_p99_us",
-    "in_flight_max",
-    "resident_before_bytes",
-    "harness_seconds",
-    "other_cpu_seconds",
-    "busy_share",
-    "window_share",
-    "pause_share",
-)
-_STREAM = (
-    "compute_tg",
-    "bytes_per_token",
-    "tier_seconds_per_token",
-    "predicted_tg",
-    "tg_error_pct",
-    "tg_bound_pct",
-    "bound",
-    "break_even_mbps",
-)
 _LAYOUT = ("resident_bytes", "policy")
 _BENCH = ("n_prompt", "n_gen", "threads")
-_STALLS = (
-    "delay_blkio_seconds",
-    "delay_swapin_seconds",
-    "delay_reclaim_seconds",
-    "delay_thrashing_seconds",
-    "delays",
-    "psi_io_some_seconds",
-    "psi_io_full_seconds",
-    "psi_memory_some_seconds",
-    "peak_rss_bytes",
-    "bench_cpu_seconds",
-)
+_METRICS = (*Staging.model_fields, *Running.model_fields, *Shares.model_fields)
+_STREAM, _STALLS = tuple(Decoding.model_fields), tuple(Waiting.model_fields)
 
 
 class Unstorable(HbfError):
@@ -89,7 +40,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.csv_path = folder / CSV
-        self._known: dict[str, dict[str, Any]] | None = None
+        self._known: dict[str, Run] | None = None
 
     @cached_property
     def opened(self) -> Folder:
@@ -100,22 +51,18 @@ class Results:
         """Where the run of a cell is kept."""
         return self.folder / RUNS / f"{name}.json"
 
-    def store(self, document: dict[str, Any]) -> Path:
+    def store(self, run: Run) -> Path:
         """Keep one run, and bring the CSV up to date. Unstorable if it would be refused when read again."""
         known = self._all()
-        path = self.path_of(document["cell"]["name"])
-        text = json.dumps(document, indent=1) + "\n"
+        path = self.path_of(run.cell.name)
+        text = json.dumps(run.to_dict(), indent=1) + "\n"
         if len(text) > documents.MAX_JSON_BYTES:
             raise Unstorable(
                 f"the run {path.stem} takes {format_size(len(text))}, too much to be read again; "
                 "use a model with fewer layers"
             )
-        try:
-            Run.checked(document)
-        except ValueError as error:
-            raise Unstorable(f"the run {path.stem} has figures that cannot be: {error}") from error
         documents.write_in(self._runs(), path.name, text)
-        known[document["cell"]["name"]] = document
+        known[run.cell.name] = run
         self.write_csv()
         return path
 
@@ -138,19 +85,19 @@ class Results:
 
     def has(self, name: str) -> bool:
         """Whether a cell was measured; one that failed was not."""
-        return "metrics" in (self.load(name) or {})
+        return isinstance(self.load(name), Finished)
 
-    def load(self, name: str) -> dict[str, Any] | None:
+    def load(self, name: str) -> Run | None:
         """A run by its cell's name, or None. HbfError if a file in runs/ is no run of ours."""
         return self._all().get(name)
 
-    def all(self) -> list[dict[str, Any]]:
+    def all(self) -> list[Run]:
         """Every run, in the order of the CSV."""
         return sorted(self._all().values(), key=_order)
 
     def write_csv(self) -> Path:
         """cells.csv: one row per run, ordered by mode, tier, llama-bench's axes and repeat."""
-        rows = [row(document) for document in self.all()]
+        rows = [row(run) for run in self.all()]
         text = io.StringIO()
         writer = csv.DictWriter(text, columns(rows), restval="")
         writer.writeheader()
@@ -185,7 +132,7 @@ class Results:
             name = f"cells.edited.{next(numbers)}.csv"
         return name
 
-    def _all(self) -> dict[str, dict[str, Any]]:
+    def _all(self) -> dict[str, Run]:
         if self._known is None:
             self._known = {}
             runs = self._existing_runs()
@@ -200,29 +147,17 @@ class Results:
         return self._known
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """A run from its file. HbfError for what is none of ours, OSError if it cannot be read."""
-    return _checked(documents.read_json(path), path)
-
-
-def _checked(document: Any, path: Path) -> dict[str, Any]:
-    try:
-        return Run.checked(document)
-    except ValueError as error:
-        raise HbfError(f"{path} is not a run of this hbf: {error}") from error
-
-
-def _read(runs: Folder, name: str) -> dict[str, Any]:
+def _read(runs: Folder, name: str) -> Run:
     path = runs.path / name
     try:
-        document = _checked(documents.read_json_in(runs, name), path)
+        run = checked(documents.read_json_in(runs, name), path)
     except HbfError as error:
         raise HbfError(f"{error}; move it away to measure this cell again") from error
     except OSError as error:
         raise HbfError(f"cannot read {path}: {error.strerror}; move it away") from error
-    if document["cell"]["name"] != path.stem:
+    if run.cell.name != path.stem:
         raise HbfError(f"{path} holds the run of another cell; move it away to measure this one again")
-    return document
+    return run
 
 
 def _as_text(values: dict[str, Any]) -> dict[str, str]:
@@ -234,21 +169,20 @@ def _is_among(found: dict[Any, Any], derived: list[dict[str, str]]) -> bool:
     return any(all(known.get(key, "") == value for key, value in found.items()) for known in derived)
 
 
-def row(document: dict[str, Any]) -> dict[str, Any]:
+def row(run: Run) -> dict[str, Any]:
     """A run as a row of cells.csv. pp and tg carry their token counts in their names, as in pp256."""
-    cell, metrics = document["cell"], dict(document.get("metrics", {}))
-    metrics["reasons"] = " ".join(metrics.get("reasons", ()))
-    metrics.setdefault("valid", False)
-    metrics.setdefault("why", document.get("error", ""))
-    names = {"pp": f"pp{cell['bench']['n_prompt']}", "tg": f"tg{cell['bench']['n_gen']}"}
-    streams = cell["mode"] == "stream"
+    cell, metrics = run.cell, run.metrics if isinstance(run, Finished) else None
+    names = {"pp": f"pp{cell.bench.n_prompt}", "tg": f"tg{cell.bench.n_gen}"}
+    figures = {key: _short(getattr(metrics, key, None)) for key in (*_METRICS, *_STREAM, *_STALLS)}
+    figures["reasons"] = " ".join(metrics.reasons if metrics else ())
+    figures["valid"], figures["why"] = (metrics.valid, metrics.why) if metrics else (False, run.error)
+    streams = cell.mode == "stream"
     values = {
-        **{key: cell[key] for key in _AXES},
-        **{names.get(key, key): _short(metrics.get(key)) for key in _METRICS},
-        **{key: cell["bench"][key] for key in _BENCH},
-        **({key: cell["layout"][key] for key in _LAYOUT} if streams else {}),
-        **({key: _short(metrics.get(key)) for key in _STREAM} if streams else {}),
-        **{key: _short(metrics.get(key)) for key in _STALLS},
+        **{key: getattr(cell, key) for key in _AXES},
+        **{names.get(key, key): figures[key] for key in _METRICS},
+        **{key: getattr(cell.bench, key) for key in _BENCH},
+        **({key: getattr(cell.layout, key) for key in _LAYOUT} if streams else {}),
+        **{key: figures[key] for key in (*(_STREAM if streams else ()), *_STALLS)},
     }
     return {key: documents.inert_cell(value) for key, value in values.items()}
 
@@ -262,9 +196,8 @@ def _short(value: Any) -> Any:
     return round(value, 6) if isinstance(value, float) else value
 
 
-def _order(document: dict[str, Any]) -> tuple[Any, ...]:
-    cell, bench = document["cell"], document["cell"]["bench"]
-    tier = cell["tier_mbps"] or float("inf"), cell["tier_lat_ms"]
-    layout = cell.get("layout", {})
-    memory = layout.get("resident_bytes") or 0, layout.get("policy", "")
-    return cell["mode"], *memory, *tier, *(bench[key] for key in _BENCH), cell["repeat"]
+def _order(run: Run) -> tuple[Any, ...]:
+    cell = run.cell
+    tier = cell.tier_mbps or float("inf"), cell.tier_lat_ms
+    memory = cell.layout.resident_bytes or 0, cell.layout.policy
+    return cell.mode, *memory, *tier, *(getattr(cell.bench, key) for key in _BENCH), cell.repeat
