@@ -5,6 +5,8 @@ fields only. What it leaves open (which read the link serves first, whether a pl
 be carried) is a parameter, so that a device model can be held against every legitimate choice.
 """
 
+# mypy: disable-error-code="var-annotated, misc, method-assign"
+
 import heapq
 from collections import deque
 

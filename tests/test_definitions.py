@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from hbf_fuse import documents
 from hbf_fuse.runs import results
 from hbf_fuse.runs.schema import run_of
 
@@ -15,7 +16,7 @@ def test_every_column_is_defined_and_nothing_else():
     defined = [
         name for line in table.splitlines() for name in re.findall(r"`([\w<>]+)`", line.split(" | ")[0])
     ]
-    run = run_of(results.documents.read_json(STREAM))
+    run = run_of(documents.read_json(STREAM))
     columns = [re.sub(r"^(pp|tg)\d+$", r"\1<N>", name) for name in results.row(run)]
     assert len(set(defined)) == len(defined)
     assert set(defined) == set(columns)

@@ -20,6 +20,7 @@ from hbf_fuse.host import linux, mountinfo
 from hbf_fuse.mount import client
 from hbf_fuse.report import html
 from hbf_fuse.runs.results import Results
+from hbf_fuse.runs.run import Finished
 from hbf_fuse.runs.schema import read_run, run_of
 from hbf_fuse.sweep import loop
 
@@ -156,6 +157,7 @@ def of_the_first_schema(run):
 def test_a_run_of_the_first_schema_is_read(tmp_path):
     known, first = read_run(stored(tmp_path, real_run("mmap"))), of_the_first_schema(real_run("mmap"))
     run = read_run(stored(tmp_path, first))
+    assert isinstance(run, Finished) and isinstance(known, Finished)
     assert run.metrics == known.metrics and run.cell.tier == known.cell.tier
     assert run.cell.model.name == "tiny.gguf" and "/home" not in json.dumps(run.to_dict())
     first["llama_bench"]["records"] = [1]

@@ -50,7 +50,8 @@ def test_a_shell_completes_commands_and_options(command, typed, offered):
         pytest.skip(f"{command} is not installed beside {sys.executable}")
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
     variable = f"_{command.upper().replace('-', '_')}_COMPLETE"
-    assert offered in run(BIN / command, **words, **{variable: "complete_bash"}).split()
+    environment = {**words, variable: "complete_bash"}
+    assert offered in run(BIN / command, **environment).split()
 
 
 def test_a_wheel_made_of_the_sdist_works_in_an_empty_environment(tmp_path):

@@ -25,6 +25,7 @@ from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.idle import Idle
 from hbf_fuse.pacing.pacer import Pacer
+from hbf_fuse.runs.run import Decoding, Staging
 from hbf_fuse.sweep import decode
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import AGREES, OFF, UNSURE, Evidence, rules, words
@@ -535,9 +536,10 @@ def test_a_mountpoint_within_its_source_is_not_read_through(tmp_path):
 
 def test_decode_is_judged_by_its_tokens_and_the_worse_verdict_counts():
     def said(error, bound=0.5, staged=AGREES, overfills=0, binds="tier"):
-        own = {"tg_error_pct": error, "tg_bound_pct": bound, "bound": binds}
-        told = decode.verdict(own, {"verdict": staged, "reasons": ["reader-paused"]}, overfills)
-        return told["verdict"], told["reasons"][0]
+        decoding = Decoding.model_construct(tg_error_pct=error, tg_bound_pct=bound, bound=binds)
+        staging = Staging.model_construct(verdict=staged, reasons=["reader-paused"])
+        told = decode.judged(staging, decoding, overfills)
+        return told.verdict, told.reasons[0]
 
     assert said(-1.0) == (AGREES, "reader-paused")
     assert said(-37.0) == (OFF, "decode-slower")
@@ -545,4 +547,4 @@ def test_decode_is_judged_by_its_tokens_and_the_worse_verdict_counts():
     assert said(-1.0, staged=OFF)[0] == OFF
     assert said(-1.0, overfills=1) == (UNSURE, "over-budget")
     assert said(20.0, binds="compute")[0] == AGREES
-    assert decode.verdict({}, {"verdict": AGREES, "reasons": []}, 0)["reasons"] == ["evidence-missing"]
+    assert said(None) == (UNSURE, "evidence-missing")

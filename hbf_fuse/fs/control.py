@@ -31,5 +31,4 @@ def applied(message: bytes, spec: TierSpec) -> TierSpec:
 
 def current(spec: TierSpec) -> dict[str, Any]:
     """A tier under the names of messages."""
-    fields = spec.to_dict()
-    return {name: fields[field] for name, field in NAMES.items()}
+    return {name: getattr(spec, field) for name, field in NAMES.items()}

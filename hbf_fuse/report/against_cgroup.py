@@ -1,5 +1,6 @@
 """FUSE and the kernel's io.max side by side, where both were the same tier: a bandwidth without latency."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hbf_fuse.report.summary import Point, Series, series_of
@@ -22,7 +23,7 @@ _SIDES = tuple(f"{side}_{name}" for name in [*_FIGURES, "valid"] for side in ("f
 COLUMNS = ("tier_mbps", "fuse_mode", "llama_bench", *_SIDES)
 
 
-def rows(runs: list[Run]) -> list[dict[str, Any]]:
+def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row, under the names of COLUMNS, for each point of a FUSE mode that mode cgroup has, too."""
     series = series_of(runs)
     kernel = {

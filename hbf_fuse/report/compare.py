@@ -1,5 +1,6 @@
 """Two sweeps side by side, where they measured the same tier in the same way."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from hbf_fuse.report.statistics import Spread
@@ -14,7 +15,7 @@ LEAST_VALUES = 3
 _SHARED = ("model", "engine")
 
 
-def rows(first: list[Run], second: list[Run]) -> list[dict[str, Any]]:
+def rows(first: Sequence[Run], second: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per point that both have: medians of both, and second against first in percent.
 
     `<metric>_differs` is whether the intervals of the medians are apart; see Spread.
@@ -37,7 +38,7 @@ def markdown(compared: list[dict[str, Any]], first: str, second: str) -> str:
     )
 
 
-def differences(first: list[Run], second: list[Run]) -> list[str]:
+def differences(first: Sequence[Run], second: Sequence[Run]) -> list[str]:
     """What else is not the same in the two: the model, the engine, the tier's detail."""
     found = [
         f"not the same {what}"
@@ -58,7 +59,7 @@ def _placement(layout: RunLayout) -> tuple[Any, ...]:
     return (*layout.place, *sorted(layout.tiers.items()))
 
 
-def _points(runs: list[Run]) -> dict[tuple[str, str], Point]:
+def _points(runs: Sequence[Run]) -> dict[tuple[str, str], Point]:
     return {(_name(series), point.label): point for series in series_of(runs) for point in series.points}
 
 

@@ -11,7 +11,7 @@ from hbf_fuse.report.summary import cell_text
 from hbf_fuse.runs.run import Run
 
 
-def render(runs: list[Run], target_seconds: float | None = None) -> tuple[str, list[plots.Plot]]:
+def render(runs: Sequence[Run], target_seconds: float | None = None) -> tuple[str, list[plots.Plot]]:
     """The page, and the plots that stand in it."""
     sections = page.sections(runs, target_seconds)
     drawn = [plots.of_series(section.series) for section in sections]

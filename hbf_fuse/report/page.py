@@ -1,5 +1,6 @@
 """A sweep as a page: tables, findings, environment. The same parts make report.md and report.html."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ class Section:
     details: list[str]
 
 
-def sections(runs: list[Run], target_seconds: float | None = None) -> list[Section]:
+def sections(runs: Sequence[Run], target_seconds: float | None = None) -> list[Section]:
     """One per series."""
     return [
         Section(
@@ -54,7 +55,7 @@ def sections(runs: list[Run], target_seconds: float | None = None) -> list[Secti
     ]
 
 
-def markdown(runs: list[Run], target_seconds: float | None = None) -> str:
+def markdown(runs: Sequence[Run], target_seconds: float | None = None) -> str:
     """report.md."""
     parts = ["# Sweep", "", LEGEND, ""]
     for section in sections(runs, target_seconds):
@@ -72,7 +73,7 @@ def markdown(runs: list[Run], target_seconds: float | None = None) -> str:
     return "\n".join(parts)
 
 
-def remarks(runs: list[Run]) -> list[str]:
+def remarks(runs: Sequence[Run]) -> list[str]:
     """Why runs failed, or do not agree: a line for each reason, with the cells that it holds for."""
     cells: dict[str, list[str]] = {}
     for run in runs:
@@ -81,7 +82,7 @@ def remarks(runs: list[Run]) -> list[str]:
     return [f"{remark} ({_named(names)})" for remark, names in cells.items()]
 
 
-def environment(runs: list[Run]) -> list[str]:
+def environment(runs: Sequence[Run]) -> list[str]:
     """What it was measured on, and what was not as it should be."""
     finished = [run for run in runs if isinstance(run, Finished)]
     if not finished:

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -187,7 +188,7 @@ class Series:
         return STREAM_COLUMNS if self.mode == "stream" else COLUMNS
 
 
-def series_of(runs: list[Run]) -> list[Series]:
+def series_of(runs: Sequence[Run]) -> list[Series]:
     """The runs of a sweep, sorted: series by mode and axes, points by tier, repeats by number."""
     sorted_in: dict[tuple[Any, ...], dict[tuple[float, float], list[Run]]] = defaultdict(dict)
     for run in sorted(runs, key=lambda each: each.cell.repeat):
@@ -212,7 +213,7 @@ def _points(mode: str, tiers: dict[tuple[float, float], list[Run]]) -> tuple[Poi
     return tuple(Point(tiers[tier][0].cell.tier, mode, tuple(tiers[tier])) for tier in sorted(tiers))
 
 
-def summarize(runs: list[Run]) -> list[dict[str, Any]]:
+def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per point of every series; failed runs count in `valid`, as in "2/3", and in no figure."""
     return [
         {**point.row(), **{axis: getattr(series, axis) for axis in _SERIES}}
@@ -221,7 +222,7 @@ def summarize(runs: list[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def markdown(runs: list[Run]) -> str:
+def markdown(runs: Sequence[Run]) -> str:
     """A Markdown table per series."""
     tables = [
         f"### {inert(series.title)}\n\n{table(series.columns, [point.row() for point in series.points])}"

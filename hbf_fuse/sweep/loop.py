@@ -124,7 +124,9 @@ def _claim(results: Results, first: Cell) -> None:
 def _identity(cell: Cell) -> dict[str, Any]:
     """What all cells of a sweep share; the rest is in their names."""
     described = describe(cell).model_dump()
-    tier = {key: value for key, value in described["tier"].items() if not key.endswith(("_mbps", "_ms"))}
+    tier = {
+        key: value for key, value in described["tier"].items() if key not in ("bandwidth_mbps", "latency_ms")
+    }
     layout = {key: described["layout"][key] for key in ("place", "tiers")}
     model = {key: described["model"][key] for key in ("size", "sha256")}
     return {"model": model, "engine": cell.engine, "tier": tier, "layout": layout}

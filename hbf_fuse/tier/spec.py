@@ -140,8 +140,11 @@ class TierSpec:
         return dataclasses.replace(self, **{NAMES[name]: value for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return dataclasses.asdict(self)
+        """As JSON holds it. Newer fields are left out where they say nothing: what was stored before there
+        were any is still the same tier.
+        """
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if (name, value) not in _NEWER.items()}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
@@ -168,6 +171,8 @@ class TierSpec:
             parts.append(f"seek {self.seek_ms:g} ms")
         return " + ".join(parts)
 
+
+_NEWER = {"interleave": HASHED, "seek_ms": 0.0}
 
 NAMES = {_SHORT.get(field.name, field.name): field.name for field in dataclasses.fields(TierSpec)}
 """Every field of TierSpec by the name that people give it: mbps, lat, jitter, seed, planes, page, ..."""
