@@ -33,3 +33,13 @@ def test_at_the_break_even_half_the_speed_is_left():
     even = decode(TierSpec(500, latency_ms)).break_even_mbps
     assert decode(TierSpec(even, latency_ms)).predicted_tg == pytest.approx(121 / 2, rel=0.01)
     assert decode(TierSpec(500, 5)).break_even_mbps is None
+
+
+def test_two_predictions_stand_side_by_side():
+    """Nothing overlaps, and everything does; with the bytes that hide the latency: 500 MB/s x 5 ms."""
+    found = decode(TierSpec(500, 5))
+    assert found.predicted_tg == pytest.approx(1 / (COMPUTE + found.tier_seconds))
+    assert found.overlapped_tg == pytest.approx(1 / found.tier_seconds)
+    assert found.hiding_bytes == pytest.approx(2.5e6)
+    assert decode(TierSpec(latency_ms=5)).hiding_bytes is None
+    assert decode(TierSpec(1e6)).overlapped_tg == pytest.approx(121)

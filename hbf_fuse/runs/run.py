@@ -195,6 +195,8 @@ class Decoding(_Part):
     bytes_per_token: Figure | None = None
     tier_seconds_per_token: Figure | None = None
     predicted_tg: Figure | None = None
+    overlapped_tg: Figure | None = None
+    hiding_bytes: Figure | None = None
     tg_error_pct: Figure | None = None
     tg_bound_pct: Figure | None = None
     bound: Text | None = None

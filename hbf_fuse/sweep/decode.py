@@ -44,13 +44,31 @@ class Decode:
         return 1 / (self.compute_seconds + self.tier_seconds)
 
     @property
+    def overlapped_tg(self) -> float:
+        """Tokens/s if reading went on under computing: 1 / max(compute, tier), as accelerators that prefetch
+        weights have it.
+        """
+        return 1 / max(self.compute_seconds, self.tier_seconds)
+
+    @property
+    def hiding_bytes(self) -> float | None:
+        """What must be in flight for the latency to hide behind the transfer: bandwidth x latency, of the tier
+        that needs most. None where a tier has no bandwidth.
+        """
+        used = [self.specs[tier] for tier, nbytes in self.bytes_by_tier.items() if nbytes]
+        rates = [spec.bandwidth_mbps for spec in used]
+        if not used or None in rates:
+            return None
+        return max((spec.bandwidth_mbps or 0.0) * 1e3 * spec.latency_ms for spec in used)
+
+    @property
     def bound(self) -> str:
         """Which of the two takes longer."""
         return "tier" if self.tier_seconds > self.compute_seconds else "compute"
 
     @property
     def break_even_mbps(self) -> float | None:
-        """Where the tiers take as long as compute does: from this bandwidth on they stop mattering.
+        """Where the tiers take as long as compute does, and half of the speed is left.
 
         None where they never do: where latency alone takes longer.
         """
@@ -91,6 +109,8 @@ def metrics(run: BenchRun, compute: BenchRun, trace: Trace, model: gguf.GgufFile
         bytes_per_token_by_tier=bytes_by_tier,
         tier_seconds_per_token=found.tier_seconds,
         predicted_tg=found.predicted_tg,
+        overlapped_tg=found.overlapped_tg,
+        hiding_bytes=found.hiding_bytes,
         tg_error_pct=(run.tg / found.predicted_tg - 1) * 100,
         bound=found.bound,
         break_even_mbps=found.break_even_mbps,
