@@ -52,8 +52,8 @@ class Decode:
 
     @property
     def hiding_bytes(self) -> float | None:
-        """What must be in flight for the latency to hide behind the transfer: bandwidth x latency, the most of
-        all tiers. None where a tier has no bandwidth.
+        """What must be in flight for the latency to hide behind the transfer: bandwidth x latency, the most
+        of all tiers. None where a tier has no bandwidth.
         """
         used = [self.specs[tier] for tier, nbytes in self.bytes_by_tier.items() if nbytes]
         rates = [spec.bandwidth_mbps for spec in used]
