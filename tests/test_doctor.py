@@ -322,7 +322,9 @@ def test_the_doctor_looks_at_this_machine_and_leaves_nothing(tiny_model):
         assert states["mount"] == OK
     after = [entry for entry in mountinfo.mounts() if "hbf-doctor-" in str(entry.mountpoint)]
     assert not after
-    assert before == (switch.exists() and switch.read_text())
+    # The switch is the whole machine's: a sweep of a test beside this one may have it on.
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        assert before == (switch.exists() and switch.read_text())
 
 
 def test_a_source_that_is_missing_fails_with_exit_code_3():

@@ -345,8 +345,9 @@ def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_
     metrics = run.metrics
     assert metrics.bound == "tier"
     assert size * 0.4 < metrics.bytes_per_token < size
-    assert 0.6 < metrics.tg / metrics.predicted_tg < 1.3
-    assert metrics.compute_tg > metrics.tg
+    # Tokens come no faster than their bytes. Compute was measured when other tests may have had the CPU.
+    assert metrics.tg * metrics.tier_seconds_per_token < 1.15
+    assert metrics.tg / metrics.predicted_tg > 0.6
     assert metrics.attribution.phases["decode"]["bytes"] > 3 * size * 0.4
     assert run.tier_stats["resident"]["most_resident_bytes"] <= layout.resident_bytes + (2 << 20)
     assert [phase.name for phase in run.llama_bench.phases] == ["decode"]

@@ -145,7 +145,9 @@ def test_the_mount_service_works_with_the_privileges_it_has(noise, tmp_path, eng
             said.append(server.stderr.readline())
         assert (point / "model.gguf").read_bytes() == source.read_bytes(), said
         # A busy machine does not let a floor be found.
-        about_privileges = [line for line in said[:-1] if "too busy" not in line]
+        # And libfuse has its own word on the end of the mount that the floor was looked for on.
+        expected = ("too busy", "fuse: reading device")
+        about_privileges = [line for line in said[:-1] if not any(word in line for word in expected)]
         assert not about_privileges, "with these privileges, priority and readahead are as wanted"
         ended = subprocess.run([*hbf, "umount", str(point)], timeout=20, check=False)
         assert ended.returncode == 0 and server.wait(timeout=20) == 0
