@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hbf_fuse.host import machine
 from hbf_fuse.mount import child, floor, probe
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.report.summary import table
@@ -86,7 +87,7 @@ def measured(folder: Path, repeats: int) -> list[dict[str, float | str]]:
 
 def section(rows: Sequence[dict[str, float | str]]) -> str:
     """The part of the page."""
-    errors = [abs(float(row["rate error %"])) for row in rows]
+    errors, facts = [abs(float(row["rate error %"])) for row in rows], machine.facts()
     shown = [
         {
             name: value if isinstance(value, str) else f"{value:+.2f}" if "%" in name else f"{value:.4g}"
@@ -98,7 +99,9 @@ def section(rows: Sequence[dict[str, float | str]]) -> str:
         f"{BEGIN}\n\n## Jitter, planes and queue depth\n\nLean readers past the page cache, {SIZE >> 10} KiB a read, one in "
         f"flight each, for about {SECONDS:g} s; in virtual time as many do the same. Medians of the repeats.\n\n"
         f"{table(tuple(shown[0]), shown)}\nError of the rate: median {statistics.median(errors):.2f}%, at most {max(errors):.2f}%, "
-        f"{len(errors)} points. Do it again: `tools/bench detail`.\n\n{END}\n"
+        f"{len(errors)} points. In virtual time readers of several planes keep step and never meet on one; on a "
+        "machine they come late now and then, and meet: hence the 95th percentiles there.\n\n"
+        f"{machine.described(facts)}, {machine.now()['time']}. Do it again: `tools/bench detail`.\n\n{END}\n"
     )
 
 
