@@ -30,6 +30,9 @@ from hbf_fuse.sweep import decode
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import AGREES, OFF, UNSURE, Evidence, rules, words
 
+# Reads come on the real clock, and a verdict is about just that.
+pytestmark = pytest.mark.timing
+
 GB = 1_000_000_000
 READER, SERVER = 101, 102
 
