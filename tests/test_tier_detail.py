@@ -158,7 +158,7 @@ def test_a_real_ssd_fits(depth, per_second):
     [("nvme-gen4", 1, 22_000), ("nvme-gen4", 512, 1_400_000), ("nvme-gen5", 512, 1_850_000)],
 )
 def test_ssd_profiles_keep_to_their_data_sheets(name, depth, per_second):
-    """Samsung 990 PRO and 9100 PRO, 2 TB: random 4 KiB reads, and the sequential rate, within 5%."""
+    """The figures that the profiles name: random 4 KiB reads, and the sequential rate, within 5%."""
     spec = profiles.load(name).spec()
     tier, draw, done = Tier(spec), random.Random(1), [0] * depth
     for _ in range(40_000):
