@@ -6,6 +6,7 @@ Without a compiler, or where one module fails, everything is installed all the s
 import os
 import shutil
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -29,6 +30,10 @@ FLAGS = ["-O2", "-g0", "-ffp-contract=off", "-Wno-unused-function"]
 BUILT = "hbf_fuse/_built.py"
 PACKAGE = str(ROOT / "hbf_fuse")
 SOURCES = compiled.sources(PACKAGE)
+# By its path: its package needs what is not installed yet.
+_FOUND = spec_from_file_location("memory", ROOT / "hbf_fuse/engine/memory/build.py")
+memory = module_from_spec(_FOUND)
+_FOUND.loader.exec_module(memory)
 
 
 class BuildAllOrNone(build_ext):
@@ -52,6 +57,13 @@ class BuildAllOrNone(build_ext):
             self.extensions = []
         else:
             self._built().write_text(compiled.record(compiled.digest(SOURCES, PACKAGE)))
+
+    def run(self) -> None:
+        super().run()
+        folder = memory.FOLDER if self.inplace else Path(self.build_lib, "hbf_fuse/engine/memory")
+        folder.mkdir(parents=True, exist_ok=True)
+        if why := memory.build(folder):
+            self.warn(f"no memory engine: {why}; install gcc")
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()

@@ -1,4 +1,4 @@
-"""`python -m hbf_fuse` is `hbf`."""
+"""`python -m hbf_fuse` runs `hbf`."""
 
 from hbf_fuse.cli.entry import hbf
 

@@ -1,8 +1,9 @@
-"""Which modules are compiled, and whether what was compiled can be used.
+"""Which modules are compiled, and whether the compiled modules can be used.
 
-A module with a `.pxd` beside it is ordinary Python that is compiled as well; a `.pyx` exists compiled only.
-All of them are used compiled, or none. `setup.py` builds them and writes `_built.py`: from what, and for
-which Python. pathlib and hashlib would take longer to import than all of this.
+A module with a `.pxd` beside it is ordinary Python that is compiled as well; a `.pyx` exists only compiled.
+Either all of them are used compiled, or none. `setup.py` builds them and writes `_built.py`: from which
+sources, and for which Python. This module avoids pathlib and hashlib: importing them would take longer than
+all of this.
 """
 
 import os
@@ -10,6 +11,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, FileFinder, ModuleSpec, SourceFileLoader
 from types import ModuleType
+
+from hbf_fuse.errors import HbfError
 
 try:
     from _sha2 import sha256  # type: ignore[import-not-found]
@@ -21,25 +24,25 @@ except ImportError:
 
 PACKAGE = os.path.dirname(__file__)
 SUFFIX = EXTENSION_SUFFIXES[0]
-"""Of modules that this Python can load, such as `.cpython-311-x86_64-linux-gnu.so`."""
+"""Suffix of modules that this Python can load, such as `.cpython-311-x86_64-linux-gnu.so`."""
 
 _AGAIN = "run `pip install` again, or tools/setup"
-_STALE = f"the compiled modules are older than their sources: {_AGAIN}"
-_state = {"why_not": ""}
+_STALE = HbfError("the compiled modules are older than their sources", _AGAIN)
+_state: dict[str, HbfError | None] = {"why_not": None}
 
 
-def why_not() -> str:
-    """Why the compiled modules are not used and what to do about it, in a line; "" if they are."""
+def why_not() -> HbfError | None:
+    """Why the compiled modules are not used, and the remedy; None if they are."""
     return _state["why_not"]
 
 
 def is_stale() -> bool:
-    """Whether there are compiled modules that are older than their sources."""
-    return why_not() == _STALE
+    """Whether the compiled modules are older than their sources."""
+    return why_not() is _STALE
 
 
 def decide() -> None:
-    """Look at what was built. Unless it can be used, imports take the sources, even beside a library."""
+    """Check what was built. If it cannot be used, imports take the sources, even beside a library."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Uncompiled)]
     _state["why_not"] = _reason()
     if why_not():
@@ -47,7 +50,7 @@ def decide() -> None:
 
 
 def sources(package: str = PACKAGE) -> list[str]:
-    """All that the compiled modules are made from, as paths within the package such as `tier/link.pxd`."""
+    """All sources of the compiled modules, as paths within the package such as `tier/link.pxd`."""
     files = set(_files(package))
     declared = {name for name in files if name.endswith((".pxd", ".pyx"))}
     # A .pxd may also stand alone, or beside a .pyx.
@@ -71,30 +74,30 @@ def digest(names: Iterable[str], package: str = PACKAGE) -> str:
 
 
 def record(made_from: str) -> str:
-    """The text of `_built.py`, for what was made from sources with this digest."""
-    about = "From what the compiled modules were made, and for which Python."
+    """The text of `_built.py`. made_from: digest of the sources."""
+    about = "Which sources the compiled modules were made from, and for which Python."
     return f'"""{about}"""\n\nDIGEST = "{made_from}"\nSUFFIX = "{SUFFIX}"\n'
 
 
-def _reason() -> str:
+def _reason() -> HbfError | None:
     if os.environ.get("HBF_UNCOMPILED"):
-        return "HBF_UNCOMPILED is set: unset it to use the compiled modules"
+        return HbfError("HBF_UNCOMPILED is set", "unset it to use the compiled modules")
     try:
         with open(os.path.join(PACKAGE, "_built.py"), encoding="utf-8") as file:
             built = file.read()
     except OSError:
-        return f"the compiled modules were not built: install gcc and python3-dev, then {_AGAIN}"
+        return HbfError("the compiled modules were not built", f"install gcc and python3-dev, then {_AGAIN}")
     if f'SUFFIX = "{SUFFIX}"' not in built:
-        return f"the compiled modules were built for another Python: {_AGAIN}"
+        return HbfError("the compiled modules were built for another Python", _AGAIN)
     names = sources()
     if f'DIGEST = "{digest(names)}"' not in built:
         return _STALE
     missing = [name for name in modules(names) if not os.path.exists(library(name))]
-    return f"the compiled module of {missing[0]} is missing: {_AGAIN}" if missing else ""
+    return HbfError(f"the compiled module of {missing[0]} is missing", _AGAIN) if missing else None
 
 
 def library(name: str, package: str = PACKAGE) -> str:
-    """Where the compiled form of a source lies."""
+    """Path of the compiled form of a source."""
     return os.path.join(package, name.rpartition(".")[0] + SUFFIX)
 
 
@@ -116,7 +119,7 @@ def _files(package: str) -> list[str]:
 
 
 class _Uncompiled:
-    """Finds modules of this package by their sources alone."""
+    """Finds this package's modules only as sources."""
 
     def __init__(self) -> None:
         self._finders: dict[str, FileFinder] = {}

@@ -1,13 +1,14 @@
-"""Unmounts, and removes cgroups, when the process that made them dies hard.
+"""Unmounts, removes cgroups and ends a trace if the process that made them is killed.
 
-Run as a script it is that watcher: reaper.py [--mount FOLDER:MOUNTPOINT] [--group DIRECTORY]..., with the
-process that it watches at the other end of stdin. Stands alone and imports next to nothing, because one of
-these sleeps beside every mount.
+Run as a script it is the watcher: reaper.py [--mount FOLDER:MOUNTPOINT] [--reads TRACE:RING]
+[--group DIRECTORY]... FOLDER, TRACE and RING are open descriptors. The watched process holds the other end of
+stdin. It imports next to nothing, and nothing of hbf_fuse: one watcher sleeps beside every mount.
 """
 
 import errno
 import os
 import signal
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,33 +19,42 @@ _UNLIMITED = {
     "blkio.throttle.read_bps_device": "0",
     "blkio.throttle.read_iops_device": "0",
 }
-"""What lifts the limit of a device, by the name of the file."""
+"""The text that lifts a device's limit, by file name."""
 
 _DETACH_NOFOLLOW = 2 | 8
 """MNT_DETACH and UMOUNT_NOFOLLOW of umount2(2)."""
+
+_RECORD, _PAGE = 48, os.sysconf("SC_PAGESIZE")
+"""Of traces/trace.py, and what follows the records in a ring."""
 
 _GIVE_UP_SECONDS = 5.0
 _LOOK_SECONDS = 0.001
 
 
 @contextmanager
-def watching(mountpoint: str = "", groups: Sequence[str] = ()) -> Iterator[Callable[[int], None]]:
-    """A small process that unmounts and removes these cgroups, there yet or not, if this process dies without
-    a word. It learns of that through its stdin. Yields what is to be called with the id of the mount when
-    that is made: no other one on the same path is touched.
+def watching(
+    mountpoint: str = "", groups: Sequence[str] = (), reads: Sequence[int] = ()
+) -> Iterator[Callable[[int], None]]:
+    """Start a small process that unmounts and removes these cgroups (they need not exist yet) if this process
+    dies without cleaning up. It notices by its stdin. Yields a function: call it with the mount's id when the
+    mount is made. No other mount on the same path is touched.
+
+    reads: descriptors of a trace and of the ring (observe/ring.py) whose newest records belong into it.
     """
-    # Not above: the watcher itself has no use for it.
+    # Not at the top: the watcher does not need it.
     import subprocess
 
     folders: list[int] = []
     line = [sys.executable, "-I", "-S", __file__]
     if mountpoint:
-        # Opened here and now: by the time that the watcher runs, its name may lead elsewhere.
+        # Opened now: when the watcher runs, the path may lead elsewhere.
         folders = [os.open(os.path.dirname(mountpoint), os.O_PATH | os.O_CLOEXEC)]
         line += ["--mount", f"{folders[0]}:{mountpoint}"]
+    if reads:
+        line += ["--reads", ":".join(map(str, reads))]
     watcher = subprocess.Popen(
         [*line, *(part for group in groups for part in ("--group", group))],
-        pass_fds=folders,
+        pass_fds=[*folders, *reads],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -55,7 +65,7 @@ def watching(mountpoint: str = "", groups: Sequence[str] = ()) -> Iterator[Calla
         os.close(folder)
 
     def mounted(number: int) -> None:
-        # The watcher may have been killed: that is no reason not to serve.
+        # If the watcher was killed, the mount still serves.
         with suppress(OSError):
             if watcher.stdin is not None:
                 os.write(watcher.stdin.fileno(), b"%d" % number)
@@ -71,10 +81,10 @@ def watching(mountpoint: str = "", groups: Sequence[str] = ()) -> Iterator[Calla
 
 
 def remove_group(directory: str, give_up_seconds: float = _GIVE_UP_SECONDS) -> bool:
-    """Lift the I/O limits of a cgroup, kill what is in it, and remove it with what its members made below it.
-    False if it is still there after a while.
+    """Lift the I/O limits of a cgroup, kill its processes, and remove it with the groups below it. False if
+    it still exists after a while.
 
-    Lifted first: who waits for throttled I/O dies only when that is done.
+    The limits are lifted first: a process that waits for throttled I/O dies only when that is done.
     """
     give_up = time.monotonic() + give_up_seconds
     with suppress(OSError):
@@ -109,8 +119,8 @@ def _lift(directory: str) -> None:
 
 
 def _kill_members(directory: str) -> None:
-    """By the kernel itself (cgroup v2, since 5.14), or one by one: never by a number alone, which may be
-    another process's by then. Not this process.
+    """By the kernel itself (cgroup v2, since 5.14), or one by one. Never by pid alone: it may belong to
+    another process by then. Does not kill this process.
     """
     if os.getpid() not in _members(directory):
         with suppress(OSError):
@@ -118,13 +128,13 @@ def _kill_members(directory: str) -> None:
                 file.write("1")
             return
     for pid in _members(directory):
-        # 0 is a process of another pid namespace.
+        # 0 stands for a process of another PID namespace.
         if not pid or pid == os.getpid():
             continue
         with suppress(OSError):
             process = os.pidfd_open(pid)
             try:
-                # What is held now is what is a member now.
+                # Checked again: the pidfd may refer to a newer process with the same pid.
                 if pid in _members(directory):
                     signal.pidfd_send_signal(process, signal.SIGKILL)
             finally:
@@ -137,13 +147,12 @@ def _members(directory: str) -> list[int]:
 
 
 def _unmount(folder: int, name: str, number: bytes) -> None:
-    """Only a mount that has no server any more is touched: a new one on the same path answers. folder: where
-    the mountpoint lies, whatever that is called by now. number: the mount's id; empty if it never came to
-    that.
+    """Unmount only a mount without a server: a new mount on the same path answers. folder: open parent of the
+    mountpoint; its path may have changed. number: the mount's id; empty if there was no mount.
     """
     mountpoint = f"/proc/self/fd/{folder}/{name}"
     try:
-        # Not stat: the kernel answers that from its cache for as long as it likes.
+        # Not stat: the kernel may answer that from its cache.
         os.statvfs(mountpoint)
     except OSError as error:
         if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED) or not number:
@@ -151,15 +160,31 @@ def _unmount(folder: int, name: str, number: bytes) -> None:
         if os.geteuid():
             path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
             os.execvp("fusermount3", ["fusermount3", "-u", "-z", "--", path])  # noqa: S606, S607
-        # Not above: it would take memory beside every mount.
+        # Not at the top: it would take memory beside every mount.
         import ctypes
 
         if _lies_on(folder, name) == number:
             ctypes.CDLL(None).umount2(mountpoint.encode(errors="surrogateescape"), _DETACH_NOFOLLOW)
 
 
+def _write_newest(trace: int, ring: int) -> None:
+    """Append the records that a killed server had in memory only. Nothing if somebody has truncated the trace
+    since: its header is gone with it.
+    """
+    capacity = (os.fstat(ring).st_size - _PAGE) // _RECORD
+    count, written, size = struct.unpack("=3q", os.pread(ring, 24, capacity * _RECORD))
+    # It may have been killed between writing and noting that, or in the midst of a record.
+    more = (os.fstat(trace).st_size - size) // _RECORD
+    # Without a size, writing had failed before.
+    if more < 0 or not size:
+        return
+    os.ftruncate(trace, size + more * _RECORD)
+    for place in range(max(written + more, count - capacity), count):
+        os.write(trace, os.pread(ring, _RECORD, place % capacity * _RECORD))
+
+
 def _lies_on(folder: int, name: str) -> bytes:
-    """The id of the mount at that name."""
+    """The id of the mount at this name."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
     with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
         facts = dict(line.split(b":", 1) for line in file)
@@ -167,11 +192,12 @@ def _lies_on(folder: int, name: str) -> bytes:
 
 
 def _watch(arguments: list[str]) -> None:
-    """Wait until the other end of the pipe closes, however that happens, and clean up what is left: after a
-    hard death, or when the kernel was told to abort a mount's connection.
+    """Wait until the other end of the pipe closes, for whatever reason. Then clean up what remains: after a
+    kill, or after the kernel was told to abort a mount's connection.
     """
-    os.setpriority(os.PRIO_PROCESS, 0, 5)
-    # systemd ends what is left of a service whose server died: this is what is left, and has yet to clean up.
+    # Started with `nice`, it may have more, and must not ask for less.
+    os.setpriority(os.PRIO_PROCESS, 0, max(5, os.getpriority(os.PRIO_PROCESS, 0)))
+    # systemd ends the remaining processes of a service when its server died. This one must still clean up.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     named = list(zip(arguments[::2], arguments[1::2], strict=True))
     points = [path.split(":", 1) for kind, path in named if kind == "--mount"]
@@ -181,6 +207,10 @@ def _watch(arguments: list[str]) -> None:
     for kind, path in named:
         if kind == "--group":
             remove_group(path)
+        elif kind == "--reads":
+            trace, ring = map(int, path.split(":"))
+            with suppress(OSError):
+                _write_newest(trace, ring)
     for folder, path in points:
         _unmount(int(folder), os.path.basename(path), number)
 

@@ -1,4 +1,4 @@
-"""Sizes and rates as people write and read them. MB/s is decimal, KiB/MiB/GiB are binary."""
+"""Sizes and rates as text. MB/s is decimal, KiB/MiB/GiB are binary."""
 
 import re
 
@@ -14,7 +14,7 @@ def parse_size(text: str) -> int:
         raise ValueError(f"{text!r} is not a size; write it like 256M or 1.5G")
     size = float(match[1]) * _FACTORS[match[2].upper()]
     if size > MAX_SIZE:
-        raise ValueError(f"a size of {len(text)} digits is more than there is; write it like 256M or 1.5G")
+        raise ValueError(f"a size of {len(text)} digits is too large; write it like 256M or 1.5G")
     return int(size)
 
 
@@ -28,5 +28,5 @@ def format_size(nbytes: float) -> str:
 
 
 def mbps(nbytes: float, seconds: float) -> float | None:
-    """Decimal MB/s, or None where no time has passed."""
+    """Decimal MB/s; None if no time passed."""
     return nbytes / seconds / 1e6 if seconds > 0 else None

@@ -1,4 +1,4 @@
-"""Random reads through a pacer in virtual time, and a digest of all that it says of them.
+"""Random reads through a pacer in virtual time, and a digest of all its answers.
 
 python tests/accounts.py    prints the digest
 """
@@ -14,10 +14,12 @@ from hbf_fuse.tier import TierSpec
 
 READS = 20_000
 SIZES = (30 << 20, 5_000_001, 4096, 0)
+NO_THREAD = 1 << 22
+"""From this id on, there are no threads: their processes are as unknown on every machine."""
 
 
 def digest(seed: int, policy: str) -> str:
-    """SHA-256 over due times, pages dropped and statistics. Drawn by random() alone."""
+    """SHA-256 over due times, pages dropped and statistics. Random numbers come from random() alone."""
     draw = random.Random(seed).random
     pacer = Pacer(
         {"hbf": TierSpec(3000, 0.2, depth=8), "slow": TierSpec(700, 1.5), "dram": TierSpec()},
@@ -32,7 +34,7 @@ def digest(seed: int, policy: str) -> str:
         file = int(draw() ** 2 * len(SIZES))
         offset = int(draw() * SIZES[file]) // (4096 if draw() < 0.8 else 1) * (4096 if draw() < 0.8 else 1)
         nbytes = min(SIZES[file] - offset, int(draw() ** 2 * (1 << 20)))
-        reader, direct = int(draw() * 6000), draw() < 0.3
+        reader, direct = NO_THREAD + int(draw() * 6000), draw() < 0.3
         due = pacer.admit(file, offset, nbytes, reader, direct, now)
         waiting.append((file, offset, nbytes, reader, direct, now, due))
         if draw() < 0.001:
@@ -50,8 +52,8 @@ def digest(seed: int, policy: str) -> str:
             resident = pacer.resident
             whole.update(b"%d %d %d;" % (resident.drop_file, resident.drop_first, resident.drop_end))
         whole.update(b"%d " % due)
-    told = [pacer.coverage.to_dict(file) for file in range(len(SIZES))]
-    whole.update(json.dumps([pacer.stats(), pacer.resident.to_dict(), told], sort_keys=True).encode())
+    told = [pacer.coverage.status(file) for file in range(len(SIZES))]
+    whole.update(json.dumps([pacer.status(), pacer.resident.status(), told], sort_keys=True).encode())
     whole.update(pacer.ring.since(0)[0])
     return whole.hexdigest()
 

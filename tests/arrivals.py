@@ -44,7 +44,7 @@ JITTERS = {
 def arrivals(name: str, spec: TierSpec) -> Iterator[tuple[int, int, int]]:
     """(arrival ns, offset, bytes): bursts, pauses, and reads that come up to 200 us behind later ones.
 
-    Drawn by random() alone, whose numbers Python promises to keep.
+    Random numbers come from random() alone: Python promises to keep its numbers.
     """
     draw = random.Random(name).random
     now = 1000 * SECOND_NS
@@ -68,7 +68,7 @@ def _size(name: str, chance: float) -> int:
 
 
 def digest(name: str, spec: TierSpec) -> str:
-    """SHA-256 of the deadlines, and of what the planes sensed."""
+    """SHA-256 of the deadlines, and of the planes' sensed pages."""
     tier = Tier(spec)
     deadlines = array("q", (tier.reserve(*read) for read in arrivals(name, spec)))
     sensed = f"{tier.planes.bytes_sensed} {tier.planes.bytes_asked}" if tier.planes else ""
@@ -76,7 +76,7 @@ def digest(name: str, spec: TierSpec) -> str:
 
 
 def digests(part: int = 0, parts: int = 1) -> dict[str, str]:
-    """By the name of the tier: of all of them, or of every `parts`-th."""
+    """Digests by the name of the tier: of all arrivals, or of every `parts`-th."""
     every = list((SPECS | JITTERS).items())
     return {name: digest(name, spec) for name, spec in every[part::parts]}
 

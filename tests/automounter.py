@@ -1,4 +1,4 @@
-"""A small automounter, as systemd is one: SOURCE is mounted on POINT, an autofs mount, when that is used.
+"""A small automounter, like systemd's: mounts SOURCE on POINT, an autofs mount, when POINT is first used.
 
 Prints mount.hbf's exit code and how many bytes the first reader got. Run inside a namespace of its own.
 """

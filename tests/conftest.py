@@ -17,7 +17,7 @@ from hbf_fuse import compiled
 
 
 def _build_what_is_stale() -> None:
-    """Tests of what was compiled from other sources would tell nothing."""
+    """Compile again if needed: tests of code compiled from other sources would prove nothing."""
     if not compiled.is_stale():
         return
     root = Path(compiled.PACKAGE).parent
@@ -29,14 +29,17 @@ def _build_what_is_stale() -> None:
         pytest.exit(f"{compiled.why_not()}\n{built.stderr.strip()}", returncode=3)
 
 
-# A script's `&` has pytest ignore Ctrl-C, nohup has it ignore a hangup. Every command under test would
-# inherit that; a handler is not inherited.
+# Started with `&` from a script, pytest ignores Ctrl-C; started with nohup, it ignores a hangup. Every
+# command under test would inherit that. A handler is not inherited.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
-# Before anything that may be compiled is imported.
+# What no command expected is one line for users; tests look for its traceback.
+os.environ["HBF_TRACEBACK"] = "1"
+
+# This must run before any module that may be compiled is imported.
 _build_what_is_stale()
 
 from hbf_fuse.errors import HbfError
@@ -44,9 +47,9 @@ from hbf_fuse.gguf import presets, synth
 from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
-from hbf_fuse.workload import llama
+from hbf_fuse.workload.program import BENCH
 
-# No deadline for examples: this machine may be busy with others.
+# No deadline for examples: this machine may be busy with other work.
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
@@ -58,23 +61,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes longest begins first, so that nobody waits for it alone at the end."""
+    """Start the longest tests first, so that the run does not wait for them alone at the end."""
     items.sort(key=lambda item: item.path.name not in ("test_vm.py", "test_resume.py"))
-    # Timing tests get a second try. This marker would outweigh --reruns on the command line.
-    if config.getoption("reruns", 0) is None:
-        for item in items:
-            if item.get_closest_marker("timing"):
-                item.add_marker(pytest.mark.flaky(reruns=1))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Names and counts the tests that were run again."""
-    again = {report.nodeid for report in terminalreporter.getreports("rerun")}
-    passed = again & {report.nodeid for report in terminalreporter.getreports("passed")}
-    if again:
-        terminalreporter.section(f"timing tests run again: {len(again)}, passed then: {len(passed)}", "-")
-        for name in sorted(again):
-            terminalreporter.line(f"{'passed' if name in passed else 'failed'} {name}")
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +105,6 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
 @pytest.fixture(scope="session")
 def llama_bench() -> Path:
     try:
-        return llama.find()
+        return BENCH.find()
     except HbfError as error:
         pytest.skip(str(error))

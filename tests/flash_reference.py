@@ -1,8 +1,8 @@
 """A small, slow reference of a flash device: planes with queues, page registers, a link that carries pages.
 
-Event by event, page by page, in exact whole numbers. It shares no code with hbf_fuse: of a spec it reads the
-fields only. What it leaves open (which read the link serves first, whether a plane waits for its registers to
-be carried) is a parameter, so that a device model can be held against every legitimate choice.
+Event by event, page by page, in exact whole numbers. It shares no code with hbf_fuse: it reads only the
+fields of a spec. Open questions (which read the link serves first, whether a plane waits until its registers
+are carried) are parameters, so that a device model can be compared with every legitimate choice.
 """
 
 # mypy: disable-error-code="var-annotated, misc, method-assign"
@@ -23,16 +23,16 @@ def plane_of(page, planes, interleave):
 
 
 class Page:
-    """One sensing of a page: waits in its plane's queue, is sensed, and is held until every user has been
-    carried.
+    """One sensing of a page. It waits in its plane's queue, is sensed, and is held until it was carried for
+    every user.
     """
 
     __slots__ = ("number", "plane", "readers", "ready", "users")
 
     def __init__(self, number, plane):
         self.number, self.plane, self.ready = number, plane, None
-        self.users = 0  # reads that have yet to be carried from it
-        self.readers = []  # reads to be told when it is sensed
+        self.users = 0  # reads whose data was not carried from it yet
+        self.readers = []  # reads to notify when it is sensed
 
 
 class Plane:
@@ -41,7 +41,7 @@ class Plane:
     def __init__(self):
         self.queue = deque()
         self.busy = False
-        self.asked_last = None  # what the register holds when all that was asked for is sensed
+        self.asked_last = None  # the register's content when all requested pages are sensed
         self.held = 0  # sensed, or being sensed, and not yet carried
 
 
@@ -69,11 +69,11 @@ class Read:
 
 
 class Reference:
-    """Time is in ticks: `scale` of them are a ns, so that a byte on the link takes a whole number of them.
+    """Time is in ticks. `scale` ticks are a ns, so that a byte on the link takes a whole number of ticks.
 
-    arbitration: of the reads whose next page is there, the link serves the "oldest", the one whose page was
-    "ready" first, or each in turn ("robin").
-    registers: pages that a plane holds at once, the one that it senses among them; 0: sensing never waits for
+    arbitration: among the reads whose next page is sensed, the link serves the "oldest", the one whose page
+    was "ready" first, or each in turn ("robin").
+    registers: pages that a plane holds at once, including the one that it senses; 0: sensing never waits for
     the link.
     depth_until: a read counts against the depth until its data is "visible" (latency included) or "carried".
     """
@@ -127,7 +127,8 @@ class Reference:
 
     def _admit(self):
         while self.lobby and (not self.depth or self.inside < self.depth):
-            # Where a done read and an arrival fall on one instant, the arrival is behind those in the lobby.
+            # If a read ends and another arrives at the same instant, the arrival queues behind those in the
+            # lobby.
             read = self.lobby.popleft()
             self.inside += 1
             read.admitted = self.now
@@ -171,7 +172,7 @@ class Reference:
         self._sense(page.plane)
 
     def _offer(self, read):
-        """Its next page to the link, now or when it is sensed."""
+        """Offer its next page to the link, now or when it is sensed."""
         page = read.pages[read.next]
         if page.ready is None:
             page.readers.append(read)
@@ -180,7 +181,7 @@ class Reference:
 
     def _candidate(self, read):
         self.order += 1
-        # "robin": how many pages of the read were carried; those with fewer first.
+        # "robin": the number of carried pages of the read; reads with fewer come first.
         key = {"oldest": 0, "ready": max(read.pages[read.next].ready, read.admitted), "robin": read.next}
         heapq.heappush(self.candidates, (key[self.arbitration], read.number, read))
 
@@ -219,7 +220,7 @@ def deadlines(spec, reads, **choices):
 
 
 def formula(spec, offset, nbytes):
-    """Deadline of one read of an idle device, by definition and not by simulation; in ns, a Fraction."""
+    """Deadline of one read of an idle device, computed by definition and not simulated; in ns, a Fraction."""
     from fractions import Fraction
 
     rate = 0 if spec.bandwidth_mbps is None else round(spec.bandwidth_mbps * 1e6)
@@ -264,8 +265,7 @@ class Steady:
 def closed_loop(spec, streams, wanted, think=None, **choices):
     """Readers that each keep one read in flight; streams: of (offset, nbytes), one a reader.
 
-    think: of a reader, ns from a read's end to its next read; breaks the lockstep that equal readers fall
-    into.
+    think: ns from a read's end to the reader's next read. It breaks the lockstep of equal readers.
     """
     device, steady = Reference(spec, **choices), Steady(wanted, len(streams))
     streams = [iter(stream) for stream in streams]

@@ -1,7 +1,7 @@
-"""A private mount namespace in which other users can run this code, and what is mounted stays inside.
+"""A private mount namespace in which other users can run this code. Mounts stay inside.
 
-/dev/fuse is there as udev makes it (0666), /etc/fuse.conf and /etc/fstab are the test's own, /sbin has
-mount.hbf, and interpreter, packages and code lie where anybody may read them. Nothing outside changes.
+/dev/fuse has the mode that udev gives it (0666). /etc/fuse.conf and /etc/fstab are the test's own, /sbin has
+mount.hbf, and any user may read the interpreter, packages and code. Nothing outside changes.
 """
 
 import os
@@ -22,8 +22,10 @@ import hbf_fuse
 
 USER, STRANGER = 65534, 65533
 _INTERPRETER = Path(os.path.realpath(sys.executable)).relative_to(sys.base_prefix)
+# What other tests have mounted was copied into the namespace. Kept, it would outlive their unmounting.
 _ENTER = """
 set -e
+umount --all --lazy --no-canonicalize --types fuse.hbf || true
 mount -t tmpfs -o mode=755 hbf-test "$1"
 cd "$1"
 mkdir python site hbf_fuse work sbin
@@ -43,6 +45,7 @@ export PYTHONPATH=$1:$1/site LD_LIBRARY_PATH=$1/python/lib PYTHONDONTWRITEBYTECO
 exec $1/python/$6 -c 'from hbf_fuse.cli.mount_helper import main; main()' "\\$@"
 END
 chmod 755 sbin/mount.hbf
+ln -s mount.hbf sbin/mount.fuse.hbf
 mount -t overlay -o "lowerdir=$1/sbin:$(realpath /sbin)" hbf-test "$(realpath /sbin)"
 echo ready
 exec sleep 600
@@ -51,7 +54,9 @@ exec sleep 600
 
 @dataclass
 class Namespace:
-    """Where commands run. folder: as it is called inside; `work` in it is USER's, and where they begin."""
+    """Where commands run. folder: its name inside; `work` in it belongs to USER, and is the current
+    directory.
+    """
 
     folder: Path
     holder: int
@@ -89,7 +94,7 @@ class Namespace:
         )
 
     def sh(self, script: str, uid: int = USER) -> str:
-        """What a script that succeeds prints."""
+        """The output of a script that must succeed."""
         said = self.run("sh", "-ec", script, uid=uid)
         assert said.returncode == 0, said
         return said.stdout
@@ -101,7 +106,7 @@ class Namespace:
         return said
 
     def processes(self) -> list[int]:
-        """Everything that runs inside, but for what holds the namespace open."""
+        """All processes inside, except the one that holds the namespace open."""
         ours = Path(f"/proc/{self.holder}/ns/mnt").readlink()
         found = []
         for entry in Path("/proc").iterdir():
@@ -113,7 +118,7 @@ class Namespace:
 
 @contextmanager
 def entered() -> Iterator[Namespace]:
-    """A namespace until the end of the block; with it, all that runs or is mounted inside ends."""
+    """A namespace until the end of the block. Then all processes and mounts inside end, too."""
     _skip_unless_possible()
     folder = Path(tempfile.mkdtemp(prefix="hbf-test-"))
     folder.chmod(0o755)
@@ -151,7 +156,7 @@ def entered() -> Iterator[Namespace]:
                     os.kill(pid, signal.SIGKILL)
         holder.kill()
         holder.communicate()
-        # Outside, it was empty all the time: never remove a tree in which something might still be mounted.
+        # Outside, it was always empty. Never remove a tree in which something might still be mounted.
         folder.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""What tests of refusals share."""
+"""Shared by tests of refusals."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def error_of(act: Callable[[], object]) -> int | None:
-    """The errno of what must fail."""
+    """The errno of a call that must fail."""
     with pytest.raises(OSError) as caught:
         act()
     return caught.value.errno

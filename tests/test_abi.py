@@ -1,4 +1,4 @@
-"""The protocol's structs against the C compiler's reading of linux/fuse.h."""
+"""The protocol's structs, compared with linux/fuse.h as the C compiler reads it."""
 
 import shutil
 import struct
@@ -9,15 +9,15 @@ import pytest
 
 from hbf_fuse.engine.kernel import abi
 
-LAYOUTS = [value for value in vars(abi).values() if isinstance(value, abi.Layout)]
+LAYOUTS = [value for value in vars(abi).values() if isinstance(value, abi.WireStruct)]
 OURS = {
     "MINOR": "the newest minor that we speak, not that of the header",
     "OLDEST_MINOR": "the oldest minor that we speak",
 }
-"""Numbers that no header has, with why."""
+"""Numbers that no header has, with the reason."""
 
 RENAMED = {"MAJOR": "FUSE_KERNEL_VERSION"}
-"""Where the header's name is not FUSE_ and ours."""
+"""Names for which the header's name is not FUSE_ plus ours."""
 
 CONSTANTS = {
     name: RENAMED.get(name, name if name.startswith("FOPEN_") else f"FUSE_{name}")

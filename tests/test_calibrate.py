@@ -1,4 +1,4 @@
-"""Calibration, in small."""
+"""Calibration with few points."""
 
 import os
 import signal
@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import pytest
 
-from hbf_fuse.calibrate.calibration import Calibration, Plan
+from hbf_fuse.calibrate import envelope
+from hbf_fuse.calibrate.calibration import Calibration
+from hbf_fuse.calibrate.plan import Plan
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.host import linux
@@ -26,7 +29,6 @@ def calibration(noise, tmp_path):
     return Calibration(SMALL, noise(32 << 20), tmp_path / "mnt", print)
 
 
-@pytest.mark.timing
 def test_a_calibration_measures_every_point_near_the_model(calibration):
     assert sum(1 for _ in calibration.run()) == calibration.steps == 9
     document = calibration.document()
@@ -41,7 +43,7 @@ def test_a_calibration_measures_every_point_near_the_model(calibration):
     assert list(accuracy.findings(document))
 
 
-def test_an_interrupted_calibration_keeps_what_it_has(calibration, tmp_path):
+def test_an_interrupted_calibration_keeps_its_finished_points(calibration, tmp_path):
     running = calibration.run()
     for _ in range(3):
         next(running)
@@ -78,7 +80,7 @@ def test_the_model_of_a_point_is_the_device_itself_in_virtual_time():
 
 
 def test_an_interrupt_while_a_mount_begins_leaves_nothing(noise, tmp_path, monkeypatch):
-    """It comes when the kernel has the mount and the engine has not yet noted it."""
+    """The interrupt comes when the kernel has the mount and the engine has not recorded it yet."""
     (tmp_path / "mnt").mkdir()
     placed = mounting.Placed.__init__
 
@@ -99,7 +101,7 @@ def test_ctrl_c_ends_a_calibration_in_one_line(tmp_path):
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
-    # Sooner, it is Python itself that ends: see test_an_early_interrupt_ends_a_command_without_a_traceback.
+    # An earlier interrupt ends Python itself: see test_an_early_interrupt_ends_a_command_without_a_traceback.
     give_up = time.monotonic() + 60
     while not list(tmp_path.glob("hbf-calibrate-*")):
         assert process.poll() is None and time.monotonic() < give_up
@@ -110,3 +112,28 @@ def test_ctrl_c_ends_a_calibration_in_one_line(tmp_path):
     assert process.returncode in (1, 130)
     assert "Traceback" not in said
     assert not list(tmp_path.glob("hbf-calibrate-*"))
+
+
+def test_mappings_of_the_memory_engine_are_measured_by_touches(noise, tmp_path):
+    plan = Plan((500,), (0.1,), (1 << 18,), (1, 2), 1, ("memory",))
+    measured = Calibration(plan, noise(32 << 20), tmp_path, print)
+    assert sum(1 for _ in measured.run()) == 3
+    document = measured.document()
+    rates = [cell for cell in document["cells"] if cell["mbps"] and cell["reasons"] != ["floor-unknown"]]
+    if not rates:
+        pytest.skip("the machine was too busy to measure its floor")
+    assert all(abs(cell["error_pct"]) < 25 for cell in rates)
+    assert document["engines"]["memory"]["ceiling_mbps"] > 500
+
+
+def test_other_engines_results_are_kept(calibration, tmp_path):
+    next(calibration.run())
+    first, file = calibration.document(), tmp_path / "envelope.json"
+    envelope.store(first, file)
+    cells = [{**cell, "engine": "fusepy"} for cell in first["cells"]]
+    engines = {"fusepy": first["engines"]["kernel"]}
+    renamed = cast(envelope.Envelope, {**first, "engines": engines, "cells": cells})
+    both = envelope.merged(renamed, file)
+    assert set(both["engines"]) == {"kernel", "fusepy"}
+    assert len(both["cells"]) == 2 * len(first["cells"])
+    assert envelope.merged(first, file) == first

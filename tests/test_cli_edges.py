@@ -1,4 +1,4 @@
-"""What people type by mistake: odd numbers, empty names, Ctrl-C too early. Never a traceback."""
+"""Wrong input: odd numbers, empty names, Ctrl-C too early. Never a traceback."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hbf_fuse.cli.app import app
+from hbf_fuse.cli.app import app_of
 
 HBF = [sys.executable, "-m", "hbf_fuse"]
 
@@ -45,7 +45,7 @@ def complained(said, codes=(1, 2)):
         "solve --context 100 --tps nan --compute-ms 1",
     ],
 )
-def test_numbers_that_no_spill_has(tiny_model, options):
+def test_impossible_spill_numbers_are_refused(tiny_model, options):
     complained(hbf("kv", *options.split(), "-m", tiny_model))
 
 
@@ -58,11 +58,11 @@ def test_numbers_that_no_spill_has(tiny_model, options):
         "--kv-kb-per-token 1 --mbps 1 --op-lat-ms nan",
     ],
 )
-def test_numbers_that_no_ceiling_has(options):
+def test_impossible_ceiling_numbers_are_refused(options):
     complained(hbf("kv", "ceiling", *options.split(), "--json"))
 
 
-def test_a_ceiling_of_nothing_is_null_in_json():
+def test_a_ceiling_without_any_bytes_is_null_in_json():
     said = hbf("kv", "ceiling", "--kv-kb-per-token", 0, "--mbps", 1, "--json")
     assert json.loads(said.stdout) == [{"mbps": 1.0, "ceiling_tps": None}]
 
@@ -81,7 +81,7 @@ def test_a_model_is_never_made_over_a_folder(tmp_path, output):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_is_made_where_a_link_leads(tmp_path):
+def test_a_model_is_written_to_the_target_of_a_link(tmp_path):
     (tmp_path / "link").symlink_to("model.gguf")
     assert hbf("model", "make", "tiny", "-o", tmp_path / "link").returncode == 0
     assert (tmp_path / "link").is_symlink() and (tmp_path / "model.gguf").stat().st_size > 1_000_000
@@ -93,7 +93,7 @@ def test_an_empty_source_is_not_the_current_directory(tmp_path):
     complained(hbf("mount", "", "mnt", cwd=tmp_path), codes=(2,))
 
 
-def test_a_current_directory_that_is_gone_is_named(tmp_path):
+def test_a_deleted_current_directory_is_named(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     script = f'cd {gone} && rmdir {gone} && exec "$@"'
@@ -111,13 +111,13 @@ def test_an_early_interrupt_ends_a_command_without_a_traceback(seconds):
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
-    # Before ours, it is Python itself that is loading, and may end with a traceback of its own and 1.
+    # Before our code runs, Python itself is loading, and may end with its own traceback and 1.
     assert b"cli/app.py" not in said and b", in begin" not in said
     assert process.returncode in (0, 130, -signal.SIGINT) or b"KeyboardInterrupt" in said
 
 
 def commands(group, *names):
-    """The names of every command, those of groups with the group's."""
+    """The names of all commands; those in groups with the group's name."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, *names, name)
@@ -126,24 +126,24 @@ def commands(group, *names):
 
 
 def help_of(*names):
-    """What --help prints, in one line and without its boxes."""
-    said = CliRunner().invoke(app, [*names, "--help"])
+    """The text of --help, in one line and without its boxes."""
+    said = CliRunner().invoke(app_of(), [*names, "--help"])
     assert said.exit_code == 0, said.output
     return re.sub(r"[\s│]+", " ", said.output)
 
 
-@pytest.mark.parametrize("names", sorted(commands(typer.main.get_command(app))), ids=" ".join)
-def test_no_help_has_lost_what_stood_in_brackets(names):
+@pytest.mark.parametrize("names", sorted(commands(typer.main.get_command(app_of()))), ids=" ".join)
+def test_help_keeps_text_in_brackets(names):
     assert " . " not in help_of(*names)
 
 
-def test_the_help_says_what_it_means_to_leave_out_a_bandwidth():
+def test_help_says_what_a_missing_bandwidth_means():
     assert "Left out: unlimited." in help_of("mount")
     assert "Left out: as it was." in help_of("set")
     assert "Left out: what is solved for." in help_of("kv", "solve")
 
 
-def test_the_help_of_a_sweep_shows_what_it_measures_by_default():
+def test_help_of_a_sweep_shows_its_default_axes():
     said = help_of("sweep")
     for default in ("mmap", "250,500,1000,2000", "0,1,5", "256", "25%,50%,75%", "pin", "3", "kernel", "3600"):
         assert f"[default: {default}]" in said

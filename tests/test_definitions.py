@@ -1,4 +1,4 @@
-"""docs/definitions.md says what every column of cells.csv is, and nothing besides."""
+"""docs/definitions.md defines every column of cells.csv, and nothing else."""
 
 import re
 from pathlib import Path

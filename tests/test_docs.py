@@ -30,7 +30,7 @@ def links(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """Of headings, as GitHub and mkdocs make them."""
+    """Anchors of headings, as GitHub and mkdocs make them."""
     plain = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", plain, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
@@ -58,11 +58,11 @@ def test_every_page_is_listed_and_in_the_site():
 
 
 @pytest.mark.parametrize("name", MOST_LINES)
-def test_a_page_that_is_read_first_is_short(name):
+def test_pages_that_are_read_first_are_short(name):
     assert len((ROOT / name).read_text().splitlines()) < MOST_LINES[name]
 
 
-def test_the_pictures_of_the_front_page_are_small_and_ask_nobody_for_anything():
+def test_pictures_of_the_front_page_are_small_and_load_nothing():
     pictures = [ROOT / link for link in links(ROOT / "README.md") if link.endswith((".png", ".svg"))]
     assert len(pictures) >= 2
     for picture in pictures:
@@ -74,7 +74,7 @@ def test_the_pictures_of_the_front_page_are_small_and_ask_nobody_for_anything():
 def test_the_site_builds_without_a_warning(tmp_path):
     if not (find_spec("mkdocs") and find_spec("material")):
         pytest.skip("mkdocs-material is not installed; `pip install -e '.[docs]'`")
-    # A copy, since the site's own folder is where somebody may look at it.
+    # Built in a copy, since somebody may be looking at the site's own folder.
     for name in ("docs", "tools/docs_site.py", "mkdocs.yml", *(page.name for page in ROOT.glob("*.md"))):
         target = tmp_path / name
         target.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""hbf doctor: judged from given facts for machines that are not here, and on this machine as it is."""
+"""hbf doctor: judged from given facts of other machines, and run on this machine."""
 
 import dataclasses
 import io
@@ -9,24 +9,30 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rich.console import Console
 
 from hbf_fuse import doctor
+from hbf_fuse.calibrate.envelope import Envelope
 from hbf_fuse.cli import doctor as screen
 from hbf_fuse.doctor import FAIL, OK, WARN, facts, serving
 from hbf_fuse.doctor.facts import Bench, Cgroups, Facts, Source
 from hbf_fuse.engine.kernel import abi
 from hbf_fuse.engine.kernel.session import Session
+from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.host import mountinfo
+from hbf_fuse.host import machine, mountinfo
+from hbf_fuse.observe.status import Spec
 from hbf_fuse.sweep.conditions import Concern
 from hbf_fuse.tier import TierSpec
 
 DEBIAN = "Linux version 6.1.0-18-amd64 (debian-kernel@lists.debian.org) #1 SMP"
 WSL2 = "Linux version 5.15.153.1-microsoft-standard-WSL2 (root@941d701f84f1) #1 SMP"
 WSL1 = "Linux version 4.4.0-19041-Microsoft (Microsoft@Microsoft.com) #1-Microsoft"
+
+NO_MOUNT = HbfError("there is no FUSE")
 
 GOOD = Facts(
     kernel="6.1.0-18-amd64",
@@ -36,17 +42,17 @@ GOOD = Facts(
     systemd=True,
     root=True,
     device_failure="",
-    mount={"fuse_protocol": "7.38", "fuse_protocol_kernel": "7.38", "readahead_kib": 4096},
-    mount_failure="",
+    mount=cast(Spec, {"fuse_protocol": "7.38", "fuse_protocol_kernel": "7.38", "readahead_kib": 4096}),
     fusermount=True,
     libfuse2=True,
     user_allow_other=False,
     max_pages_limit=None,
     cgroups=Cgroups(frozenset({"cpu", "io", "memory"}), frozenset()),
     delay_accounting="0",
-    no_taskstats="",
-    no_pressure="",
+    no_taskstats=None,
+    no_pressure=None,
     now={
+        **machine.now(),
         "governors": ["performance"],
         "on_mains": None,
         "memory_available_bytes": 8 << 30,
@@ -60,13 +66,13 @@ GOOD = Facts(
         "version: 6000",
         frozenset(("--no-warmup", "--progress", "--repack")),
     ),
-    envelope={"engines": {"kernel": {"ceiling_mbps": 2400.0}}},
-    no_envelope="",
+    server=Path("/opt/llama.cpp/llama-server"),
+    envelope=cast(Envelope, {"engines": {"kernel": {"ceiling_mbps": 2400.0}}}),
 )
 
 
 def line_of(name, **changes):
-    """The line of that name for a good machine with changes; None if there is none."""
+    """The line of that name for a good machine with these changes; None if there is none."""
     lines = doctor.examine(dataclasses.replace(GOOD, **changes))
     return next((line for line in lines if line.name == name), None)
 
@@ -75,42 +81,47 @@ def now(**changes):
     return {"now": {**GOOD.now, **changes}}
 
 
-def test_an_uncompiled_read_path_is_told_with_its_remedy():
+def test_an_uncompiled_read_path_is_reported_with_its_remedy():
     assert line_of("read path").state == OK
-    line = line_of("read path", uncompiled="the compiled modules were not built: install gcc")
-    assert line.state == WARN and "not built" in line.message and line.mend == "install gcc"
+    line = line_of("read path", uncompiled=HbfError("the compiled modules were not built", "install gcc"))
+    assert line.state == WARN and "not built" in line.message and line.remedy == "install gcc"
 
 
-def test_a_good_machine_has_nothing_to_mend():
+def test_a_good_machine_has_nothing_to_fix():
     lines = doctor.examine(GOOD)
     assert {line.state for line in lines} == {OK}
-    assert not any(line.mend for line in lines)
-    assert len(lines) <= 22
+    assert not any(line.remedy for line in lines)
+    assert len(lines) <= 23
 
 
-def test_every_line_that_is_not_ok_says_what_mends_it():
+def test_a_llama_server_is_named_and_missing_none():
+    assert line_of("llama-server").message == "llama.cpp/llama-server"
+    line = line_of("llama-server", server=HbfError("no llama-server found"))
+    assert line.state == OK and "--workload serve" in line.message
+
+
+def test_every_line_that_is_not_ok_says_how_to_fix_it():
     worst = dataclasses.replace(
         GOOD,
         kernel="4.19.0",
         proc_version=WSL1,
         device_failure="missing",
-        mount=None,
-        mount_failure="there is no FUSE",
+        mount=HbfError("there is no FUSE"),
         root=False,
         fusermount=False,
         libfuse2=False,
         max_pages_limit=32,
         cgroups=Cgroups(None, frozenset()),
-        no_taskstats="TASKSTATS needs root",
-        no_pressure="this kernel counts no PSI; boot it with psi=1",
-        now={"governors": ["powersave"], "on_mains": False, "memory_available_bytes": 1, "load_1min": 9.0},
-        busy=(Concern("load", "other processes use a core: x (90%); end them"),),
-        bench=Bench(None, why="no llama-bench found; build one"),
-        envelope=None,
+        no_taskstats=HbfError("TASKSTATS needs root", "run as root"),
+        no_pressure=HbfError("this kernel counts no PSI", "boot it with psi=1"),
+        **now(governors=["powersave"], on_mains=False, memory_available_bytes=1, load_1min=9.0),
+        busy=(Concern("load", "other processes use a core: x (90%)", "end them"),),
+        bench=HbfError("no llama-bench found", "build one"),
+        envelope=HbfError("not measured yet", "hbf calibrate"),
         source=Source(Path("/no/such.gguf"), None),
     )
     lines = doctor.examine(worst)
-    assert all(line.mend for line in lines if line.state != OK)
+    assert all(line.remedy for line in lines if line.state != OK)
     assert {line.name for line in lines if line.state == FAIL} == {
         "kernel", "WSL", "/dev/fuse", "mount", "fusermount3", "llama-bench", "source",
     }  # fmt: skip
@@ -126,7 +137,7 @@ def test_kernels_before_5_4_are_too_old(kernel, state):
 
 def test_wsl2_without_systemd_is_told_how_to_get_it():
     line = line_of("WSL", proc_version=WSL2, systemd=False)
-    assert (line.state, "/etc/wsl.conf" in line.mend) == (WARN, True)
+    assert (line.state, "/etc/wsl.conf" in line.remedy) == (WARN, True)
     assert line_of("WSL", proc_version=WSL2).state == OK
 
 
@@ -136,50 +147,50 @@ def test_wsl1_has_no_fuse_and_plain_linux_has_no_line_about_windows():
     assert [serving.wsl(text) for text in (DEBIAN, WSL1, WSL2)] == [0, 1, 2]
 
 
-def test_a_container_without_fuse_is_told_its_options():
-    no_fuse = {"device_failure": "missing", "mount": None, "mount_failure": "there is no FUSE"}
+def test_a_container_without_fuse_gets_its_options():
+    no_fuse = {"device_failure": "missing", "mount": NO_MOUNT}
     inside = line_of("/dev/fuse", container=True, **no_fuse)
     assert inside.state == FAIL
-    assert "--device /dev/fuse --cap-add SYS_ADMIN" in inside.mend
-    assert line_of("/dev/fuse", **no_fuse).mend == "modprobe fuse"
+    assert "--device /dev/fuse --cap-add SYS_ADMIN" in inside.remedy
+    assert line_of("/dev/fuse", **no_fuse).remedy == "modprobe fuse"
     assert line_of("mount", **no_fuse).state == FAIL
     assert line_of("readahead", **no_fuse) is None
-    refused = line_of("/dev/fuse", container=True, device_failure="operation not permitted", mount=None)
-    assert "--cap-add SYS_ADMIN" in refused.mend
+    refused = line_of("/dev/fuse", container=True, device_failure="operation not permitted", mount=NO_MOUNT)
+    assert "--cap-add SYS_ADMIN" in refused.remedy
 
 
 def test_a_user_who_cannot_open_the_device_may_still_mount():
     assert line_of("/dev/fuse", root=False, device_failure="permission denied").state == OK
-    assert line_of("/dev/fuse", root=False, device_failure="permission denied", mount=None).state == FAIL
+    assert line_of("/dev/fuse", root=False, device_failure="permission denied", mount=NO_MOUNT).state == FAIL
 
 
 def test_a_device_that_is_closed_to_a_user_is_opened_by_its_mode_and_not_by_options_of_a_container():
-    closed = {"root": False, "mount": None, "device_failure": "permission denied"}
+    closed = {"root": False, "mount": NO_MOUNT, "device_failure": "permission denied"}
     for container in (False, True):
-        assert "chmod 666" in line_of("/dev/fuse", container=container, **closed).mend
+        assert "chmod 666" in line_of("/dev/fuse", container=container, **closed).remedy
     ruled = line_of("/dev/fuse", **{**closed, "device_failure": "operation not permitted"})
-    assert "--device /dev/fuse" in ruled.mend
+    assert "--device /dev/fuse" in ruled.remedy
 
 
 def test_a_mount_that_failed_says_why_and_what_to_do():
-    line = line_of("mount", mount=None, mount_failure="cannot mount on /x: no; run it as root")
-    assert (line.state, line.message, line.mend) == (FAIL, "cannot mount on /x: no", "run it as root")
+    line = line_of("mount", mount=HbfError("cannot mount on /x: no", "run it as root"))
+    assert (line.state, line.message, line.remedy) == (FAIL, "cannot mount on /x: no", "run it as root")
 
 
-def test_what_only_root_has():
+def test_lines_differ_for_root_and_ordinary_users():
     assert line_of("fusermount3", fusermount=False).state == WARN
     assert line_of("fusermount3", fusermount=False, root=False).state == FAIL
-    assert "user_allow_other" in line_of("permissions", root=False).mend
+    assert "user_allow_other" in line_of("permissions", root=False).remedy
     assert line_of("permissions", root=False, user_allow_other=True).state == OK
-    assert "sysctl" in line_of("delays", root=False).mend
-    low = {**GOOD.mount, "readahead_kib": 128}
+    assert "sysctl" in line_of("delays", root=False).remedy
+    low = {"readahead_kib": 128}
     assert line_of("readahead", root=False, mount=low).state == WARN
 
 
 def test_small_requests_and_missing_packages_are_warned_about():
-    assert "sysctl fs.fuse.max_pages_limit=256" in line_of("request size", max_pages_limit=32).mend
+    assert "sysctl fs.fuse.max_pages_limit=256" in line_of("request size", max_pages_limit=32).remedy
     assert line_of("request size", max_pages_limit=1024).state == OK
-    assert "libfuse2" in line_of("libfuse2", libfuse2=False).mend
+    assert "libfuse2" in line_of("libfuse2", libfuse2=False).remedy
 
 
 @pytest.mark.parametrize(
@@ -192,18 +203,18 @@ def test_small_requests_and_missing_packages_are_warned_about():
         (Cgroups(None, frozenset()), WARN, "no io and no memory"),
     ],
 )
-def test_cgroup_controllers_count_where_they_are(found, state, words):
+def test_cgroup_controllers_count_in_v1_and_v2(found, state, words):
     line = line_of("cgroups", cgroups=found)
     assert line.state == state
     assert words in line.message
 
 
-def test_missing_controllers_are_mended_where_they_were_lost():
+def test_missing_controllers_get_the_remedy_of_the_environment():
     nothing = Cgroups(frozenset(), frozenset())
-    assert ".wslconfig" in line_of("cgroups", cgroups=nothing, proc_version=WSL2).mend
-    assert "docker" in line_of("cgroups", cgroups=nothing, container=True).mend
-    assert "boot" in line_of("cgroups", cgroups=nothing).mend
-    assert "mount" in line_of("cgroups", cgroups=Cgroups(None, frozenset())).mend
+    assert ".wslconfig" in line_of("cgroups", cgroups=nothing, proc_version=WSL2).remedy
+    assert "docker" in line_of("cgroups", cgroups=nothing, container=True).remedy
+    assert "boot" in line_of("cgroups", cgroups=nothing).remedy
+    assert "mount" in line_of("cgroups", cgroups=Cgroups(None, frozenset())).remedy
 
 
 @pytest.mark.parametrize(
@@ -219,11 +230,11 @@ def test_missing_controllers_are_mended_where_they_were_lost():
         ("fuse.hbf", "hbf rw", WARN, "tier on a tier"),
     ],
 )
-def test_where_the_source_lies_is_judged(fstype, options, state, words):
+def test_the_place_of_the_source_is_judged(fstype, options, state, words):
     line = line_of("source", source=Source(Path("/m/model.gguf"), fstype, options, 1 << 20))
     assert line.state == state
     assert words in line.message
-    assert (line.mend != "") == (state == WARN)
+    assert (line.remedy != "") == (state == WARN)
 
 
 def test_a_source_that_llama_cpp_will_not_load_is_a_warning(tiny_model, tmp_path):
@@ -235,49 +246,50 @@ def test_a_source_that_llama_cpp_will_not_load_is_a_warning(tiny_model, tmp_path
     told = {"short.gguf": "is cut short: tensor", "README.md": "is not a GGUF", "folder": "holds no GGUF"}
     for name, words in told.items():
         line = line_of("model", source=facts._source(tmp_path / name))
-        assert line.state == WARN and words in line.message and line.mend
+        assert line.state == WARN and words in line.message and line.remedy
     (tmp_path / "folder/model.gguf").symlink_to(tiny_model)
     for source in (tiny_model, tmp_path / "folder"):
         assert line_of("model", source=facts._source(source)).state == OK
     assert line_of("model", source=Source(Path("/no/such.gguf"), None)) is None
 
 
-def test_memory_is_held_against_the_source():
+def test_memory_is_compared_with_the_source():
     large = Source(Path("/m/model.gguf"), "ext4", "", 6 << 30)
     assert line_of("memory", source=large).state == WARN
     assert line_of("memory").state == OK
     assert line_of("memory", **now(memory_available_bytes=100 << 20)).state == WARN
 
 
-def test_a_machine_that_is_in_no_state_to_measure_is_told_so():
-    assert "cpupower" in line_of("CPU governor", **now(governors=["powersave"])).mend
-    assert line_of("power", **now(on_mains=False)).mend == "plug in"
+def test_a_disturbed_machine_gets_warnings():
+    assert "cpupower" in line_of("CPU governor", **now(governors=["powersave"])).remedy
+    assert line_of("power", **now(on_mains=False)).remedy == "plug in"
     assert line_of("power", **now(on_mains=True)).message == "on mains"
-    busy = (Concern("load", "x uses a core; end it"), Concern("page cache", "DAMON; use /dev/shm"))
-    assert line_of("load", busy=busy).mend == "end it"
+    busy = (Concern("load", "x uses a core", "end it"), Concern("page cache", "DAMON", "use /dev/shm"))
+    assert line_of("load", busy=busy).remedy == "end it"
     assert line_of("page cache", busy=busy).state == WARN
     assert line_of("page cache") is None
 
 
-def test_an_older_llama_bench_is_told_what_is_lost():
+def test_lines_for_an_older_llama_bench_say_what_is_missing():
     bare = Bench(Path("/usr/bin/llama-bench"), "unknown", frozenset({"-m"}))
     line = line_of("llama-bench", bench=bare)
     assert line.state == WARN
     assert "--progress" in line.message
-    assert line_of("llama-bench", bench=Bench(None, why="none; build one")).state == FAIL
+    assert line_of("llama-bench", bench=HbfError("none", "build one")).state == FAIL
 
 
-def test_an_envelope_of_another_machine_is_none():
-    line = line_of(
-        "envelope", envelope=None, no_envelope="ignoring /x: it was measured with another cpu; run"
-    )
-    assert (line.state, line.message, line.mend) == (
+def test_an_envelope_of_another_machine_is_ignored():
+    line = line_of("envelope", envelope=HbfError("it was measured with another cpu", "run"))
+    assert (line.state, line.message, line.remedy) == (
         WARN, "it was measured with another cpu", "hbf calibrate",
     )  # fmt: skip
-    assert line_of("envelope", envelope=None).message == "not measured yet"
+    assert (
+        line_of("envelope", envelope=HbfError("not measured yet", "hbf calibrate")).message
+        == "not measured yet"
+    )
 
 
-# Looking
+# Collecting facts
 
 MOUNTINFO = b"""\
 22 1 254:0 / / rw - ext4 /dev/vda rw
@@ -289,7 +301,7 @@ MOUNTINFO = b"""\
 
 
 def test_a_windows_drive_is_recognised_by_its_options():
-    """Its options hold backslashes that are no escapes."""
+    """Its options contain backslashes that are not escapes."""
     drive = mountinfo.parse(MOUNTINFO)[1]
     assert (drive.fstype, str(drive.mountpoint), drive.source) == ("9p", "/mnt/c", "C:\\")
     assert drive.options == ("rw", "aname=drvfs;path=C:\\")
@@ -322,7 +334,7 @@ def test_the_doctor_looks_at_this_machine_and_leaves_nothing(tiny_model):
         assert states["mount"] == OK
     after = [entry for entry in mountinfo.mounts() if "hbf-doctor-" in str(entry.mountpoint)]
     assert not after
-    # The switch is the whole machine's: a sweep of a test beside this one may have it on.
+    # The kernel setting is for the whole machine: a sweep of a concurrent test may have turned it on.
     if "PYTEST_XDIST_WORKER" not in os.environ:
         assert before == (switch.exists() and switch.read_text())
 
@@ -350,9 +362,7 @@ def test_an_ordinary_user_gets_lines_and_no_traceback():
 def test_the_screen_fits_80_columns(monkeypatch):
     drawn = io.StringIO()
     monkeypatch.setattr(screen, "Console", lambda **options: Console(file=drawn, width=80, **options))
-    worst = dataclasses.replace(
-        GOOD, device_failure="missing", mount=None, mount_failure="x " * 80, container=True
-    )
+    worst = dataclasses.replace(GOOD, device_failure="missing", mount=HbfError("x " * 80), container=True)
     screen._show(doctor.examine(worst))
     lines = drawn.getvalue().splitlines()
     assert max(len(line) for line in lines) <= 80
@@ -364,14 +374,14 @@ def test_the_screen_fits_80_columns(monkeypatch):
 
 
 def initialised(tmp_path, minor, flags=0xFFFFFFFF):
-    """What a session answers to the INIT of a kernel with that minor; and its errno."""
+    """A session's answer to the INIT of a kernel with this minor version; and its errno."""
     source = tmp_path / "noise"
     source.write_bytes(bytes(4096))
     fs = Filesystem(source, TierSpec())
     kernel, server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with kernel, server:
         body = abi.INIT_IN.pack(abi.MAJOR, minor, 1 << 17, flags)
-        # Before 7.38 the header ended with 4 bytes of padding; it has kept its size.
+        # Before 7.38 the header ended with 4 bytes of padding; its size has not changed.
         header = struct.pack("=IIQQIIII", 40 + len(body), abi.Opcode.INIT, 1, 0, 0, 0, 0, 0)
         session = Session(server.fileno(), fs, 1 << 20)
         session._dispatch(memoryview(header + body), 0)
@@ -394,7 +404,7 @@ def test_the_protocol_is_negotiated_down_to_linux_5_4(tmp_path, minor):
     assert flags == offered
     assert answer[-2:] == (0, bytes(28))
     assert session.ready.is_set() and session.refusal is None
-    assert session.fs.mount_facts["fuse_protocol_kernel"] == f"7.{minor}"
+    assert session.fs.hidden.facts["fuse_protocol_kernel"] == f"7.{minor}"
 
 
 def test_a_kernel_before_linux_5_4_is_refused_with_its_protocol(tmp_path):

@@ -1,4 +1,4 @@
-"""hbf_fuse's flash device held against flash_reference, which knows nothing of it."""
+"""hbf_fuse's flash device, compared with flash_reference, which is independent of it."""
 
 # mypy: disable-error-code="var-annotated, misc, method-assign"
 
@@ -38,7 +38,7 @@ def sizes(spec, pages=300):
 
 
 def crowd(spec, most=14, pages=6, within_ns=400_000):
-    """Reads in order of arrival, of a span so short that planes collide and registers are hit."""
+    """Reads in order of arrival, within a range so short that planes collide and registers are hit."""
     span = 3 * spec.planes * spec.page_bytes
     one = st.tuples(st.integers(0, within_ns), st.integers(0, span), sizes(spec, pages))
     return st.lists(one, min_size=1, max_size=most).map(lambda reads: sorted(reads, key=lambda read: read[0]))
@@ -70,7 +70,7 @@ def test_single_read_of_many_rounds(planes, interleave):
     assert abs(model(spec, [read])[0] - 5 - formula(spec, *read[1:])) <= 2
 
 
-# (b) A second read, far later: exact, and pages that a register still holds are not sensed again.
+# (b) A second read, far later: exact. Pages that a register still holds are not sensed again.
 
 
 @slow
@@ -97,7 +97,7 @@ def test_register_holds_the_page_sensed_last(planes, interleave):
     assert took == pytest.approx([54096, 4096, 54096, 54096, 4096], abs=1)
 
 
-# Reads in competition, where no choice is left: every legitimate link gives the same.
+# Reads in competition, in cases where every legitimate link gives the same result.
 
 
 @slow
@@ -123,11 +123,11 @@ def test_crowd_of_one_plane(data):
 @slow
 @given(st.data())
 def test_crowd_is_possible(data):
-    """No schedule of any link is ahead of these two.
+    """No read is earlier than any schedule of the link allows.
 
-    Each read: no sooner than if the link were its own, from when its pages are sensed. All reads: by no
-    instant are more bytes done than a link has carried that is never idle while a page waits, whatever it
-    carries first.
+    Each read: not earlier than if it had the link alone, from the time when its pages are sensed. All reads:
+    at no instant are more bytes done than carried by a link that is never idle while a page waits, in
+    whatever order.
     """
     spec = data.draw(specs())
     reads = data.draw(crowd(spec))
@@ -173,7 +173,7 @@ def possible(spec, reads, due):
 @slow
 @given(st.data())
 def test_depth_of_one(data):
-    """One read at a time: each is alone, so all are exact; rounding adds up from read to read."""
+    """One read at a time: each is alone, so all are exact, but rounding adds up from read to read."""
     spec = data.draw(specs(depth=st.just(1)))
     reads = data.draw(crowd(spec))
     assert all(
@@ -206,13 +206,13 @@ def stream(kind, seed, reader, nbytes, page):
 
 
 def thinker(seed, most_ns):
-    """A pause of its own for each reader's each read, the same for the model and the reference."""
+    """A separate pause for each read of each reader, the same for the model and the reference."""
     rngs = {}
     return lambda reader: rngs.setdefault(reader, random.Random(f"pause/{seed}/{reader}")).randrange(most_ns)
 
 
 def errors(spec, kind, per_reader, wanted, seeds=1, think_ns=0, **choices):
-    """By how much the model is faster, for all readers and for the first, of each seed."""
+    """By how much the model is faster, for all readers and for the first one, for each seed."""
     total, first = [], []
     for seed in range(seeds):
         pair = []
@@ -227,14 +227,14 @@ def errors(spec, kind, per_reader, wanted, seeds=1, think_ns=0, **choices):
     return total, first
 
 
-LINK, PLANES, EVEN = 0.5, 2.5, 1.0  # the link's rate over the planes': which of them bounds
+LINK, PLANES, EVEN = 0.5, 2.5, 1.0  # the link's rate divided by the planes': which of them is the bottleneck
 
 
 @pytest.mark.parametrize("kind", ["random", "unaligned", "sequential", "strided"])
 @pytest.mark.parametrize("ratio", [LINK, EVEN, PLANES])
 @pytest.mark.parametrize(("nbytes", "wanted"), [(512, 3000), (4096, 3000), (65536, 1000), (1 << 20, 60)])
 def test_one_reader(nbytes, wanted, ratio, kind):
-    """Alone there is nothing to arbitrate: only rounding differs."""
+    """With one reader there is nothing to arbitrate: only rounding differs."""
     spec = TierSpec(3 * 16.384e3 / 20 * ratio, 0.01, planes=3, page_bytes=16384, t_read_us=20)
     [error], _ = errors(spec, kind, [nbytes], wanted)
     assert abs(error) < 2e-4
@@ -254,10 +254,10 @@ STEADY = [
 
 
 def agree(values, tolerance, most_chance=0.06):
-    """The mean over seeds is within the tolerance, or within the chance of so few seeds.
+    """The mean over seeds is within the tolerance, or within the random error of so few seeds.
 
-    Two runs of the same reads part after the first that the link serves in another order: from there on they
-    are two samples of the same random system, each with an error of its own (about 1 % in 3000 reads of one
+    Two runs of the same reads diverge after the first read that the link serves in another order. From there
+    on they are two samples of the same random system, each with its own error (about 1 % in 3000 reads of one
     page).
     """
     chance = 3 * statistics.stdev(values) / len(values) ** 0.5
@@ -284,22 +284,24 @@ def test_many_readers_where_link_and_planes_are_even(planes, depth):
 
 @pytest.mark.parametrize("nbytes", [512, 4096])
 def test_sequential_readers_below_a_page(nbytes):
-    """Several streams that each ask for a page in parts share the planes; whether a stream's page is still in
-    the register for its next part hangs on the order of a few ns. Without pauses the streams lock into one
-    pattern for thousands of reads, with rates a factor of two apart between seeds: nothing to compare. With
-    pauses it averages.
+    """Several streams share the planes, and each reads a page in parts. Whether a stream's page is still in
+    the register for its next part depends on a few ns. Without pauses the streams lock into one pattern for
+    thousands of reads, and rates of seeds differ by a factor of two: they cannot be compared. With pauses
+    this averages out.
     """
     spec = TierSpec(7864, planes=8, page_bytes=16384, t_read_us=5, interleave="modulo")
     total, _ = errors(spec, "sequential", [nbytes] * 8, 1000, seeds=10, think_ns=5000)
     agree(total, 0.01, most_chance=0.15)
 
 
-# What the model's one contiguous transfer costs, against a link that carries each page when it is there.
+# The cost of the model's one contiguous transfer, compared with a link that carries each page when it is
+# sensed.
 
 
 def test_small_read_behind_a_transfer_that_waited_to_be_contiguous():
-    """The large read's first page is there at 8 us and its second at 32; one transfer of both begins at 24. A
-    page that is there at 28 could pass between them, by page; it waits for the end of the transfer, at 40.
+    """The large read's first page is sensed at 8 us and its second at 32; one transfer of both begins at 24.
+    A page sensed at 28 could pass between them if the link went by page. Here it waits for the end of the
+    transfer, at 40.
     """
     page = 4096
     spec = TierSpec(512, planes=2, page_bytes=page, t_read_us=8, interleave="modulo")
@@ -319,9 +321,9 @@ def test_small_read_behind_a_transfer_that_waited_to_be_contiguous():
 
 
 def test_link_time_lost_to_a_transfer_that_waited_to_be_contiguous():
-    """Three of the first read's four pages are there at 10 us, the last at 60: a transfer from 30 to 70. The
-    second read's three pages are there at 20: it has 10 us before that transfer and 20 us after. By page, the
-    link would have begun at 10 and been done with both at 80.
+    """Three of the first read's four pages are sensed at 10 us, the last at 60: the transfer is from 30 to
+    70. The second read's three pages are sensed at 20: it has 10 us before that transfer and 20 us after. A
+    link that goes by page would have begun at 10 and finished both at 80.
     """
     page = 4096
     spec = TierSpec(409.6, planes=4, page_bytes=page, t_read_us=10, interleave="modulo")
@@ -335,10 +337,11 @@ def test_link_time_lost_to_a_transfer_that_waited_to_be_contiguous():
 
 @pytest.mark.parametrize("ratio", [LINK, EVEN, PLANES])
 def test_small_readers_beside_large_ones(ratio):
-    """In all, the rate is the same; the small readers have less of it, by up to 15 % against oldest first.
+    """The total rate is the same. The small readers get less of it, by up to 15 % compared with oldest first.
 
-    The tolerance: a small read whose page is there while a large read is being carried waits for all of that
-    read where the reference lets it pass at a page that is not there yet: at most 16 pages a time.
+    The tolerance: if a small read's page is sensed while a large read is being carried, it waits for all of
+    that read. In the reference it passes at a page that is not sensed yet. The difference is at most 16 pages
+    a time.
     """
     spec = TierSpec(16 * 4.096e3 / 5 * ratio, planes=16, page_bytes=4096, t_read_us=5)
     total, small = errors(spec, "random", [4096, 65536] * 4, 600, seeds=4)

@@ -1,4 +1,4 @@
-"""Folders, names, mounts and run files that others made: nothing of theirs is lost, nothing is led astray."""
+"""Folders, names, mounts and run files that others made: nothing of theirs is lost, and none misleads hbf."""
 
 import copy
 import json
@@ -63,7 +63,7 @@ def test_a_sweep_removes_nothing_that_it_did_not_make(tiny_model, llama_bench, t
     assert (tmp_path / "tmp/trace").read_text() == "mine"
 
 
-def test_a_folder_with_a_report_of_its_own_is_no_results_folder(tiny_model, llama_bench, tmp_path):
+def test_a_folder_with_a_foreign_report_is_not_a_results_folder(tiny_model, llama_bench, tmp_path):
     (tmp_path / "report.md").write_text("mine")
     complained(hbf("sweep", "-m", tiny_model, "-o", tmp_path), "report.md", "another folder")
     assert (tmp_path / "report.md").read_text() == "mine"
@@ -75,7 +75,7 @@ def test_an_empty_results_folder_is_not_the_current_directory(tiny_model, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_what_another_process_finished_meanwhile_is_known(tmp_path):
+def test_runs_that_another_process_finished_are_noticed(tmp_path):
     known = Results(tmp_path)
     assert not known.all()
     stored(tmp_path, real_run("mmap"))
@@ -126,7 +126,7 @@ def with_a_ragged_heat_map(run):
 @pytest.mark.parametrize(
     "spoil", [without_engine, with_half_a_budget, with_stats_that_are_a_list, with_a_ragged_heat_map]
 )
-def test_a_run_that_no_table_can_be_made_of_is_refused(tmp_path, spoil):
+def test_a_run_that_cannot_be_shown_in_a_table_is_refused(tmp_path, spoil):
     document = real_run("mmap")
     spoil(document)
     with pytest.raises(HbfError, match="is not a run"):
@@ -166,7 +166,7 @@ def test_a_run_of_the_first_schema_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["mmap", "stream"])
-def test_what_is_stored_is_what_was_read_with_fields_that_nobody_knows(mode):
+def test_unknown_fields_survive_reading_and_storing(mode):
     document = real_run(mode)
     document["cell"]["tier"]["interleave"] = "modulo"
     document["metrics"]["new"] = document["llama_bench"]["new"] = document["new"] = {"figure": [1, 2.0]}
@@ -193,12 +193,12 @@ def test_a_tensors_name_is_shown_as_it_is(tmp_path):
         model["tensors"][place][0] = name
     file = tmp_path / "model.gguf"
     file.write_bytes(anygguf.packed(model))
-    said = hbf("model", "info", file)
+    said = hbf("model", "info", file, "--tensors")
     assert said.returncode == 0, said.stderr
     assert "blk.0.[/x].weight" in said.stdout and ":smile:" in said.stdout
 
 
-def test_a_mountpoint_gives_no_orders_to_a_terminal(noise, tmp_path):
+def test_a_mountpoints_name_sends_no_control_characters_to_a_terminal(noise, tmp_path):
     point = tmp_path / f"[-x]{ESCAPE}"
     point.mkdir()
     said = hbf("mount", noise(100_000), point)
@@ -223,11 +223,13 @@ def test_a_mountpoint_gives_no_orders_to_a_terminal(noise, tmp_path):
         "kv replay POINT --context 9 --compute-ms 1",
     ],
 )
-def test_a_folder_that_looks_like_a_mount_is_none(tmp_path, command):
+def test_a_folder_that_looks_like_a_mount_is_not_taken_for_one(tmp_path, command):
     (tmp_path / ".hbf").mkdir()
     for name in ("spec.json", "stats.json"):
         (tmp_path / ".hbf" / name).write_text("{}")
-    complained(hbf(*(tmp_path if word == "POINT" else word for word in command.split())), "no live hbf mount")
+    complained(
+        hbf(*(tmp_path if word == "POINT" else word for word in command.split())), "not a live hbf mount"
+    )
 
 
 def test_only_a_mounts_own_server_is_taken_for_it(mount, noise, monkeypatch):
@@ -247,7 +249,7 @@ def test_only_a_mounts_own_server_is_taken_for_it(mount, noise, monkeypatch):
             ):
                 monkeypatch.setattr(client, "read_hidden", lambda *_, told=told: told)
                 assert client._server_of(entry) is None
-            # A process of somebody else than the one that the kernel has for the mount.
+            # A process of another user than the one that the kernel records for the mount.
             told = {**spec, "pid": bystander.pid, "start_time": began}
             monkeypatch.setattr(client, "read_hidden", lambda *_: told)
             theirs = mountinfo.Mount(**{**vars(entry), "options": ("rw", "user_id=4242")})
@@ -257,7 +259,7 @@ def test_only_a_mounts_own_server_is_taken_for_it(mount, noise, monkeypatch):
             bystander.kill()
 
 
-# What is found out before anything is measured
+# Checks before anything is measured
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_only_a_mounts_own_server_is_taken_for_it(mount, noise, monkeypatch):
         ("top . --interval inf", "--interval", 2),
         ("mount --policy lru FILE mnt", "unknown policy", 1),
         ("mount --metrics= FILE mnt", "--metrics", 1),
-        ("mount --trace fifo FILE mnt", "no trace", 1),
+        ("mount --trace fifo FILE mnt", "not a trace", 1),
         ("bench --mode mmap --policy lru -m FILE", "unknown policy", 1),
         ("calibrate -o FILE/envelope.json", "FILE", 1),
         ("calibrate --markdown missing/page.md", "missing", 1),

@@ -1,4 +1,4 @@
-"""Whatever others wrote: a valid object or one line of the project's own, in bounded time and memory."""
+"""Input from others gives a valid object or one line of the project's own, in bounded time and memory."""
 
 import json
 import struct
@@ -30,14 +30,14 @@ from hbf_fuse.traces.trace import RECORD, Read, Trace, header_line
 
 MAX_BYTES = 64 << 20
 HOSTILE_SECONDS = 1.0
-"""CPU time, which other users of the machine do not take."""
+"""CPU seconds: wall time would depend on other users of the machine."""
 
 steps = st.tuples(st.integers(0, (1 << 16) - 1), st.integers(0, 255))
 
 
 @st.composite
 def spoilt(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """A sound input of which some stretches were exchanged for others."""
+    """A valid input in which some byte ranges were replaced by others."""
     data = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data)))
@@ -174,7 +174,7 @@ def test_a_huge_sparse_file_is_refused_by_its_first_bytes(tmp_path):
     assert gguf.read(path).tensors == []
 
 
-# What fuzzing found. Each of these once ended in a traceback, took a wrong turn, or took no end of time.
+# Findings of fuzzing. Each of these once gave a traceback or a wrong result, or took endless time.
 
 BLOCKS = ["general.architecture", anygguf.STRING, "x"], ["x.block_count", anygguf.U32, (1 << 32) - 1]
 FOUND = {
@@ -225,12 +225,12 @@ FOUND = {
 
 
 @pytest.mark.parametrize(("name", "data"), FOUND.values(), ids=FOUND)
-def test_what_was_found_stays_mended(name, data):
+def test_findings_stay_fixed(name, data):
     check(TARGETS[name], data)
 
 
 @pytest.mark.parametrize("place", range(0, 400, 7))
-def test_a_run_with_a_part_of_another_kind_is_refused_or_told(place):
+def test_a_run_with_a_part_of_the_wrong_type_is_refused_or_reported(place):
     check(TARGETS["runs"], edits([(place, 1)]))
 
 
@@ -259,7 +259,7 @@ def test_the_first_pass_is_over_when_every_page_has_come_once(stretches):
     assert chains.first_pass_ns(reads, done) == max(pages.values())
 
 
-def test_reads_of_nothing_and_phases_of_no_time_have_no_rate():
+def test_empty_reads_and_phases_have_no_rate():
     ranges = [(0, 10), (10, 0), (10, 0), (20, 11), (31, 0)]
     reads = [Read(place, place, place + 5, *each, 1, 2, 0) for place, each in enumerate(ranges)]
     found = chains.elsewhere(reads, [Phase("decode", 4, 7, 7)], TierSpec(500, 1))
@@ -273,7 +273,7 @@ def test_a_record_that_ends_before_it_begins_makes_no_trace():
 
 
 @pytest.mark.parametrize("size", [documents.MAX_JSON_BYTES + 1, 1 << 40])
-def test_a_document_without_end_is_refused_by_its_size(size, tmp_path):
+def test_an_endless_document_is_refused_by_its_size(size, tmp_path):
     path = tmp_path / "endless.json"
     with path.open("wb") as file:
         file.truncate(size)
@@ -305,7 +305,7 @@ def test_the_worst_json_costs_bounded_memory(text):
 
 
 @pytest.mark.parametrize("figure", [True, "x" * 10_000, [[]], 10**400, float("nan"), float("inf"), -1])
-def test_a_tier_of_nonsense_is_refused_in_a_short_line(figure):
+def test_a_nonsense_tier_is_refused_in_a_short_line(figure):
     with pytest.raises(SpecError) as refused:
         TierSpec.from_dict({"latency_ms": figure})
     assert len(str(refused.value)) < 200
@@ -319,10 +319,10 @@ def test_a_rule_longer_than_any_is_refused():
 def test_two_cells_of_one_name_are_refused():
     known = grid.from_fields({"mbps": [500.00001, 500.00002]})
     with pytest.raises(HbfError, match="further apart"):
-        known.cells(ModelFile(Path("m.gguf"), 1 << 30, ""))
+        known.cells(ModelFile((Path("m.gguf"),), 1 << 30, ""))
 
 
-def test_what_a_file_says_reaches_the_terminal_without_control_characters(tmp_path):
+def test_quoted_file_content_has_no_control_characters(tmp_path):
     run = tmp_path / "run.json"
     run.write_text(json.dumps({"cell": {"\x1b[2J" * 1000: 1, "name": 3}}))
     grid_file = tmp_path / "grid.toml"

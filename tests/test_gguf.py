@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hbf_fuse import gguf
-from hbf_fuse.gguf import kv, presets, reader, synth
+from hbf_fuse.gguf import cursor, kv, presets, synth
 
 
 def test_the_reference_presets_geometry_gives_its_published_size():
@@ -21,7 +21,7 @@ def test_the_reference_presets_geometry_gives_its_published_size():
     assert sum(plan.nbytes for plan in plans) / 2**30 == pytest.approx(1.95, abs=0.015)
 
 
-def test_tiny_is_what_it_says(tiny_model):
+def test_tiny_has_the_documented_geometry(tiny_model):
     model = gguf.read(tiny_model)
     assert model.size == pytest.approx(100e6, rel=0.1)
     assert model.architecture == "qwen2"
@@ -44,7 +44,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tiny_model
     [(os.mkfifo, "is neither a file nor a directory"), (os.mkdir, "is a directory; name a GGUF")],
     ids=["pipe", "directory"],
 )
-def test_what_is_no_file_is_refused_at_once(tmp_path, make, words):
+def test_a_path_that_is_not_a_file_is_refused_at_once(tmp_path, make, words):
     make(tmp_path / "model.gguf")
     line = [sys.executable, "-m", "hbf_fuse", "model", "info", tmp_path / "model.gguf"]
     said = subprocess.run(line, capture_output=True, text=True, timeout=20, check=False)
@@ -104,12 +104,20 @@ def test_a_model_that_is_cut_short_while_it_is_read_is_refused(tmp_path, monkeyp
     pairs = (struct.pack("<Q1sIQ", 1, b"%d" % n, 8, 60_000) + bytes(60_000) for n in range(9))
     path.write_bytes(struct.pack("<4sIQQ", b"GGUF", 3, 0, 9) + b"".join(pairs))
     assert len(gguf.read(path).metadata) == 9
-    name = reader._Cursor.name
+    name = cursor.Cursor.name
 
-    def name_and_cut(cursor):
+    def name_and_cut(self):
         os.truncate(path, 100_000)
-        return name(cursor)
+        return name(self)
 
-    monkeypatch.setattr(reader._Cursor, "name", name_and_cut)
+    monkeypatch.setattr(cursor.Cursor, "name", name_and_cut)
     with pytest.raises(gguf.GgufError, match="runs past"):
         gguf.read(path)
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0o077, 0o600), (0o022, 0o644)])
+def test_a_model_has_the_mode_that_the_umask_leaves(tmp_path, mask, mode):
+    path = tmp_path / "made.gguf"
+    line = f"umask {mask:o}; exec {sys.executable} -m hbf_fuse model make tiny -o {path}"
+    subprocess.run(["sh", "-c", line], check=True, capture_output=True, timeout=60)
+    assert path.stat().st_mode & 0o777 == mode

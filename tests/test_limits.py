@@ -1,4 +1,6 @@
-"""Kernel limits: real cgroups of whichever version is here; what this machine lacks is a made-up tree."""
+"""Kernel limits: real cgroups of the version that is here. Trees in a temporary folder stand for other
+machines.
+"""
 
 import errno
 import json
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hbf_fuse.cli.app import app
+from hbf_fuse.cli.app import app_of
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.backing import Uncached
 from hbf_fuse.fs.tree import Tree
@@ -42,7 +44,7 @@ sleep 0.2
 echo $got
 exit 5
 """
-"""Says how often it got the signal that its argument names."""
+"""Prints how often it got the signal that its argument names."""
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def hbf_run(*arguments, **options):
 
 
 def block(sys, number, where, parent=None, partition=False, slaves=()):
-    """A block device in a made-up /sys."""
+    """A block device in a fake /sys."""
     folder = sys / "devices" / (parent or "") / where
     folder.mkdir(parents=True)
     (folder / "dev").write_text(f"{number}\n")
@@ -135,7 +137,7 @@ def test_two_partitions_of_one_disk_are_one_disk_and_two_disks_are_refused(tmp_p
     block(tmp_path, "253:0", "dm-0", slaves=here)
     assert devices.whole_disk("253:0", tmp_path) == Disk("8:0", "sda")
     block(tmp_path, "9:0", "md0", slaves=[here[0], there])
-    with pytest.raises(HbfError, match=r"md0 lies on several disks .sda, sdb.*single disk"):
+    with pytest.raises(HbfError, match=r"md0 is on several disks .sda, sdb.*single disk"):
         devices.whole_disk("9:0", tmp_path)
     with pytest.raises(HbfError, match="block device 1:1 is not in"):
         devices.whole_disk("1:1", tmp_path)
@@ -173,8 +175,8 @@ def test_a_file_on_disk_has_its_disk_and_others_are_refused_with_what_to_do(on_d
     assert Path(f"/sys/block/{devices.of(on_disk).name}").exists()
     served = mount(noise(4096)) / "model.gguf"
     for path, why in (
-        (Path("/proc/version"), "proc, which the kernel makes up"),
-        (Path("/sys/kernel"), "sysfs, which the kernel makes up"),
+        (Path("/proc/version"), "proc, which the kernel generates"),
+        (Path("/sys/kernel"), "sysfs, which the kernel generates"),
         (served, "fuse.hbf, which a process serves"),
         (Path("/nosuch"), "No such file"),
     ):
@@ -204,7 +206,7 @@ def test_limits_become_the_lines_that_each_version_reads():
         files.settings(high, None, {"memory": 1})
 
 
-def test_what_v2_files_say_is_read_back_and_the_tightest_counts(tmp_path):
+def test_v2_limits_are_read_back_and_the_tightest_counts(tmp_path):
     (tmp_path / "io.max").write_text(
         "8:16 rbps=1 wbps=1 riops=1 wiops=1\n8:0 rbps=max wbps=max riops=9 wiops=max\n"
     )
@@ -259,7 +261,7 @@ def test_a_process_that_joined_is_back_where_it_was(on_disk):
         assert Path("/proc/self/cgroup").read_text() == before
 
 
-def test_what_a_dead_owner_left_is_swept_up_and_nobody_elses(on_disk):
+def test_only_groups_of_dead_owners_are_removed(on_disk):
     (place,) = hierarchy.places(["memory"])
     sleeper = subprocess.Popen(["sleep", "1000"])
     ended = subprocess.Popen(["true"])
@@ -332,14 +334,14 @@ def test_the_exit_code_is_the_commands(on_disk, line, code, words):
         (["--io-max", "1e30", "--", "true"], "--io-max must be"),
         (["--riops", "0", "--", "true"], "--riops must be"),
         (["--mem", "0", "--", "true"], "--mem must be"),
-        (["--mem", "9999999T", "--", "true"], "more than there is"),
+        (["--mem", "9999999T", "--", "true"], "is too large"),
         (["--mem", "much", "--", "true"], "not a size"),
         (["--mem", "1G", "--mem-high", "2G", "--", "true"], "never be reached"),
         (["--mem", "1G", "--device", "/", "--", "true"], "--device is of use"),
     ],
 )
 def test_wrong_usage_is_named(arguments, words):
-    said = CliRunner().invoke(app, ["run", *arguments], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    said = CliRunner().invoke(app_of(), ["run", *arguments], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
     assert said.exit_code == 2
     assert words in said.output
 
@@ -351,14 +353,14 @@ def test_wrong_usage_is_named(arguments, words):
         (["--io-max", "1", "--device", "/nosuch", "--", "true"], "No such file"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(on_disk, arguments, words):
+def test_impossible_limits_are_refused_in_one_line(on_disk, arguments, words):
     said = hbf_run(*arguments)
     assert said.returncode == 1
     assert words in said.stderr
     assert len(said.stderr.splitlines()) == 1
 
 
-def test_a_file_in_memory_is_one_clear_line(on_disk):
+def test_a_file_in_memory_is_refused_in_one_line(on_disk):
     file = Path(f"/dev/shm/hbf-test-{os.getpid()}")
     file.write_bytes(b"x" * 100_000)
     try:
@@ -369,7 +371,7 @@ def test_a_file_in_memory_is_one_clear_line(on_disk):
     assert len(said.stderr.splitlines()) == 1 and "tmpfs" in said.stderr
 
 
-def test_who_asks_for_too_much_memory_is_killed(on_disk):
+def test_a_command_that_takes_too_much_memory_is_killed(on_disk):
     said = hbf_run("--mem", "30M", "--", sys.executable, "-c", "x = bytearray(200 << 20)")
     assert said.returncode == 128 + signal.SIGKILL
 
@@ -404,7 +406,7 @@ def test_the_terminals_interrupt_reaches_the_command_once(on_disk):
         while part := _read(terminal):
             said += part
     except BaseException:
-        # Whatever the command ignores: nobody waits for it beyond the time limit.
+        # Even if the command ignores signals, nothing waits for it beyond the time limit.
         os.kill(pid, signal.SIGKILL)
         raise
     finally:
@@ -422,7 +424,7 @@ def _read(terminal):
         return b""
 
 
-def test_killed_hard_it_leaves_neither_group_nor_command(on_disk):
+def test_hbf_run_killed_hard_leaves_neither_group_nor_command(on_disk):
     running = subprocess.Popen(
         [*HBF, "run", "--io-max", "50", "--mem", "1G", "--", "sh", "-c", "sleep 1000 & echo $! $$; wait"],
         stdout=subprocess.PIPE,
@@ -512,7 +514,6 @@ def test_a_source_without_a_disk_cannot_be_limited(on_disk, tmp_path):
 # Sweeps
 
 
-@pytest.mark.timing
 def test_mode_cgroup_measures_the_file_itself_and_stands_beside_fuse(cold, tiny_model, llama_bench, on_disk):
     model = on_disk / "model.gguf"
     shutil.copy(tiny_model, model)
@@ -545,6 +546,6 @@ def test_a_staging_off_its_rate_says_why():
 
 
 @pytest.mark.parametrize("fields", [{"lat": [0, 1]}, {"tier": {"planes": 4}}, {"place": [".*=dram"]}])
-def test_mode_cgroup_refuses_what_io_max_cannot_be(fields):
+def test_mode_cgroup_refuses_tiers_that_io_max_cannot_emulate(fields):
     with pytest.raises(HbfError, match=r"io\.max knows a bandwidth only"):
         grids.from_fields({"mode": ["cgroup"], "lat": [0], **fields})

@@ -1,4 +1,4 @@
-"""fio verifies mounts, and would notice if a byte were wrong: a short version of tools/load."""
+"""fio verifies mounts, and would notice a wrong byte: a short version of tools/bench load."""
 
 import importlib
 import json
@@ -37,7 +37,7 @@ def test_every_engine_reads_right_bytes_from_both_mounts(tmp_path):
 
 
 def test_a_wrong_byte_is_noticed_whichever_way_it_is_read(load, mount, tmp_path):
-    """A count of no mismatches says nothing unless this holds: fio's exit code is 0 for a wrong block."""
+    """Without this, zero counted mismatches would prove nothing: fio's exit code is 0 for a wrong block."""
     source = tmp_path / "source"
     load.write_source(source, 4 * MIB)
     right = load.read_once(source, 4 * MIB, load.Way("", "psync", "read", 64 << 10, 1), 1)

@@ -1,4 +1,4 @@
-"""A mount among other things: mounts, locks, namespaces and files that are not its own."""
+"""A mount next to other mounts, locks, namespaces and files."""
 
 import contextlib
 import fcntl
@@ -39,7 +39,7 @@ def run(*command):
 
 @pytest.fixture
 def point(tmp_path):
-    """A mountpoint; whatever is mounted there at the end is unmounted."""
+    """A mountpoint. All mounts on it are unmounted at the end."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/fuse")
     path = tmp_path / "mnt"
@@ -75,7 +75,7 @@ def is_running(pid):
 
 @AS_ROOT
 @ENGINES
-def test_what_lies_under_a_busy_mount_stays_when_its_server_is_told_to_go(point, noise, engine):
+def test_a_mount_below_a_busy_mount_stays_when_the_server_ends(point, noise, engine):
     run("mount", "-t", "tmpfs", "hbf-test", point)
     mounted("--engine", engine, noise(100_000), point)
     server = server_of(point)
@@ -111,7 +111,7 @@ def test_a_mountpoint_named_by_a_link_is_unmounted_by_that_name(point, noise, en
 
 
 @AS_ROOT
-def test_a_mount_that_another_namespace_holds_is_told_of(point, noise, monkeypatch):
+def test_a_mount_that_another_namespace_holds_is_reported(point, noise, monkeypatch):
     monkeypatch.setattr(client, "_END_SECONDS", 1.0)
     mounted(noise(100_000), point)
     server = server_of(point)
@@ -125,6 +125,88 @@ def test_a_mount_that_another_namespace_holds_is_told_of(point, noise, monkeypat
             wait_until(lambda: not is_running(server), "the server goes")
         finally:
             holder.kill()
+
+
+@AS_ROOT
+@ENGINES
+@pytest.mark.parametrize("part", ["", "model.gguf"], ids=["whole", "file"])
+def test_a_bind_mount_of_a_mount_is_told_as_that(point, noise, tmp_path, monkeypatch, engine, part):
+    """Whichever of the two is ended first."""
+    other = tmp_path / "other"
+    (other.touch if part else other.mkdir)()
+    mounted("--engine", engine, noise(100_000), point)
+    server = server_of(point)
+    run("mount", "--bind", point / part, other)
+    try:
+        # Nobody waits for what will not come: this would be longer than the test may take.
+        monkeypatch.setattr(client, "_END_SECONDS", 1000.0)
+        with pytest.raises(HbfError, match=f"also mounted on {other}.*`umount {other}`"):
+            client.unmount(point, force=False)
+        assert is_running(server) and not mountinfo.find(point)
+    finally:
+        run("umount", other)
+    wait_until(lambda: not is_running(server), "the server goes")
+
+
+@AS_ROOT
+@ENGINES
+def test_ending_a_bind_mount_tells_where_the_mount_goes_on(point, noise, tmp_path, engine):
+    other = tmp_path / "other"
+    other.mkdir()
+    mounted("--engine", engine, noise(100_000), point)
+    run("mount", "--bind", point, other)
+    said = hbf("umount", other)
+    assert said.returncode == 1 and f"also mounted on {point}" in said.stderr
+    assert (point / "model.gguf").stat().st_size == 100_000 and not mountinfo.find(other)
+    run("mount", "--bind", point, point)
+    assert f"also mounted on {point}" in hbf("umount", point).stderr
+    said = hbf("umount", point)
+    assert said.returncode == 0, said.stderr
+
+
+@AS_ROOT
+@ENGINES
+@pytest.mark.parametrize("named", ["whole", "relative"])
+def test_an_overlay_over_a_mount_is_told_as_that(point, noise, tmp_path, monkeypatch, engine, named):
+    monkeypatch.setattr(client, "_END_SECONDS", 1.0)
+    lower, over = tmp_path / "a,b:c", tmp_path / "over"
+    lower.mkdir()
+    over.mkdir()
+    mounted("--engine", engine, noise(100_000), point)
+    server = server_of(point)
+    name = point if named == "whole" else point.relative_to(tmp_path)
+    line = ["mount", "-t", "overlay", "hbf-test", over, "-o", f"lowerdir={name}:a\\,b\\:c"]
+    if subprocess.run(
+        [*map(str, line)], cwd=tmp_path, capture_output=True, timeout=20, check=False
+    ).returncode:
+        hbf("umount", point)
+        pytest.skip("no overlay can be made here")
+    try:
+        assert (over / "model.gguf").stat().st_size == 100_000
+        with pytest.raises(HbfError, match=f"the overlay on {over} lies over it.*`umount [^`]*{over}"):
+            client.unmount(point, force=False)
+    finally:
+        run("umount", over)
+    wait_until(lambda: not is_running(server), "the server goes")
+
+
+@AS_ROOT
+@ENGINES
+def test_what_is_mounted_over_a_mount_is_told_as_that(point, noise, engine):
+    mounted("--engine", engine, noise(100_000), point)
+    run("mount", "-t", "tmpfs", "hbf-test", point)
+    said = hbf("umount", point)
+    assert said.returncode == 1 and "is a tmpfs mount over one of hbf" in said.stderr
+    run("umount", point)
+    assert hbf("umount", point).returncode == 0
+
+
+def test_the_layers_of_an_overlay_are_found_whatever_their_names():
+    begin = rb"36 1 0:50 / /o rw - overlay o rw,"
+    line = begin + rb"lowerdir=/a\134:b:/c\134,d:rel/e\040f,upperdir=/u,workdir=/w,index=off"
+    assert mountinfo.layers(*mountinfo.parse(line)) == ["/a:b", "/c,d", "rel/e f", "/u", "/w"]
+    line = begin + rb"lowerdir+=/a,lowerdir+=/b:,datadir+=/d"
+    assert mountinfo.layers(*mountinfo.parse(line)) == ["/a", "/b", "/d"]
 
 
 def test_a_lock_and_a_pipe_of_the_caller_are_not_kept(point, noise, tmp_path):
@@ -169,7 +251,7 @@ print(time.monotonic() - begin)
 
 
 @ENGINES
-def test_who_reads_before_a_mount_is_ready_waits_for_its_tier(point, noise, engine):
+def test_a_read_before_the_mount_is_ready_takes_the_tiers_time(point, noise, engine):
     early = subprocess.Popen(
         [sys.executable, "-c", EARLY, point / "model.gguf"], stdout=subprocess.PIPE, text=True
     )
@@ -205,7 +287,7 @@ def test_files_older_than_1970_keep_their_time(point, noise, engine):
 def test_a_trace_is_never_written_over_something_else(point, noise):
     source = noise(100_000)
     said = hbf("mount", "--trace", source, source, point)
-    assert said.returncode == 1 and "no trace" in said.stderr
+    assert said.returncode == 1 and "not a trace" in said.stderr
     assert source.stat().st_size == 100_000 and not mountinfo.find(point)
 
 
@@ -217,7 +299,7 @@ def test_a_trace_is_written_over_an_older_one(point, noise, tmp_path):
     assert len(Trace.read(tmp_path / "reads.trace")) == 1
 
 
-def test_names_that_are_no_text_reach_a_supervisor_and_the_person(point, noise, tmp_path):
+def test_names_that_are_not_utf8_reach_a_supervisor(point, noise, tmp_path):
     source = tmp_path / os.fsdecode(b"bad\xff\n.bin")
     noise(100_000).rename(source)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
@@ -258,7 +340,7 @@ def test_a_tree_too_deep_or_a_file_too_large_is_refused_in_a_line(point, tmp_pat
     run("rm", "-r", deep)
 
 
-def test_scrapes_that_are_broken_off_are_no_news(point, noise, tmp_path):
+def test_aborted_scrapes_are_not_logged(point, noise, tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -290,7 +372,7 @@ def test_a_first_pass_that_ends_unthrottled_is_not_valid(point, noise):
     assert file["staging"]["valid"] is False and "tier-changed" in file["staging"]["reasons"]
 
 
-def test_parts_of_pages_are_no_pages(point, noise):
+def test_parts_of_pages_do_not_count_as_pages(point, noise):
     size = 40_000
     mounted("--mbps", 10, noise(size), point)
     fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
@@ -314,7 +396,7 @@ def test_a_source_cut_within_a_page_gives_no_zeros(point, tmp_path):
             os.preadv(fd, [buffer], MIB)
         with pytest.raises(OSError, match="Input/output"):
             os.pread(cached, 4096, MIB)
-        # Nobody was late: the next read takes the tier's whole time.
+        # No reply was late: the next read takes the tier's whole time.
         time.sleep(0.3)
         begin = time.monotonic()
         assert os.preadv(fd, [buffer], 0) == 4096
@@ -326,7 +408,7 @@ def test_a_source_cut_within_a_page_gives_no_zeros(point, tmp_path):
 
 
 @ENGINES
-def test_a_source_replaced_by_a_pipe_holds_nobody_up(point, tmp_path, engine):
+def test_a_source_replaced_by_a_pipe_blocks_nobody(point, tmp_path, engine):
     folder = tmp_path / "served"
     folder.mkdir()
     (folder / "a.bin").write_bytes(b"a" * 100_000)
@@ -369,7 +451,7 @@ print("waiting", flush=True)
 """
 
 
-def test_a_crowd_that_waits_already_does_not_keep_a_mount_from_beginning(point, noise):
+def test_many_waiting_readers_do_not_block_the_start_of_a_mount(point, noise):
     line = [sys.executable, "-c", CROWD, str(point / "model.gguf")]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as crowd:
         try:
@@ -389,7 +471,7 @@ def test_two_mounts_do_not_write_one_trace(point, noise, tmp_path):
     other.mkdir()
     mounted("--trace", tmp_path / "trace", noise(100_000), point)
     said = hbf("mount", "--trace", tmp_path / "trace", noise(200_000), other)
-    assert said.returncode == 1 and "another mount writes the trace" in said.stderr
+    assert said.returncode == 1 and "another mount is writing the trace" in said.stderr
     assert (point / "model.gguf").read_bytes() == noise(100_000).read_bytes()
     assert hbf("umount", point).returncode == 0
     assert sum(read.nbytes for read in Trace.read(tmp_path / "trace")) >= 100_000
@@ -420,7 +502,7 @@ time.sleep(60)
 
 
 @AS_ROOT
-def test_strangers_who_say_nothing_keep_neither_threads_nor_the_owner(point, noise):
+def test_silent_clients_of_other_users_block_neither_threads_nor_the_owner(point, noise):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     mounted("--metrics", port, noise(100_000), point)

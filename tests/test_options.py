@@ -1,4 +1,4 @@
-"""Options said once: dataclasses of options as parameters of a command, and the tiers that they describe."""
+"""Options defined once: dataclasses of options as parameters of a command, and the tiers they describe."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from hbf_fuse.cli.app import app
+from hbf_fuse.cli.app import app_of
+from hbf_fuse.cli.bench import ModelByOption, ModelOption
 from hbf_fuse.cli.common import new_app
 from hbf_fuse.cli.flatten import flattened
 from hbf_fuse.cli.options import MemoryOptions, ProfileFirst, TierChange, TierOptions
+from hbf_fuse.cli.sweep import _apart
 from hbf_fuse.tier import SpecError, TierSpec, profiles
 from hbf_fuse.tier.spec import NAMES
 
@@ -65,9 +67,9 @@ def test_two_options_of_one_name_are_refused_where_they_are_declared():
 
 
 def test_every_field_of_a_tier_is_an_option():
-    every = TierOptions(5, 1, None, "uniform:0.5", 3, 8, 8192, 20, 16, "modulo", 4)
+    every = TierOptions(5, 1, None, "uniform:0.5", 3, 8, 8192, 20, 16, "modulo", 4, 8192)
     assert every.given().keys() == NAMES.keys()
-    assert every.spec() == TierSpec(5, 1, "uniform:0.5", 3, 8, 8192, 20, 16, "modulo", 4)
+    assert every.spec() == TierSpec(5, 1, "uniform:0.5", 3, 8, 8192, 20, 16, "modulo", 4, 8192)
     assert TierOptions().spec() == TierSpec() and TierChange(seed=0).given() == {"seed": 0}
 
 
@@ -94,5 +96,61 @@ def test_memory_options_become_a_layout():
 
 @pytest.mark.parametrize("command", ["mount", "bench", "set", "trace replay", "kv solve"])
 def test_every_command_with_a_tier_has_all_of_its_options(command):
-    said = CliRunner().invoke(app, [*command.split(), "--help"], env={"COLUMNS": "200"}).output
-    assert all(f"--{name.replace('_', '-')} " in said for name in NAMES)
+    said = CliRunner().invoke(app_of(), [*command.split(), "--help"], env={"COLUMNS": "200"}).output
+    names = NAMES if command in ("mount", "bench") else NAMES.keys() - {"chunk"}  # of mappings alone
+    assert all(f"--{name.replace('_', '-')} " in said for name in names)
+
+
+def hbf(*arguments):
+    return CliRunner().invoke(
+        app_of(), [*map(str, arguments)], env={"COLUMNS": "400", "TERMINAL_WIDTH": "400"}
+    )
+
+
+def test_a_model_is_named_first_or_with_its_option(tiny_model):
+    ways = [ModelOption(model=tiny_model), ModelOption(model_file=tiny_model), ModelByOption(tiny_model)]
+    assert [way.source() for way in ways] == [tiny_model] * 3
+    assert ModelOption().given is None
+
+
+@pytest.mark.parametrize(
+    "command", ["bench", "sweep", "kv sim --context 1024", "kv solve --context 1024 --tps 1"], ids=str.split
+)
+def test_a_model_that_is_named_twice_is_wrong_usage(command, tiny_model, llama_bench):
+    said = hbf(*command.split(), tiny_model, "-m", "other.gguf")
+    assert said.exit_code == 2 and "the model is given twice" in said.output
+    assert "tiny.gguf, and with -m other.gguf; leave out one" in said.output
+
+
+@pytest.mark.parametrize("command", ["kv sim --context 1024", "kv solve --context 1024 --tps 1"])
+def test_a_positional_model_gives_the_same_as_the_option(command, tiny_model):
+    first, optional = (
+        hbf(*command.split(), tiny_model, "--json"),
+        hbf(*command.split(), "-m", tiny_model, "--json"),
+    )
+    assert first.exit_code == 0 and first.stdout == optional.stdout
+
+
+@pytest.mark.parametrize(
+    "command", ["bench", "sweep", "kv sim", "kv solve", "kv ceiling", "kv info", "model info"]
+)
+def test_every_command_with_a_model_takes_it_first(command):
+    usage = next(line for line in hbf(*command.split(), "--help").output.splitlines() if "Usage:" in line)
+    first = usage.replace("[OPTIONS]", "").split()[len(command.split()) + 2]
+    assert first.strip("[]{}").upper() == "MODEL"
+
+
+def test_an_empty_model_is_wrong_usage_and_not_the_default():
+    said = hbf("bench", "")
+    assert said.exit_code == 2 and "a path is empty" in said.output
+
+
+def test_a_sweep_takes_a_model_a_grid_or_both(tiny_model):
+    grid = Path("grid.toml")
+    assert _apart(ModelOption(model_file=grid), None) == (ModelOption(), grid)
+    assert _apart(ModelOption(model=tiny_model, model_file=grid), None) == (ModelOption(tiny_model), grid)
+    both = ModelOption(model_file=tiny_model)
+    assert _apart(both, grid) == (both, grid)
+    assert _apart(both, None) == (both, None)
+    with pytest.raises(typer.BadParameter, match="the model first"):
+        _apart(ModelOption(model_file=grid), tiny_model)

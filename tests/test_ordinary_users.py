@@ -1,4 +1,4 @@
-"""Without root: through fusermount3, with /dev/fuse as udev sets it. And nobody else sees anything."""
+"""Without root: through fusermount3, with /dev/fuse as udev sets it. Other users see nothing."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ def ns():
 
 @pytest.fixture
 def mounted(ns):
-    """Mounts m.gguf on mnt; whatever is left there at the end is unmounted."""
+    """Mounts m.gguf on mnt, and unmounts everything there at the end."""
 
     def make(*options, **env):
         said = ns.hbf("mount", "--mbps", 500, *options, "m.gguf", "mnt", **env)
@@ -60,7 +60,7 @@ def test_a_user_mounts_reads_steers_and_unmounts(ns, engine):
 
 
 @ENGINES
-def test_a_user_steers_with_nothing_but_the_shell(ns, mounted, engine):
+def test_a_user_changes_the_tier_with_the_shell_alone(ns, mounted, engine):
     mounted("--engine", engine)
     ns.sh("""echo '{"mbps": 125}' > mnt/.hbf/control; grep -q '"mbps": 125' mnt/.hbf/control""")
 
@@ -83,8 +83,8 @@ def test_nobody_else_sees_a_users_mount_not_even_root(ns, mounted, engine):
             assert said.returncode == 1 and "Permission denied" in said.stderr
         assert ns.run("sh", "-c", "echo '{}' > mnt/.hbf/control", uid=uid).returncode != 0
     said = ns.hbf("set", "mnt", "--mbps", 5, uid=STRANGER)
-    assert said.returncode == 1 and "no live hbf mount of yours: another user" in said.stderr
-    # Beside what else is mounted on this machine.
+    assert said.returncode == 1 and "not a live hbf mount of yours: another user" in said.stderr
+    # Other mounts of this machine may be listed, too.
     listed = ns.hbf("status", uid=STRANGER).stdout.splitlines()
     (line,) = (each for each in listed if f"{ns.work}/mnt" in each)
     assert "another user" in line and "hbf status" not in line
@@ -101,7 +101,7 @@ def test_nobody_else_sees_a_mount_of_root(ns):
 
 
 @ENGINES
-def test_another_users_mount_cannot_be_unmounted_and_that_is_told(ns, mounted, engine):
+def test_another_users_mount_cannot_be_unmounted_and_the_error_says_so(ns, mounted, engine):
     mounted("--engine", engine)
     for force in ([], ["--force"]):
         said = ns.hbf("umount", "mnt", *force, uid=STRANGER)
@@ -128,7 +128,7 @@ def test_a_busy_mount_of_a_user_says_so_and_force_ends_it(ns, mounted):
 @ENGINES
 @pytest.mark.parametrize("with_fusectl", [True, False], ids=["fusectl", "no fusectl"])
 def test_force_ends_a_users_mount_whose_server_is_suspended(ns, mounted, engine, with_fusectl):
-    """The kernel's control file of the connection, where it is mounted (systemd does), frees readers, too."""
+    """The kernel's control file of the connection also frees readers, if fusectl is mounted."""
     if with_fusectl:
         ns.sh("mount -t fusectl none /sys/fs/fuse/connections", uid=0)
     mounted("--engine", engine, "--lat", 10_000)
@@ -154,7 +154,7 @@ def test_force_ends_a_users_mount_whose_server_is_suspended(ns, mounted, engine,
 
 
 @ENGINES
-def test_allow_other_needs_the_administrators_word(ns, engine):
+def test_allow_other_needs_the_administrators_permission(ns, engine):
     said = ns.hbf("mount", "--engine", engine, "--allow-other", "m.gguf", "mnt")
     assert said.returncode == 1 and "user_allow_other in /etc/fuse.conf" in said.stderr
     assert not is_mounted(ns)
@@ -226,13 +226,13 @@ def test_a_tier_of_a_user_has_a_resident_budget_and_a_trace(ns, mounted):
 
 
 @pytest.mark.parametrize("environment", [{"HOME": "", "PATH": "/usr/bin"}, {"PATH": "/nonexistent:/usr/bin"}])
-def test_a_poor_environment_is_enough(ns, mounted, environment):
+def test_an_almost_empty_environment_is_enough(ns, mounted, environment):
     mounted(**environment)
     ns.sh("cmp m.gguf mnt/model.gguf")
 
 
 @ENGINES
-def test_a_device_that_is_closed_to_the_user_is_told_with_its_remedy(ns, engine):
+def test_a_device_that_is_closed_to_the_user_is_reported_with_its_remedy(ns, engine):
     ns.sh("chmod 600 /dev/fuse", uid=0)
     try:
         said = ns.hbf("mount", "--engine", engine, "m.gguf", "mnt")
@@ -242,7 +242,7 @@ def test_a_device_that_is_closed_to_the_user_is_told_with_its_remedy(ns, engine)
     assert said.returncode == 1 and "`chmod 666 /dev/fuse` as root" in said.stderr
     assert not is_mounted(ns)
     lines = {line["name"]: line for line in json.loads(looked.stdout)["lines"]}
-    assert "chmod 666" in lines["/dev/fuse"]["mend"] and "chmod 666" in lines["mount"]["mend"]
+    assert "chmod 666" in lines["/dev/fuse"]["remedy"] and "chmod 666" in lines["mount"]["remedy"]
 
 
 def test_without_fusermount3_the_remedy_is_named(ns):

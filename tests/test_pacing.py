@@ -1,4 +1,4 @@
-"""The books of reads in virtual time: what is given back, what has arrived, what stays in memory."""
+"""Accounting of reads in virtual time: credit, coverage, residency."""
 
 import os
 import random
@@ -44,7 +44,7 @@ def complete(pacer, arrival, due, done, reader=READER, offset=0, nbytes=PAGE):
 
 
 def first_read(pacer, late=LATE):
-    """A read whose reply was late; returns when it was there."""
+    """A read whose reply was late; returns the time of the reply."""
     due = admit(pacer, NOW)
     complete(pacer, NOW, due, due + late)
     return due + late
@@ -54,14 +54,14 @@ def first_read(pacer, late=LATE):
 
 
 @pytest.mark.parametrize("thinking", [0, 1, LATE, 20 * MS, LIFETIME_NS])
-def test_a_late_reply_moves_the_next_arrival_by_just_that_and_thinking_by_nothing(thinking):
+def test_a_late_reply_moves_the_next_arrival_by_its_lateness_and_not_by_think_time(thinking):
     pacer = one_tier()
     arrival = first_read(pacer) + thinking
     assert admit(pacer, arrival) == arrival - LATE + MS
     assert pacer.credit.forgiven_ns == 0
 
 
-def test_a_reader_that_has_caught_up_is_owed_nothing():
+def test_a_reader_that_has_caught_up_has_no_credit():
     pacer = one_tier()
     done = first_read(pacer)
     due = admit(pacer, done)
@@ -69,7 +69,7 @@ def test_a_reader_that_has_caught_up_is_owed_nothing():
     assert admit(pacer, due) == due + MS
 
 
-def test_what_is_owed_to_one_reader_is_no_other_ones():
+def test_credit_of_one_reader_is_not_given_to_another():
     pacer = one_tier()
     done = first_read(pacer)
     assert admit(pacer, done, reader=READER + 1) == done + MS
@@ -80,7 +80,7 @@ def test_lateness_is_forgiven_when_it_is_too_old_or_too_much():
     pacer = one_tier()
     arrival = first_read(pacer) + LIFETIME_NS + 1
     assert admit(pacer, arrival) == arrival + MS
-    assert pacer.stats()["forgiven_seconds"] == LATE / 1e9
+    assert pacer.status()["forgiven_seconds"] == LATE / 1e9
     for late, back in ((MAX_OWED_NS, MAX_OWED_NS), (MAX_OWED_NS + 1, 0)):
         pacer = one_tier()
         done = first_read(pacer, late)
@@ -96,14 +96,14 @@ def test_forgiven_lateness_is_counted_once():
     assert pacer.credit.forgiven_ns == LATE
 
 
-def test_a_reader_back_before_its_reply_was_noted_had_no_time_to_think():
+def test_a_reader_back_before_its_reply_was_recorded_had_no_time_to_think():
     pacer = one_tier()
     due = admit(pacer, NOW)
     pacer.sending(READER, NOW, due)
     assert admit(pacer, due + LATE) == due + MS
 
 
-def test_the_end_of_an_older_reply_says_nothing_while_a_newer_one_is_on_its_way():
+def test_the_end_of_an_older_reply_is_ignored_while_a_newer_one_is_in_flight():
     credit = Credit()
     credit.sending(READER, NOW, NOW)
     credit.sending(READER, NOW, NOW + MS)
@@ -113,7 +113,7 @@ def test_the_end_of_an_older_reply_says_nothing_while_a_newer_one_is_on_its_way(
     assert credit.owed(READER, NOW + MS + LATE) == 5
 
 
-def test_nothing_is_owed_for_a_read_that_was_abandoned_or_came_from_no_tier():
+def test_abandoned_reads_and_reads_of_no_tier_give_no_credit():
     pacer = one_tier()
     done = first_read(pacer)
     admit(pacer, done)
@@ -123,7 +123,7 @@ def test_nothing_is_owed_for_a_read_that_was_abandoned_or_came_from_no_tier():
     assert admit(free, first_read(free)) == NOW + LATE
 
 
-def test_of_readers_that_share_a_bucket_the_one_with_the_oldest_reply_is_forgotten():
+def test_of_readers_in_one_bucket_the_one_with_the_oldest_reply_is_forgotten():
     credit = Credit()
     readers = [READER + place * MAX_READERS // 4 for place in range(5)]
     for place, reader in enumerate(readers):
@@ -153,7 +153,7 @@ def test_the_floor_depends_on_how_long_a_reader_has_waited():
     assert admit(pacer, due) == due - Floor([(0, 1000), (2 * MS, 5000)]).of(PAGE, due - NOW) + MS
 
 
-def test_the_floor_is_taken_off_every_arrival():
+def test_the_floor_is_subtracted_from_every_arrival():
     pacer = one_tier()
     pacer.reckon_with(Floor([(0, 10_000)], 40_000))
     assert admit(pacer, NOW, nbytes=MIB // 2) == NOW - 30_000 + MS
@@ -169,7 +169,7 @@ def test_a_read_over_several_tiers_is_due_with_its_last_part_and_counted_by_tier
     due = admit(pacer, NOW, nbytes=10 * PAGE, reader=8)
     assert due == NOW + 5 * MS
     complete(pacer, NOW, due, due, reader=8, nbytes=10 * PAGE)
-    assert pacer.stats()["tier_bytes"] == {"fast": 8 * PAGE, "slow": PAGE, "dram": PAGE}
+    assert pacer.status()["tier_bytes"] == {"fast": 8 * PAGE, "slow": PAGE, "dram": PAGE}
 
 
 @given(
@@ -195,7 +195,7 @@ def test_bytes_are_counted_where_they_lie_and_the_slowest_tier_sets_the_time(ste
         due = admit(pacer, NOW, reader=number, offset=offset, nbytes=nbytes)
         assert due == NOW + max(latencies[tier] for tier in lie) * MS
         complete(pacer, NOW, due, due, reader=number, offset=offset, nbytes=nbytes)
-    assert list(pacer.stats()["tier_bytes"].values()) == expected
+    assert list(pacer.status()["tier_bytes"].values()) == expected
 
 
 # Coverage
@@ -207,7 +207,7 @@ lengths = st.one_of(st.integers(0, 6 * PAGE), st.integers(0, 6).map(lambda pages
     st.lists(lengths, min_size=1, max_size=3),
     st.lists(st.tuples(st.integers(0, 2), lengths, lengths), max_size=30),
 )
-def test_what_has_arrived_is_what_a_list_of_pages_says(sizes, reads):
+def test_coverage_equals_a_list_of_pages(sizes, reads):
     coverage = Coverage(sizes, Counters(), Credit(), Idle())
     seen: list[set[int]] = [set() for _ in sizes]
     uncounted = [0] * len(sizes)
@@ -231,7 +231,7 @@ def test_what_has_arrived_is_what_a_list_of_pages_says(sizes, reads):
     assert coverage.begun() == [file for file in range(len(sizes)) if seen[file] or uncounted[file]]
 
 
-def test_a_first_pass_begins_with_the_first_read_that_brings_anything():
+def test_a_first_pass_begins_with_the_first_read_that_brings_data():
     coverage = Coverage([2 * PAGE], Counters(), Credit(), Idle())
     coverage.begin(0, 100, 100, 0, 1)
     coverage.abandon(0)
@@ -244,7 +244,7 @@ def test_a_first_pass_begins_with_the_first_read_that_brings_anything():
     assert coverage.moments == 4
 
 
-# What stays in memory
+# Residency
 
 FILES = (30 * MIB, 2 * MIB + 1)
 EXEMPT = (1, 0, 10 * PAGE)
@@ -252,7 +252,7 @@ LIMIT = MIN_BYTES - HEADROOM_BYTES
 
 
 class Model:
-    """Which page was brought by which read; reads in the order in which they were answered."""
+    """Which read brought which page; reads in the order of their replies."""
 
     def __init__(self, pin_limit):
         self.pin_limit = pin_limit
@@ -282,10 +282,9 @@ WAYS = ("answer", "answer", "answer", "wait", "abandon", "drop", "drop")
 
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize("policy", ["fifo", "pin"])
-def test_what_stays_in_memory_is_what_a_list_of_pages_says(policy, seed):
+def test_residency_equals_a_list_of_pages(policy, seed):
     chance = random.Random(seed)
-    resident = Resident(MIN_BYTES, policy, FILES)
-    resident.exempt(*EXEMPT)
+    resident = Resident(MIN_BYTES, policy, FILES, {EXEMPT[0]: [EXEMPT[1:]]})
     model = Model(MIN_BYTES - WINDOW_BYTES if policy == "pin" else 0)
     waiting = []
     for _ in range(300):
@@ -317,13 +316,13 @@ def test_what_stays_in_memory_is_what_a_list_of_pages_says(policy, seed):
 
 
 def drop(resident, model):
-    """Drop until nothing must be: always of the oldest reply, and only pages that no later one brought."""
+    """Drop until the budget holds: from the oldest reply, and only pages that no later reply brought."""
     begun = None
     while resident.next_drop():
         named = [(resident.drop_file, page) for page in range(resident.drop_first, resident.drop_end)]
         assert named
         oldest = model.oldest()
-        # Once a reply is begun, all of it goes.
+        # If one page of a reply is dropped, all of it is.
         assert oldest == begun or len(model.brought) * PAGE + model.coming > LIMIT
         begun = oldest
         assert {model.brought.get(page) for page in named} == {oldest}
@@ -333,14 +332,14 @@ def drop(resident, model):
     assert not resident.must_drop()
 
 
-# Books
+# Accounting
 
 
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20 * PAGE), st.integers(0, 3)), max_size=40),
     st.randoms(use_true_random=False),
 )
-def test_every_read_ends_in_the_books_once(reads, chance):
+def test_every_read_is_recorded_once(reads, chance):
     sizes = [20 * PAGE, 12_345, 0]
     resident = Resident(MIN_BYTES, "fifo", sizes)
     pacer = Pacer({"hbf": TierSpec(100, 1)}, list(enumerate(sizes)), {}, resident)
@@ -350,7 +349,7 @@ def test_every_read_ends_in_the_books_once(reads, chance):
         nbytes = min(5000, sizes[file] - offset)
         due = pacer.admit(file, offset, nbytes, number, way == 0, NOW + number)
         begun.append((file, offset, nbytes, number, way, due))
-    assert pacer.stats()["in_flight"] == pacer.stats()["in_flight_max"] == len(reads)
+    assert pacer.status()["in_flight"] == pacer.status()["in_flight_max"] == len(reads)
     chance.shuffle(begun)
     brought = 0
     for file, offset, nbytes, number, way, due in begun:
@@ -361,7 +360,7 @@ def test_every_read_ends_in_the_books_once(reads, chance):
             pacer.complete(file, offset, nbytes, number, way == 0, NOW + number, due, due, due + 1)
         else:
             pacer.abandon(file, nbytes, number, False, way == 2)
-    found = pacer.stats()
+    found = pacer.status()
     assert (found["in_flight"], found["reads"], found["bytes_read"]) == (0, len(reads), brought)
     assert (found["interrupted"], found["failed"]) == (ways[2], ways[3])
     assert sum(found["tier_bytes"].values()) == brought
@@ -369,7 +368,7 @@ def test_every_read_ends_in_the_books_once(reads, chance):
     assert len(pacer.ring.since(0)[0]) == (ways[0] + ways[1]) * 48
 
 
-@pytest.mark.skipif(bool(compiled.why_not()), reason=compiled.why_not())
+@pytest.mark.skipif(bool(compiled.why_not()), reason=str(compiled.why_not()))
 def test_due_times_drops_and_statistics_are_the_same_compiled_and_uncompiled():
     line = [sys.executable, accounts.__file__]
     environment = {

@@ -1,4 +1,4 @@
-"""What is published: man pages, completion, and a wheel that works in an empty environment."""
+"""The published parts: man pages, completion, and a wheel that works in an empty environment."""
 
 import os
 import shutil
@@ -6,20 +6,17 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from generated import manpages
 
 import hbf_fuse
 
 ROOT = Path(hbf_fuse.__file__).parent.parent
 PAGES = ("hbf.1", "hbf-mount.1", "hbf-sweep.1", "hbf-umount.1")
 BIN = Path(sys.executable).parent
-
-pytestmark = pytest.mark.skipif(
-    not (ROOT / "tools/manpages.py").exists(), reason="not run from the source tree"
-)
 
 
 def run(*line: str | Path, cwd: Path | None = None, **environment: str) -> str:
@@ -30,13 +27,10 @@ def run(*line: str | Path, cwd: Path | None = None, **environment: str) -> str:
 
 
 def test_man_pages_say_what_the_help_says():
-    spec = spec_from_file_location("manpages", ROOT / "tools/manpages.py")
-    manpages = module_from_spec(spec)
-    spec.loader.exec_module(manpages)
-    made = manpages.pages()
+    made = {path.name: text for path, text in manpages.pages().items()}
     assert set(made) == set(PAGES)
     old = [name for name, text in made.items() if (manpages.FOLDER / name).read_text() != text]
-    assert not old, f"{old}: run tools/manpages"
+    assert not old, f"{old}: run tools/pages"
     for name in ("status", "kv solve", "trace replay"):
         assert f'.SS "hbf {name} ' in made["hbf.1"]
 
@@ -55,9 +49,9 @@ def test_a_shell_completes_commands_and_options(command, typed, offered):
 
 
 def test_a_wheel_made_of_the_sdist_works_in_an_empty_environment(tmp_path):
-    """Uncompiled, which takes seconds and not a minute: tests/test_compiled.py has what is compiled.
+    """Uncompiled, which takes seconds instead of a minute. tests/test_compiled.py tests the compiled package.
 
-    What it needs is taken from this environment, so that no network is needed.
+    Dependencies are taken from this environment, so that no network is needed.
     """
     if not find_spec("build"):
         pytest.skip("build is not installed; `pip install build`")
@@ -71,7 +65,7 @@ def test_a_wheel_made_of_the_sdist_works_in_an_empty_environment(tmp_path):
         shutil.copy(ROOT / name, source)
     wanted = {str(path.relative_to(source)) for path in (source / "hbf_fuse").rglob("*") if path.is_file()}
     out = tmp_path / "dist"
-    # Without --sdist or --wheel, the wheel is made of the sdist.
+    # Without --sdist or --wheel, the wheel is made from the sdist.
     line = [sys.executable, "-P", "-m", "build", "--no-isolation", "--skip-dependency-check", "--outdir", out]
     (tmp_path / "without/Cython").mkdir(parents=True)
     (tmp_path / "without/Cython/__init__.py").write_text("raise ImportError")
@@ -91,7 +85,8 @@ def test_a_wheel_made_of_the_sdist_works_in_an_empty_environment(tmp_path):
     run(sys.executable, "-P", "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
     (site,) = empty.glob("lib/python*/site-packages")
     needs = [path for path in sys.path if path.endswith("-packages")]
-    # Only what hbf-fuse depends on: an editable install of it is not among what a .pth file does here.
+    # Only the dependencies of hbf-fuse: .pth files in these folders are not executed, so an editable install
+    # of hbf-fuse is not found.
     (site / "needs.pth").write_text("\n".join(needs) + "\n")
     where = run(python, "-P", "-c", "import hbf_fuse; print(hbf_fuse.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(empty)

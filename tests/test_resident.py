@@ -1,4 +1,4 @@
-"""The emulated DRAM: what it counts, what it drops, and that the kernel agrees."""
+"""The emulated DRAM: pages counted, pages dropped, and a comparison with the kernel."""
 
 import hashlib
 import subprocess
@@ -21,11 +21,11 @@ SIZE = 64 * MIB
 
 
 class Kernel:
-    """Takes what a Resident drops, at once."""
+    """Drops the pages that a Resident names, at once."""
 
-    def __init__(self, policy, budget=MIN_BYTES):
+    def __init__(self, policy, budget=MIN_BYTES, exempt=()):
         self.dropped = []
-        self.resident = Resident(budget, policy, [4096, SIZE])
+        self.resident = Resident(budget, policy, [4096, SIZE], {FILE: exempt})
 
     def read(self, offset, nbytes=MIB):
         self.resident.coming(FILE, offset, nbytes)
@@ -40,7 +40,7 @@ class Kernel:
             self.dropped.append((first * 4096, (end - first) * 4096))
 
 
-def test_fifo_drops_what_came_first_and_never_more_than_must_go():
+def test_fifo_drops_the_oldest_pages_and_no_more_than_needed():
     kernel = Kernel("fifo")
     for place in range(40):
         kernel.read(place * MIB)
@@ -50,7 +50,7 @@ def test_fifo_drops_what_came_first_and_never_more_than_must_go():
     assert kernel.resident.resident_bytes == kept * MIB
 
 
-def test_pin_keeps_what_came_first_and_streams_the_rest():
+def test_pin_keeps_the_first_pages_and_streams_the_rest():
     kernel = Kernel("pin")
     for place in range(40):
         kernel.read(place * MIB)
@@ -69,7 +69,7 @@ def test_a_page_that_the_kernel_dropped_itself_is_counted_once():
     assert not kernel.dropped
 
 
-def test_replies_are_not_remembered_for_ever_where_the_budget_is_never_reached():
+def test_replies_are_not_remembered_forever_if_the_budget_is_never_reached():
     kernel = Kernel("fifo")
     kernel.read(0, 4096)
     for count in range(30_000):
@@ -97,8 +97,7 @@ def test_pages_of_a_read_that_failed_are_not_counted():
 
 
 def test_exempt_pages_are_neither_counted_nor_dropped():
-    kernel = Kernel("fifo")
-    kernel.resident.exempt(FILE, 0, 8 * MIB)
+    kernel = Kernel("fifo", exempt=[(0, 8 * MIB)])
     for place in range(40):
         kernel.read(place * MIB)
     assert min(offset for offset, _ in kernel.dropped) == 8 * MIB

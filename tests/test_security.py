@@ -1,6 +1,6 @@
-"""Nobody gets in: what another user, or a file of another's, must not make this program do.
+"""Security: another user, or another user's file, must not misuse this program.
 
-SECURITY.md promises it; each promise that can be tried is tried here.
+Each testable promise of SECURITY.md is tested here.
 """
 
 import mmap
@@ -21,12 +21,12 @@ from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import Folder
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.fs.placement import Layout, Placement, Rule
+from hbf_fuse.fs.placement import Layout, Rule, placements_of
 from hbf_fuse.fs.tree import Tree
 from hbf_fuse.gguf import reader
 from hbf_fuse.host import linux, mountinfo
 from hbf_fuse.mount import client, mountpoint, preload, server
-from hbf_fuse.report import summary
+from hbf_fuse.report import tables
 from hbf_fuse.runs.results import Results
 from hbf_fuse.sweep import loop
 from hbf_fuse.tier import TierSpec
@@ -40,9 +40,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts for root in a folde
 
 @contextmanager
 def exchanging(one, other, least=10):
-    """Two names are exchanged for one another, over and over (renameat2(2), RENAME_EXCHANGE); at least so
-    often.
-    """
+    """Two names are exchanged repeatedly (renameat2(2), RENAME_EXCHANGE), at least so many times."""
     over = threading.Event()
 
     done = []
@@ -95,21 +93,23 @@ def test_nothing_in_the_current_directory_is_run(noise, tmp_path, command):
 # Results folders that others may write to
 
 
-def test_what_is_written_below_a_folder_follows_no_link(tmp_path):
-    """While names are exchanged for links to somewhere else."""
+def test_writing_below_a_folder_follows_no_link(tmp_path):
+    """Meanwhile, names are exchanged for links to somewhere else."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "theirs/runs").mkdir(parents=True)
     (tmp_path / "theirs/link").symlink_to(tmp_path / "mine")
-    refused = 0
+    tried = written = 0
+    give_up = time.monotonic() + 30
     with exchanging(tmp_path / "theirs/runs", tmp_path / "theirs/link"):
         folder = Folder.at(tmp_path / "theirs")
-        for number in range(RACES):
-            try:
-                folder.below("runs").write(f"{number}.json", "{}")
-            except OSError:
-                refused += 1
+        # On a busy machine the link may lie there for as long as many tries take.
+        while tried < RACES or not written:
+            assert time.monotonic() < give_up, "nothing could be written"
+            tried += 1
+            with suppress(OSError):
+                folder.below("runs").write(f"{tried}.json", "{}")
+                written += 1
     assert not list((tmp_path / "mine").iterdir())
-    assert refused < RACES
 
 
 def test_a_link_in_place_of_a_file_is_replaced_and_not_followed(tmp_path):
@@ -122,7 +122,7 @@ def test_a_link_in_place_of_a_file_is_replaced_and_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["runs", "sweep.json", "cells.csv", "report.md", "plots"])
-def test_a_results_folder_with_links_in_it_is_told_of_or_mended(tiny_model, llama_bench, tmp_path, name):
+def test_a_results_folder_with_links_in_it_is_refused_or_repaired(tiny_model, llama_bench, tmp_path, name):
     (tmp_path / "mine").mkdir(mode=0o700)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / name).symlink_to(tmp_path / "mine")
@@ -148,7 +148,7 @@ def test_a_folder_of_too_many_runs_is_not_read(tmp_path):
 
 def test_names_from_results_lead_nowhere_else(tmp_path):
     for name in ("../x", "a/b", "", "..", "."):
-        with pytest.raises(ValueError, match="no name of a file"):
+        with pytest.raises(ValueError, match="not a file name"):
             Folder.at(tmp_path).write(name, "")
 
 
@@ -171,8 +171,8 @@ def test_a_folder_that_is_another_users_link_is_refused(tmp_path, monkeypatch):
 
 
 @as_root
-def test_what_is_mounted_on_is_what_was_looked_at(tmp_path):
-    """While the mountpoint is exchanged for a link to another directory."""
+def test_the_mount_is_made_over_the_directory_that_was_checked(tmp_path):
+    """Meanwhile, the mountpoint is exchanged for a link to another directory."""
     (tmp_path / "theirs/mnt").mkdir(parents=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "theirs/link").symlink_to(tmp_path / "mine")
@@ -196,7 +196,7 @@ def test_what_is_mounted_on_is_what_was_looked_at(tmp_path):
 @as_root
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL", "umount"])
 def test_only_our_own_mount_is_ended(noise, tmp_path, how):
-    """The folder above it was exchanged: there is another file system where ours was."""
+    """The parent folder was exchanged, so another file system lies at the path of our mount."""
     (tmp_path / "theirs/mnt").mkdir(parents=True)
     line = [*HBF, "mount", "-f", str(noise(1 << 20)), str(tmp_path / "theirs/mnt")]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as server:
@@ -230,7 +230,9 @@ def test_nothing_but_ours_is_unmounted_while_folders_are_exchanged(tmp_path):
             os.close(fd)
             with exchanging(tmp_path / "theirs", tmp_path / "other", least=0):
                 placed.unmount(lazy=True)
-            assert mountinfo.by_number(other) and not mountinfo.by_number(placed.number)
+            # Another test's mount may have got the number by now.
+            gone = mountinfo.by_number(placed.number)
+            assert mountinfo.by_number(other) and not (gone and gone.mountpoint.is_relative_to(tmp_path))
             if mountinfo.by_number(other).mountpoint.parent.name == "theirs":
                 linux._libc.renameat2(
                     -100, os.fsencode(tmp_path / "theirs"), -100, os.fsencode(tmp_path / "other"), 2
@@ -249,7 +251,7 @@ def _wait_until(condition, seconds=10):
 
 @as_root
 def test_a_file_of_another_file_system_is_not_the_source(tmp_path):
-    """Same inode, size and time, on a tmpfs that is mounted over the first one."""
+    """It has the same inode, size and time, on a tmpfs that is mounted over the first one."""
 
     def made(content):
         file = tmp_path / "sub/model.gguf"
@@ -270,8 +272,8 @@ def test_a_file_of_another_file_system_is_not_the_source(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["pipe", "link", "device"])
-def test_what_takes_a_sources_place_is_not_read(noise, tmp_path, what):
-    """Nor waited for: by the preload, by the look at its disk, by placement."""
+def test_a_file_that_replaces_the_source_is_not_read(noise, tmp_path, what):
+    """Nothing waits for it either: not the preload, not the check of its disk, not placement."""
     (tmp_path / "served").mkdir()
     model = tmp_path / "served/model.gguf"
     noise(1 << 20).rename(model)
@@ -313,7 +315,7 @@ def test_no_link_is_followed_when_a_source_is_opened_again(noise, tmp_path, moun
         (point / "sub/model.bin").open()
 
 
-# What is read is bounded
+# Input is bounded
 
 
 @pytest.mark.parametrize("kind", ["endless", "pipe", "sparse", "nested", "digits"])
@@ -357,13 +359,13 @@ def test_hostile_files_cost_little_and_end_in_a_line(tiny_model, llama_bench, tm
         '{"a":' * 100_000,
     ],
 )
-def test_what_llama_bench_prints_is_checked(output):
-    with pytest.raises(HbfError, match="no result"):
+def test_llama_benchs_output_is_checked(output):
+    with pytest.raises(HbfError, match="not a result"):
         llama._parse(output)
 
 
 @pytest.mark.parametrize("stream", [1, 2])
-def test_who_talks_without_end_is_ended_or_not_listened_to(stream):
+def test_a_program_with_endless_output_is_ended_or_ignored(stream):
     code = f"import os\nfor _ in range({1000 if stream == 1 else 60}): os.write({stream}, b'x' * (1 << 20))"
     begin = time.monotonic()
     line = [sys.executable, "-c", code]
@@ -375,26 +377,26 @@ def test_who_talks_without_end_is_ended_or_not_listened_to(stream):
     assert time.monotonic() - begin < 60
 
 
-def test_an_expression_that_takes_for_ever_is_told(tiny_model):
+def test_a_regular_expression_that_takes_forever_is_refused(tiny_model):
     model = reader.read(tiny_model)
     begin = time.monotonic()
     with pytest.raises(HbfError, match="takes too long"):
-        Placement(model, [Rule.parse(r"^(?:(?:\w|\w\w|\.)+)+k$=dram")] * 3)
+        placements_of([model], [Rule.parse(r"^(?:(?:\w|\w\w|\.)+)+k$=dram")] * 3)
     assert time.monotonic() - begin < 10
 
 
-def test_a_mount_of_anothers_may_answer_what_it_likes(noise, mount, monkeypatch):
-    """Endless or nested: it is no live mount of ours, in one line."""
+def test_any_answer_of_another_users_mount_is_handled(noise, mount, monkeypatch):
+    """For endless or nested answers, one line says that it is not a live mount of ours."""
     point = mount(noise(4096))
     monkeypatch.setattr(documents, "MAX_JSON_BYTES", 100)
-    with pytest.raises(HbfError, match="no live hbf mount of yours"):
+    with pytest.raises(HbfError, match="not a live hbf mount of yours"):
         client.read_hidden(point, "stats.json")
 
 
-# Metrics, and crowds
+# Metrics, and many clients
 
 
-def test_slow_clients_lock_nobody_out(noise, tmp_path, monkeypatch):
+def test_slow_clients_do_not_lock_others_out(noise, tmp_path, monkeypatch):
     pytest.importorskip("prometheus_client")
     from hbf_fuse.mount import metrics
 
@@ -448,9 +450,8 @@ def test_clients_of_one_address_leave_room_for_others(noise):
             each.close()
 
 
-@pytest.mark.timing
-def test_mounts_that_do_not_answer_are_waited_for_side_by_side(noise, tmp_path):
-    """Three times five seconds would be fifteen."""
+def test_mounts_that_do_not_answer_are_waited_for_concurrently(noise, tmp_path):
+    """One after the other, three mounts would take three times five seconds."""
     servers = []
     try:
         for number in range(3):
@@ -471,7 +472,6 @@ def test_mounts_that_do_not_answer_are_waited_for_side_by_side(noise, tmp_path):
     _wait_until(lambda: not any(tmp_path in mount.mountpoint.parents for mount in mountinfo.mounts()))
 
 
-@pytest.mark.timing
 def test_a_crowd_of_readers_does_not_delay_a_stat(noise, mount):
     point = mount(noise(64 << 20), mbps=5)
     file = point / "model.gguf"
@@ -507,14 +507,14 @@ def capabilities(status):
 
 
 @as_root
-def test_what_a_sweep_starts_may_do_little():
+def test_programs_that_a_sweep_starts_have_few_privileges():
     said = child.run_group(["cat", "/proc/self/status"], unprivileged=True)
     assert capabilities(said.stdout) <= linux.KEPT_BY_CHILDREN
     assert "NoNewPrivs:\t1" in said.stdout
 
 
 @as_root
-def test_a_server_keeps_what_it_needs(noise, mount):
+def test_a_server_keeps_only_the_privileges_it_needs(noise, mount):
     point = mount(noise(4096))
     pid = client.read_hidden(point, "spec.json")["pid"]
     assert capabilities(Path(f"/proc/{pid}/status").read_text()) <= server._KEPT
@@ -529,8 +529,8 @@ def test_a_server_keeps_what_it_needs(noise, mount):
 HOSTILE = "\x1b]0;owned\x07<img src=x onerror=alert(1)>|[click](javascript:alert(1))\n# Heading"
 
 
-def test_markdown_quotes_nobodys_markup():
-    text = summary.inert(HOSTILE)
+def test_markdown_escapes_foreign_markup():
+    text = tables.inert(HOSTILE)
     assert not set(text) & set("<|[]\x1b\n\x07")
     assert "&lt;img" in text
 

@@ -1,4 +1,4 @@
-"""docs/semantics.md, tried: what a mount promises to the programs that use it, under both engines."""
+"""Tests of docs/semantics.md: the promises of a mount to the programs that use it, under both engines."""
 
 import errno
 import fcntl
@@ -29,7 +29,10 @@ def source(tmp_path_factory):
     (folder / os.fsdecode(ODD)).write_bytes(b"odd")
     os.link(folder / "a.gguf", folder / "hard.gguf")
     (folder / "link").symlink_to("a.gguf")
-    (folder / "out").symlink_to("/proc/version")
+    outside = tmp_path_factory.mktemp("outside") / "blob"
+    outside.write_bytes(b"out" * 3000)
+    (folder / "out").symlink_to(outside)
+    (folder / "abroad").symlink_to("/proc")
     os.mkfifo(folder / "pipe")
     os.utime(folder / "a.gguf", ns=(1, 1_600_000_000_123_456_789))
     return folder
@@ -96,7 +99,7 @@ def test_maps_are_read_or_private(fd, content):
     assert refused(mmap.mmap, fd, 0, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC) == "EPERM"
 
 
-def test_seeking_knows_no_holes(fd):
+def test_seeking_finds_no_holes(fd):
     assert os.lseek(fd, 5, os.SEEK_DATA) == 5
     assert os.lseek(fd, 5, os.SEEK_HOLE) == SIZE
     assert refused(os.lseek, fd, -1, os.SEEK_SET) == "EINVAL"
@@ -121,10 +124,10 @@ def test_a_directory_shows_files_folders_and_links_whatever_their_bytes(mount):
         assert entry.inode() == entry.stat(follow_symlinks=False).st_ino
 
 
-def test_links_lead_where_they_led_also_outside(mount, content):
+def test_links_lead_through_the_mount_and_those_that_lead_outside_are_files(mount, content):
     assert (mount / "link").readlink() == Path("a.gguf") == (mount / "model.gguf").readlink()
     assert (mount / "link").read_bytes() == content
-    assert (mount / "out").read_text() == Path("/proc/version").read_text()
+    assert not (mount / "out").is_symlink() and (mount / "out").read_bytes() == b"out" * 3000
 
 
 def test_nothing_can_be_changed(mount, fd):
@@ -175,6 +178,25 @@ def test_nothing_runs_from_a_mount(mount):
     assert os.statvfs(mount).f_flag & (os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC) == 0xE
 
 
+def test_df_shows_what_is_served_and_no_alarm(mount, source):
+    for column, flag in (("pcent", "--output=pcent"), ("ipcent", "--output=ipcent")):
+        said = subprocess.run(["df", flag, mount], capture_output=True, text=True, check=True, timeout=30)
+        assert int(said.stdout.split()[-1].rstrip("%")) <= 1, column
+    line = ["df", "--block-size=1", "--output=used", mount]
+    used = int(
+        subprocess.run(line, capture_output=True, text=True, check=True, timeout=30).stdout.split()[-1]
+    )
+    assert 2 * SIZE < used < 2 * SIZE + 100_000
+
+
+def test_link_counts_of_directories_make_no_program_miss_a_name(mount):
+    assert mount.stat().st_nlink == (mount / "sub").stat().st_nlink == 1
+    said = subprocess.run(
+        ["find", mount, "-type", "d"], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert said.stdout.splitlines() == [str(mount), str(mount / "sub")]
+
+
 def test_the_hidden_folder_is_its_owners_and_not_listed(mount):
     assert mount / ".hbf" not in set(mount.iterdir())
     assert {path.name for path in (mount / ".hbf").iterdir()} == {
@@ -188,7 +210,7 @@ def test_the_hidden_folder_is_its_owners_and_not_listed(mount):
     assert (mount / ".hbf/spec.json").stat().st_size == 0, "made at the moment of opening, as in /proc"
 
 
-def test_what_comes_to_the_source_later_is_not_seen(mount, source):
+def test_files_added_to_the_source_later_are_not_seen(mount, source):
     (source / "later").touch()
     try:
         assert not (mount / "later").exists()
@@ -197,7 +219,7 @@ def test_what_comes_to_the_source_later_is_not_seen(mount, source):
 
 
 @pytest.mark.parametrize("engine", ["kernel", "fusepy"])
-def test_what_is_open_stays_readable_when_its_source_is_deleted_or_replaced(tmp_path, noise, engine):
+def test_an_open_file_stays_readable_when_its_source_is_deleted_or_replaced(tmp_path, noise, engine):
     source, point = noise(100_000), tmp_path / "mnt"
     point.mkdir()
     before = source.read_bytes()
@@ -221,5 +243,5 @@ def refused_to_open(path):
 
 
 def wait_for(action, value):
-    """The kernel tells the server of a close after it has told the program."""
+    """The server learns of a close only after the program does."""
     return any(action() == value for _ in range(1000))

@@ -1,4 +1,4 @@
-"""The kernel's requests, where no kernel would send them just so."""
+"""Requests in an order that a real kernel cannot be made to send."""
 
 import errno
 import os
@@ -16,7 +16,9 @@ from hbf_fuse.tier import TierSpec
 
 
 def test_a_signal_that_overtakes_its_read_still_ends_it(noise, monkeypatch):
-    """One thread has taken the read from the kernel, another one the interrupt, and that one is faster."""
+    """One thread has taken the read from the kernel, and another thread the interrupt. The second one is
+    faster.
+    """
     monkeypatch.setattr(linux, "is_dying", lambda thread: True)
     fs = Filesystem(noise(8192), TierSpec(latency_ms=10_000))
     handle = fs.open(fs.lookup(1, b"model.gguf").ino, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""What the kernel says of waiting: read right, believed only where it can be, absent with a reason."""
+"""The kernel's delay accounting: decoded right, reported only if plausible, else absent with a reason."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import pytest
 
 from hbf_fuse.host import pressure, restorer, taskstats
 from hbf_fuse.host.taskstats import SWITCH, Wait
-from hbf_fuse.runs.run import Waiting
+from hbf_fuse.runs.metrics import Waiting
 from hbf_fuse.workload import child, stalls
 
 SECOND = 1_000_000_000
@@ -22,8 +22,11 @@ DIRECT = (
     "all(os.preadv(fd, [b], at << 20) for at in range(os.fstat(fd).st_size >> 20))"
 )
 THREADED = (
-    "import threading as t; b = t.Barrier(4, timeout=20)\n"
-    "def work(): b.wait(); sum(range(300000)); b.wait()\n"
+    "import threading as t, time; b = t.Barrier(4, timeout=20)\n"
+    "def work():\n"
+    "    b.wait()\n"
+    "    for _ in range(500): time.sleep(0.0005)\n"
+    "    b.wait()\n"
     "threads = [t.Thread(target=work) for _ in range(4)]\n"
     "for each in threads: each.start()\n"
     "for each in threads: each.join()"
@@ -39,7 +42,7 @@ def root():
 
 
 def packed(version, size=None, **values):
-    """A struct taskstats as that version lays it out."""
+    """A struct taskstats in the layout of that version."""
     words = [values.get(name, 0) for name in taskstats.fields(version)]
     raw = struct.pack(f"={len(words)}Q", version | 7 << 32, *words[1:])
     return raw[:size]
@@ -83,12 +86,12 @@ def test_a_struct_may_end_before_the_waits_that_came_later():
 @pytest.mark.parametrize(
     "raw", [b"", b"\x10", packed(8), packed(1), packed(16, 100), b"\xff" * 80, bytes(600)], ids=len
 )
-def test_what_is_no_struct_or_older_than_linux_4_20_is_refused(raw):
+def test_bytes_that_are_not_a_struct_or_older_than_linux_4_20_are_refused(raw):
     with pytest.raises(ValueError, match=r"struct"):
         taskstats.parse(raw)
 
 
-def test_words_lie_where_the_c_compiler_puts_them(tmp_path):
+def test_fields_lie_where_the_c_compiler_puts_them(tmp_path):
     header = Path("/usr/include/linux/taskstats.h")
     if not shutil.which("cc") or not header.exists():
         pytest.skip("needs a C compiler and linux/taskstats.h (linux-libc-dev)")
@@ -107,7 +110,7 @@ def test_words_lie_where_the_c_compiler_puts_them(tmp_path):
         assert known.index(name) * 8 == int(offset), name
 
 
-# What is believed
+# Plausible figures
 
 
 def waits(**seconds):
@@ -133,14 +136,14 @@ def test_a_wait_within_wall_time_and_threads_is_reported():
         (waits() | {"freepages": Wait(0, 30 * SECOND, 0)}, "reclaim waits of 30.0 s"),
     ],
 )
-def test_a_wait_that_cannot_be_is_implausible_and_gives_no_figure(found, words):
+def test_an_impossible_wait_is_implausible_and_gives_no_figure(found, words):
     figures = stalls.judged(found, "", threads=8, wall_seconds=1.2)
     assert figures["delays"].startswith("implausible: ")
     assert words in figures["delays"]
     assert {value for key, value in figures.items() if key != "delays"} == {None}
 
 
-def test_what_was_not_counted_has_a_reason_and_no_figure():
+def test_an_uncounted_delay_has_a_reason_and_no_figure():
     figures = stalls.judged(None, "no root", threads=1, wall_seconds=1.0)
     assert figures["delays"] == "not available: no root"
     assert figures["delay_blkio_seconds"] is None
@@ -155,10 +158,10 @@ def test_a_malformed_answer_is_not_available(root, monkeypatch, raw):
     assert "no usable answer" in why
 
 
-# The switch
+# The kernel setting
 
 
-def test_the_switch_is_put_back_whatever_happens(root):
+def test_the_kernel_setting_is_restored_whatever_happens(root):
     before = SWITCH.read_text()
     try:
         for was in ("0", "1"):
@@ -172,7 +175,7 @@ def test_the_switch_is_put_back_whatever_happens(root):
         SWITCH.write_text(before)
 
 
-def test_the_switch_is_put_back_when_the_program_is_killed(root):
+def test_the_kernel_setting_is_restored_when_the_program_is_killed(root):
     before = SWITCH.read_text()
     program = (
         "import sys, time; from hbf_fuse.host import taskstats\n"
@@ -204,31 +207,29 @@ def test_without_root_there_is_a_reason_and_no_traceback(root):
     assert not said.stderr
 
 
-def test_a_switch_that_was_turned_off_meanwhile_is_told(root):
+def test_a_kernel_setting_that_was_turned_off_meanwhile_is_reported(root):
     with taskstats.accounting():
         SWITCH.write_text("0")
         assert "switched off" in taskstats.of_process(os.getpid())[1]
         SWITCH.write_text("1")
 
 
-def test_a_process_that_is_gone_is_told(root):
+def test_a_process_that_is_gone_is_reported(root):
     gone = subprocess.Popen(["true"])
     gone.wait()
     with taskstats.accounting():
-        assert taskstats.of_process(gone.pid) == (None, "the process was gone")
+        assert taskstats.of_process(gone.pid) == (None, "the process no longer exists")
 
 
 # Real processes
 
 
 def test_threads_that_ended_before_their_process_are_counted(root):
-    _, _, one = watched(sys.executable, "-c", "pass")
-    _, _, many = watched(sys.executable, "-c", THREADED)
-    assert one._waits["cpu"].count > 0
-    assert many._waits["cpu"].count >= one._waits["cpu"].count + 8
+    """Each thread gets the CPU anew after each of its sleeps."""
+    _, _, delays = watched(sys.executable, "-c", THREADED)
+    assert delays._waits["cpu"].count >= 4 * 500
 
 
-@pytest.mark.timing
 def test_waiting_for_pages_of_the_mount_counts_as_block_io_and_direct_reads_do_not(root, mount, noise):
     point = mount(noise(24 << 20), mbps=40)
     mapped, ended, _ = watched(sys.executable, "-c", MAPPED, point / "model.gguf")
@@ -271,14 +272,14 @@ def test_pressure_is_read_in_seconds(tmp_path):
 
 def test_no_pressure_is_none_with_a_reason(tmp_path):
     assert pressure.totals(tmp_path / "missing")[0] is None
-    assert "psi=1" in pressure.totals(tmp_path / "missing")[1]
+    assert "psi=1" in str(pressure.totals(tmp_path / "missing")[1])
     for name in pressure.RESOURCES:
         (tmp_path / name).write_text("nonsense\n")
-    assert "nothing that is known" in pressure.totals(tmp_path)[1]
+    assert "unknown format" in str(pressure.totals(tmp_path)[1])
 
 
-def test_the_switch_is_put_back_though_all_are_told_to_end_at_once(tmp_path):
-    """As systemd does when it stops a service."""
+def test_the_kernel_setting_is_restored_even_if_all_processes_get_sigterm_at_once(tmp_path):
+    """systemd does this when it stops a service."""
     switch = tmp_path / "switch"
     switch.write_text("1")
     script = Path(restorer.__file__)

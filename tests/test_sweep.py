@@ -26,6 +26,7 @@ from hbf_fuse.sweep.cell import Cell, ModelFile
 from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.workload import llama
 from hbf_fuse.workload.llama import BenchOptions
+from hbf_fuse.workload.program import BENCH
 
 SWEEP_PAGE = Path(__file__).parents[1] / "docs/sweep.md"
 QUICK = BenchOptions(n_prompt=8, n_gen=4)
@@ -57,16 +58,15 @@ def test_a_link_to_a_llama_bench_in_the_cache_hides_neither_a_newer_one_nor_one_
     monkeypatch.delenv("HBF_LLAMA_BENCH", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(bin_folder))
-    assert llama.find() == new
+    assert BENCH.find() == new
     monkeypatch.setenv("PATH", f"{bin_folder}:{own.parent}")
-    assert llama.find() == own
+    assert BENCH.find() == own
     (bin_folder / "llama-bench").unlink()
     (bin_folder / "llama-bench").symlink_to(own)
-    assert llama.find() == bin_folder / "llama-bench"
+    assert BENCH.find() == bin_folder / "llama-bench"
 
 
-@pytest.mark.timing
-def test_a_cell_measures_what_the_tier_gives(tiny_model, llama_bench, tmp_path):
+def test_a_cell_measures_the_tiers_rate(tiny_model, llama_bench, tmp_path):
     cell = Cell(ModelFile.of(tiny_model), TierSpec(200, 0), bench=QUICK)
     with workspace.lent() as lent:
         run = measuring.run(cell, lent)
@@ -94,8 +94,8 @@ def _cut_source(lent, model):
 @pytest.mark.parametrize(
     ("harm", "words"), [(_kill_server, "the mount ended"), (_cut_source, "was changed since")]
 )
-def test_a_cell_ends_with_what_it_reads_from(tiny_model, llama_bench, tmp_path, harm, words):
-    """llama.cpp's mmap would have the kernel try the lost pages for ever."""
+def test_a_cell_ends_when_its_mount_ends(tiny_model, llama_bench, tmp_path, harm, words):
+    """Otherwise llama.cpp's mmap would make the kernel retry the lost pages forever."""
     model = tmp_path / "copy.gguf"
     shutil.copy(tiny_model, model)
     cell = Cell(ModelFile.of(model), TierSpec(25, 0), bench=QUICK, timeout_seconds=60)
@@ -165,7 +165,7 @@ def test_a_folder_of_another_sweep_is_refused(tiny_model, tmp_path):
         loop._claim(results, planned(tiny_model, mbps=[500], tier={"depth": 2})[0])
 
 
-def test_another_sweep_is_refused_before_anything_is_said_of_its_cells(tiny_model, llama_bench, tmp_path):
+def test_another_sweep_is_refused_before_its_cells_are_announced(tiny_model, llama_bench, tmp_path):
     line = [sys.executable, "-m", "hbf_fuse", "sweep", "-m", tiny_model, "-o", tmp_path / "results"]
     line += ["--mbps", "max", "--lat", "1", "--repeats", "1", "-p", "8", "-n", "2"]
     subprocess.run(line, check=True, capture_output=True)
@@ -229,14 +229,14 @@ def test_single_cells_and_sweeps_do_not_share_a_folder(tiny_model, llama_bench, 
     assert refused.returncode == 1 and "holds a sweep" in refused.stderr
 
 
-@pytest.mark.timing
 def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(
     tiny_model, llama_bench, tmp_path
 ):
     cell = Cell(ModelFile.of(tiny_model), TierSpec(200, 2), mode="stage", bench=QUICK)
     with workspace.lent() as lent:
         metrics = measuring.run(cell, lent).metrics
-        assert ModelFile.of(lent.memory_path).sha256 == cell.model.sha256
+        with lent.copies(["model.gguf"]) as (copy, _):
+            assert ModelFile.of(copy).sha256 == cell.model.sha256
     chunked = cell.spec.chunked_mbps(expect.CHUNK_BYTES)
     assert 0.8 * chunked < metrics.stage_effective_mbps < 1.02 * chunked
     assert metrics.total_first_run_seconds == metrics.stage_seconds + metrics.bench_wall_seconds
@@ -261,7 +261,7 @@ def test_a_copy_through_the_tier_is_staged_at_its_rate_and_holds_the_same_bytes(
         ({"engine": "steam"}, "kernel or fusepy"),
     ],
 )
-def test_a_grid_that_makes_no_sense_is_refused_with_the_place(fields, words):
+def test_an_invalid_grid_is_refused_with_the_place(fields, words):
     with pytest.raises(HbfError, match=words):
         grids.from_fields(fields)
 
@@ -279,7 +279,7 @@ def test_a_toml_file_is_a_grid_and_options_override_it(tiny_model, tmp_path):
         grids.from_fields({}, file)
 
 
-def test_the_grid_in_the_page_about_sweeps_is_one(tmp_path):
+def test_the_grid_in_the_page_about_sweeps_is_valid(tmp_path):
     (block,) = re.findall(r"```toml\n(.*?)```", SWEEP_PAGE.read_text(), re.DOTALL)
     file = tmp_path / "grid.toml"
     file.write_text(block)
@@ -316,7 +316,7 @@ def test_only_mode_stream_has_a_budget(tiny_model):
     }
 
 
-def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
+def test_an_edited_csv_is_set_aside_and_a_shorter_one_is_not(tmp_path):
     results = Results(tmp_path)
     cell = {"mode": "mmap", "tier_mbps": 5, "tier_lat_ms": 0, "repeat": 1, "name": "a", "engine": "kernel"}
     cell["bench"] = {"n_prompt": 1, "n_gen": 1, "threads": 0}
@@ -337,7 +337,7 @@ def test_an_edited_csv_is_set_aside_and_one_that_lacks_rows_is_not(tmp_path):
 def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_model, llama_bench, tmp_path):
     size = tiny_model.stat().st_size
     layout = Layout(resident_bytes=size // 2)
-    # So slow that it binds on a busy machine, too.
+    # So slow that the tier is the bottleneck even on a busy machine.
     options = BenchOptions(n_prompt=0, n_gen=3)
     cell = Cell(ModelFile.of(tiny_model), TierSpec(60), mode="stream", bench=options, layout=layout)
     with workspace.lent() as lent:
@@ -345,7 +345,8 @@ def test_decode_from_the_tier_goes_at_about_the_speed_that_its_bytes_allow(tiny_
     metrics = run.metrics
     assert metrics.bound == "tier"
     assert size * 0.4 < metrics.bytes_per_token < size
-    # Tokens come no faster than their bytes. Compute was measured when other tests may have had the CPU.
+    # Tokens cannot come faster than their bytes. Other tests may have used the CPU while compute was
+    # measured.
     assert metrics.tg * metrics.tier_seconds_per_token < 1.15
     assert metrics.tg / metrics.predicted_tg > 0.6
     assert metrics.attribution.phases["decode"]["bytes"] > 3 * size * 0.4

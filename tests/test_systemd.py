@@ -1,5 +1,6 @@
-"""The units, what they ask systemd for, and what the server tells it."""
+"""The units, their directives, and the server's messages to systemd."""
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,8 @@ from hbf_fuse.host import linux
 UNITS = Path(__file__).parent.parent / "systemd"
 SERVICES = ["hbf-mount@.service", "hbf-sweep@.service"]
 MOST_EXPOSED = {"hbf-mount@.service": 45, "hbf-sweep@.service": 35}
-"""In tenths, as `systemd-analyze security` counts: 4.2 and 3.0 with systemd 252, where 10 is the worst."""
+"""Exposure in tenths, from `systemd-analyze security`: 4.2 and 3.0 with systemd 252, where 10 is the worst.
+"""
 
 NAMESPACED = set(
     re.findall(
@@ -33,7 +35,7 @@ NAMESPACED = set(
 
 
 def directives(name):
-    """What a unit says, as (directive, value), comments left out."""
+    """A unit's lines as (directive, value), without comments."""
     lines = (UNITS / name).read_text().splitlines()
     return [tuple(line.split("=", 1)) for line in lines if "=" in line and not line.startswith("#")]
 
@@ -52,7 +54,7 @@ def analyze(tmp_path):
 
 @pytest.fixture
 def installed(tmp_path):
-    """The units with the commands where they are on this machine."""
+    """The units, with the paths of the commands on this machine."""
     for unit in UNITS.iterdir():
         text = unit.read_text().replace("/usr/local/bin/", f"{Path(sys.executable).parent}/")
         (tmp_path / unit.name).write_text(text)
@@ -94,7 +96,7 @@ def test_the_mount_service_keeps_its_mount_visible():
 
 @pytest.mark.parametrize(("propagation", "seen"), [("slave", False), ("shared", True)])
 def test_a_mount_is_seen_outside_only_without_a_namespace_of_its_own(propagation, seen):
-    """What directives such as ProtectSystem do: a mount namespace whose propagation is cut off ("slave")."""
+    """Directives such as ProtectSystem make a mount namespace without propagation to the host ("slave")."""
     with entered() as outside:
         outside.sh("mkdir mnt; echo model > m.gguf; mount --bind mnt mnt; mount --make-shared mnt", uid=0)
         line = f"unshare -m --propagation {propagation} {outside.python} -m hbf_fuse mount -f m.gguf mnt"
@@ -112,8 +114,8 @@ def test_a_mount_is_seen_outside_only_without_a_namespace_of_its_own(propagation
 
 
 def hardened(name):
-    """A command prefix that holds a process to what a service allows: capabilities, NoNewPrivileges, and
-    MemoryDenyWriteExecute where the kernel has it (6.3).
+    """A command prefix that restricts a process as a service does: capabilities, NoNewPrivileges, and
+    MemoryDenyWriteExecute if the kernel has it (6.3).
     """
     asked = dict(directives(name))
     capabilities = asked["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
@@ -144,8 +146,8 @@ def test_the_mount_service_works_with_the_privileges_it_has(noise, tmp_path, eng
         while "is served at" not in said[-1] and said[-1]:
             said.append(server.stderr.readline())
         assert (point / "model.gguf").read_bytes() == source.read_bytes(), said
-        # A busy machine does not let a floor be found.
-        # And libfuse has its own word on the end of the mount that the floor was looked for on.
+        # On a busy machine the floor cannot be measured.
+        # And libfuse prints its own message when the mount for the floor ends.
         expected = ("too busy", "fuse: reading device")
         about_privileges = [line for line in said[:-1] if not any(word in line for word in expected)]
         assert not about_privileges, "with these privileges, priority and readahead are as wanted"
@@ -154,6 +156,26 @@ def test_the_mount_service_works_with_the_privileges_it_has(noise, tmp_path, eng
     finally:
         server.kill()
         server.communicate()
+
+
+@pytest.mark.parametrize("engine", ["kernel", "fusepy"])
+def test_reloading_the_mount_service_changes_the_tier_of_the_live_mount(mount, noise, engine):
+    """Runs the line of ExecReload as systemd does: $HBF_OPTIONS is what NAME.env has now, split at spaces."""
+    point = mount(noise(100_000), mbps=500, lat=1, engine=engine)
+    asked = dict(directives("hbf-mount@.service"))["ExecReload"].replace("${HBF_MOUNTPOINT}", str(point))
+    for options, tier, words in (
+        ("--mbps 250 --metrics 9464 --no-preload", [250, 1], ["250 MB/s", "--metrics, --no-preload"]),
+        ("--mbps 100 --lat 3", [100, 3], ["was 250 MB/s"]),
+        ("", [100, 3], []),
+    ):
+        command, *arguments = asked.replace("$HBF_OPTIONS", options).split()
+        assert command == "/usr/local/bin/hbf-mount"
+        line = [sys.executable, "-m", "hbf_fuse", "mount", *arguments]
+        said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+        assert said.returncode == 0 and said.stderr.count("\n") == len(words), said.stderr
+        assert all(word in said.stderr for word in words)
+        now = json.loads((point / ".hbf/control").read_text())
+        assert [now["mbps"], now["lat"]] == tier
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="services run as root")
@@ -166,7 +188,7 @@ def test_the_sweep_service_measures_with_the_privileges_it_has(tiny_model, llama
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="services run as root")
-def test_the_system_calls_that_are_made_are_allowed(analyze, noise, tmp_path):
+def test_all_system_calls_of_the_server_are_allowed(analyze, noise, tmp_path):
     if not shutil.which("strace"):
         pytest.skip("there is no strace")
     log, source, point = tmp_path / "log", noise(2_000_001), tmp_path / "mnt"
@@ -250,7 +272,7 @@ def test_a_supervisor_hears_when_the_mount_answers_and_when_it_ends(noise, tmp_p
 
 
 @pytest.mark.parametrize("address", [None, "", "relative", "/nowhere/at/all", "@hbf-nobody-listens"])
-def test_nobody_is_told_where_nobody_listens(monkeypatch, address):
+def test_without_a_supervisor_no_message_is_sent(monkeypatch, address):
     if address is None:
         monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     else:
@@ -258,7 +280,7 @@ def test_nobody_is_told_where_nobody_listens(monkeypatch, address):
     linux.tell_supervisor("READY=1")
 
 
-def test_a_mount_of_a_sweep_does_not_speak_for_the_sweep(mount, noise, tmp_path, monkeypatch):
+def test_a_mount_of_a_sweep_does_not_notify_for_the_sweep(mount, noise, tmp_path, monkeypatch):
     address = str(tmp_path / "notify")
     with supervisor(address) as hear:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
@@ -269,7 +291,7 @@ def test_a_mount_of_a_sweep_does_not_speak_for_the_sweep(mount, noise, tmp_path,
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="services run as root")
 def test_a_server_that_dies_leaves_nothing_even_if_the_watcher_is_asked_to_end_first(noise, tmp_path):
-    """What systemd does to the rest of a service whose main process died: SIGTERM, and only later SIGKILL."""
+    """systemd does this to the rest of a service whose main process died: SIGTERM, and only later SIGKILL."""
     point = tmp_path / "mnt"
     point.mkdir()
     server = subprocess.Popen(
@@ -289,6 +311,24 @@ def test_a_server_that_dies_leaves_nothing_even_if_the_watcher_is_asked_to_end_f
         server.kill()
         server.communicate()
     assert wait_until(lambda: str(point) not in Path("/proc/self/mountinfo").read_text(), 10)
+
+
+@pytest.mark.parametrize("nice", ["0", "10"])
+def test_a_server_that_dies_leaves_nothing_however_nice_it_was_started(noise, tmp_path, nice):
+    """Its watcher has no right to ask for more than it was started with."""
+    point = tmp_path / "mnt"
+    point.mkdir()
+    server = subprocess.Popen(
+        ["nice", "-n", nice, sys.executable, "-m", "hbf_fuse", "mount", "-f", str(noise(100)), str(point)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert any("is served at" in line for line in iter(server.stderr.readline, ""))
+    finally:
+        server.kill()
+        server.communicate()
+    assert wait_until(lambda: str(point) not in Path("/proc/self/mountinfo").read_text(), 30)
 
 
 def ignores(pid, number):

@@ -37,7 +37,7 @@ def test_no_window_is_faster_than_the_link_and_order_is_kept(spec, reads):
 
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 300)), min_size=1, max_size=60))
 def test_the_link_gives_no_moment_twice_and_wastes_none_that_is_wanted(reads):
-    """Against a link that is simulated moment by moment, for arrivals in any order."""
+    """Compared with a link that is simulated moment by moment, for arrivals in any order."""
     link, taken = Link(), set()
     for arrival, duration in reads:
         end = link.carry(arrival, duration, arrival)
@@ -48,7 +48,7 @@ def test_the_link_gives_no_moment_twice_and_wastes_none_that_is_wanted(reads):
         assert end == expected[-1] + 1
 
 
-def test_a_read_brought_late_gets_the_link_time_that_stood_idle_for_it():
+def test_a_late_read_gets_the_link_time_that_was_idle_for_it():
     tier = Tier(TierSpec(bandwidth_mbps=1000))
     assert tier.reserve(0, 0, 1000) == 1000
     assert tier.reserve(5000, 0, 1000) == 6000
@@ -81,18 +81,18 @@ def test_the_same_reads_get_the_same_deadlines(spec, reads):
 
 
 @pytest.mark.parametrize("mbps", [0, -1, math.nan, math.inf, 1e10, 1e-7, "500", True])
-def test_a_bandwidth_that_cannot_be_is_refused(mbps):
+def test_an_impossible_bandwidth_is_refused(mbps):
     with pytest.raises(SpecError, match="bandwidth"):
         TierSpec(bandwidth_mbps=mbps)
 
 
 @pytest.mark.parametrize("lat", [-0.1, math.nan, math.inf, 1e6, "1", None])
-def test_a_latency_that_cannot_be_is_refused(lat):
+def test_an_impossible_latency_is_refused(lat):
     with pytest.raises(SpecError, match="latency"):
         TierSpec(latency_ms=lat)
 
 
-def test_a_spec_survives_json_and_refuses_what_it_does_not_know():
+def test_a_spec_survives_json_and_refuses_unknown_keys():
     spec = TierSpec(bandwidth_mbps=500, latency_ms=1)
     assert TierSpec.from_dict(spec.to_dict()) == spec
     with pytest.raises(SpecError, match="colour"):
@@ -117,7 +117,7 @@ def test_the_chunked_model_is_the_references(mbps, lat, model):
 
 
 def _carried_with_all_idle_time_kept(reads):
-    """The rule of Link, written down plainly: idle time of the last REMEMBERED_NS can be used once."""
+    """The rule of Link in its simplest form: idle time of the last REMEMBERED_NS can be used once."""
     gaps: list[tuple[int, int]] = []
     free = 0
     for arrival, duration in reads:
@@ -155,7 +155,7 @@ def test_many_late_small_reads_cost_no_more_than_few_and_lose_no_idle_time():
 
 
 @given(st.integers(1, 10**15), st.lists(st.integers(1, 1 << 44), min_size=1, max_size=5))
-def test_huge_reads_take_what_a_single_exact_division_says(rate, sizes):
+def test_huge_reads_take_the_time_of_a_single_exact_division(rate, sizes):
     tier = Tier(TierSpec(rate / 1e6))
     rate = tier.spec.bytes_per_second
     taken = [tier.reserve(0, 0, nbytes) for nbytes in sizes]
@@ -185,7 +185,7 @@ def test_a_heap_gives_its_entries_in_the_order_of_key_and_item(entries):
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.data())
-def test_whatever_leaves_a_heap_early_the_rest_stays_in_order(keys, data):
+def test_a_heap_stays_in_order_when_entries_leave_early(keys, data):
     heap, left = Heap(64), {}
     for item, key in enumerate(keys):
         heap.push(key, item)

@@ -68,7 +68,7 @@ def test_a_rare_event_is_as_rare_as_it_should_be():
         "lognormal:1,9",
     ],
 )
-def test_a_jitter_that_makes_no_sense_is_refused(text):
+def test_an_invalid_jitter_is_refused(text):
     with pytest.raises(SpecError, match="jitter"):
         TierSpec(latency_ms=100, jitter=text)
 
@@ -85,11 +85,11 @@ def test_a_small_read_costs_a_whole_page():
     assert tier.planes.bytes_sensed == 2 * 4096
 
 
-def test_read_amplification_is_whole_pages_over_bytes_asked():
+def test_read_amplification_is_whole_pages_over_requested_bytes():
     tier = Tier(TierSpec(planes=4, page_bytes=16384, t_read_us=50))
     for page in range(10):
         tier.reserve(0, page * 16384, 4096)
-    assert tier.planes.to_dict()["read_amplification"] == 4
+    assert tier.planes.read_amplification == 4
 
 
 def test_readers_share_the_link_evenly():
@@ -117,7 +117,7 @@ def test_the_page_sensed_last_stays_in_its_register():
         now = tier.reserve(now, place * 512, 512)
     assert now == 50 * US + 4096
     assert tier.planes.bytes_sensed == 4096
-    # Another page in its plane, and it is gone.
+    # Another page in its plane replaces it.
     tier.reserve(now, 4 * 4096, 4 * 4096)
     tier.reserve(now, 0, 512)
     assert tier.planes.bytes_sensed == 6 * 4096
@@ -125,25 +125,25 @@ def test_the_page_sensed_last_stays_in_its_register():
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 8])
 def test_a_read_longer_than_all_planes_is_not_carried_before_it_is_sensed(rounds):
-    """Link time of a round is half of tR: the last round is sensed at rounds x tR, and then carried."""
+    """A round takes half of tR on the link. The last round is sensed at rounds x tR, and then carried."""
     spec = TierSpec(4 * 4096 / 25, planes=4, page_bytes=4096, t_read_us=50)
     due = Tier(spec).reserve(0, 0, rounds * 4 * 4096)
     assert due == pytest.approx(rounds * 50 * US + 25 * US, abs=rounds)
 
 
-def test_no_stride_falls_on_few_planes():
+def test_every_stride_uses_many_planes():
     """4 KiB at every power of two: at least half of what random reads get."""
     spec = TierSpec(1_536_000, planes=4096, page_bytes=4096, t_read_us=10)
     for power in range(12, 34):
         tier = Tier(spec)
         last = max(tier.reserve(0, place << power, 4096) for place in range(4096))
-        # 4096 reads at random find the fullest plane with 7 pages.
+        # With 4096 random reads, the fullest plane has 7 pages.
         assert last <= 8 * 10 * US, power
 
 
 @pytest.mark.parametrize(("depth", "per_second"), [(1, 14_167), (32, 394_000), (512, 1_150_000)])
-def test_a_real_ssd_fits(depth, per_second):
-    """Reads at random are bound by planes, streams by the link; figures from a page-level simulator."""
+def test_the_model_fits_a_real_ssd(depth, per_second):
+    """Planes limit random reads, the link limits streams. Figures are from a page-level simulator."""
     spec = TierSpec(7000, 0.02, planes=64, page_bytes=16384, t_read_us=50)
     tier, draw, done = Tier(spec), random.Random(1), [0] * depth
     for _ in range(20_000):
@@ -157,7 +157,7 @@ def test_a_real_ssd_fits(depth, per_second):
     ("name", "depth", "per_second"),
     [("nvme-gen4", 1, 22_000), ("nvme-gen4", 512, 1_400_000), ("nvme-gen5", 512, 1_850_000)],
 )
-def test_ssd_profiles_keep_to_their_data_sheets(name, depth, per_second):
+def test_ssd_profiles_match_their_data_sheets(name, depth, per_second):
     """The figures that the profiles name: random 4 KiB reads, and the sequential rate, within 5%."""
     spec = profiles.load(name).spec()
     tier, draw, done = Tier(spec), random.Random(1), [0] * depth
@@ -168,7 +168,7 @@ def test_ssd_profiles_keep_to_their_data_sheets(name, depth, per_second):
     assert expect.closed_loop(spec, 1 << 17, 32) == pytest.approx(spec.bandwidth_mbps, rel=0.05)
 
 
-def test_papers_hbf_gives_what_its_planes_give():
+def test_the_hbf_of_papers_has_the_rate_of_its_planes():
     """Son et al., Table I: 16 x 25 x 4 KiB / 1 us = 1.638 TB/s; a third of it at 3 us."""
     for name, share in (("hbf-papers-1us", 1), ("hbf-papers-3us", 1 / 3)):
         rate = expect.closed_loop(profiles.load(name).spec(), 1 << 20, 64)
@@ -187,7 +187,7 @@ def test_an_arm_seeks_only_where_the_last_read_did_not_end():
 
 
 def test_a_retry_is_of_a_page_and_occupies_its_plane():
-    """Cut in other pieces, a range is retried as often."""
+    """A range has the same number of retries if it is read in other pieces."""
     spec = TierSpec(planes=16, page_bytes=4096, t_read_us=10, jitter="tail:0.01,1", seed=3)
     senses = {}
     for nbytes in (4096, 1 << 16, 1 << 20):
@@ -201,7 +201,7 @@ def test_a_retry_is_of_a_page_and_occupies_its_plane():
 
 
 def test_very_long_reads_take_as_long_as_their_pages_do():
-    """They are looked at at both ends only."""
+    """The device looks one by one only at pages near both ends."""
     spec = TierSpec(1000, planes=2, page_bytes=4096, t_read_us=10)
     assert Tier(spec).reserve(0, 0, 1 << 36) == pytest.approx((1 << 24) / 2 * 10 * US, rel=1e-3)
     assert Tier(spec).reserve(0, 0, 1 << 44) > 1e12
@@ -223,7 +223,7 @@ def test_flash_is_never_faster_than_its_planes_or_its_link(planes, nbytes, offse
     assert deadline >= nbytes * 1e9 / spec.bytes_per_second - 1
 
 
-def test_depth_bounds_what_the_device_works_on():
+def test_depth_bounds_the_reads_in_the_device():
     tier = Tier(TierSpec(latency_ms=1, depth=2))
     assert [tier.reserve(0, 0, 1) for _ in range(6)] == [MS, MS, 2 * MS, 2 * MS, 3 * MS, 3 * MS]
 
@@ -248,7 +248,7 @@ def test_the_expectation_is_the_closed_form_where_there_is_one(mbps, lat, depth)
         {"t_read_us": float("nan")},
     ],
 )
-def test_flash_detail_that_makes_no_sense_is_refused(fields):
+def test_invalid_flash_detail_is_refused(fields):
     with pytest.raises(SpecError):
         TierSpec(**fields)
 

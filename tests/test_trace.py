@@ -1,26 +1,32 @@
-"""Traces, and whose bytes they show."""
+"""Traces, and their attribution to tensors."""
 
 import fcntl
 import json
+import mmap
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hbf_fuse import gguf
+from hbf_fuse import gguf, reaper
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf.reader import Tensor
+from hbf_fuse.host import mountinfo
 from hbf_fuse.mount import client
 from hbf_fuse.observe.bounds import RING_RECORDS
 from hbf_fuse.observe.ring import Ring
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.traces import attribution, chains
 from hbf_fuse.traces.attribution import Phase
-from hbf_fuse.traces.trace import RECORD, Read, Trace, TraceFile, header_line
+from hbf_fuse.traces.trace import RECORD, Read, Trace, TraceFile, header_line, is_being_written
+
+ENGINES = pytest.mark.parametrize("engine", ["kernel", "fusepy"])
 
 DATA = Path(__file__).parent / "data"
 HEADER = {"tiers": {"hbf": {}}, "files": {"2": {"path": "model.gguf", "size": 1000}}}
@@ -56,8 +62,8 @@ def test_what_is_recorded_is_read_back(tmp_path):
     trace = Trace.parse((tmp_path / "trace").read_bytes().replace(b'"tiers": {"hbf": {}}', TIERS))
     assert list(trace) == reads == parsed(ring.since(0)[0])
     assert parsed(ring.since(48)[0]) == reads[48:] and ring.since(50) == (b"", 0)
-    assert attribution.of_file(trace, "model.gguf") == reads
-    assert attribution.of_file(trace, "other.gguf") == []
+    assert attribution.of_files(trace, ["model.gguf"]) == reads
+    assert attribution.of_files(trace, ["other.gguf"]) == []
 
 
 def test_the_ring_keeps_the_newest_and_counts_what_it_lost():
@@ -65,15 +71,15 @@ def test_the_ring_keeps_the_newest_and_counts_what_it_lost():
     for place in range(RING_RECORDS + 5):
         ring.add(*read(arrival=place))
     kept = Trace.parse(header_line(HEADER) + ring.since(0)[0])
-    # The place of the oldest may be written to at any moment.
+    # The oldest record may be overwritten at any moment.
     assert [each.arrival_ns for each in kept] == list(range(6, RING_RECORDS + 5))
     assert ring.since(0)[1] == 6 and ring.since(4)[1] == 2
     records, lost = ring.since(RING_RECORDS + 3)
     assert [each.arrival_ns for each in parsed(records)] == [RING_RECORDS + 3, RING_RECORDS + 4] and not lost
 
 
-def test_what_is_no_file_is_told_when_the_trace_begins():
-    with pytest.raises(OSError, match="no trace"):
+def test_a_trace_that_is_not_a_file_is_refused_at_the_start():
+    with pytest.raises(OSError, match="not a trace"):
         TraceFile(Path("/dev/full"), HEADER, Ring())
 
 
@@ -97,7 +103,7 @@ assert ring.count == 5000 and "large" in file.stopped, file.stopped
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"[]\n", b'{"format": "other"}\n', b"\x00" * 5000])
-def test_what_is_no_trace_is_refused(content):
+def test_a_file_that_is_not_a_trace_is_refused(content):
     with pytest.raises(ValueError):
         Trace.parse(content)
 
@@ -119,7 +125,7 @@ def test_a_read_is_divided_among_its_tensors_by_bytes():
     assert set(shares.layers) == {attribution.HEADER, "token_embd", "0", "1"}
 
 
-def test_experts_are_told_apart():
+def test_experts_are_distinguished():
     shares = attribution.attribute([read(offset=570, nbytes=200)], ["hbf"], TENSORS, [])
     assert {expert: share.nbytes for (_, expert), share in shares.experts.items()} == {0: 50, 1: 100, 2: 50}
 
@@ -151,7 +157,7 @@ def test_queue_depth_counts_the_arriving_read():
     assert attribution.depths(reads) == {1: 2, 2: 2}
 
 
-def test_a_traced_mount_tells_every_read(mount, noise, tmp_path):
+def test_a_traced_mount_records_every_read(mount, noise, tmp_path):
     point = mount(noise(3 << 20), mbps=900)
     (point / "model.gguf").read_bytes()
     trace = client.read_trace(point)
@@ -179,7 +185,7 @@ def test_trace_summary_of_a_file_and_of_a_live_mount(mount, tiny_model, tmp_path
     assert ended.returncode == 1 and "not a trace" in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_reads_of_other_files_are_no_tensors_of_the_model(tiny_model, tmp_path):
+def test_reads_of_other_files_are_not_attributed_to_the_model(tiny_model, tmp_path):
     described = gguf.read(tiny_model)
     files = {"2": {"path": "a/tiny.gguf", "size": described.size}, "3": {"path": "b.gguf", "size": 5}}
     records = RECORD.pack(*read()) + RECORD.pack(*read()._replace(ino=3))
@@ -230,3 +236,87 @@ def test_a_read_of_two_tiers_waits_once():
     assert max(attribution.depths(reads)) == 2
     assert chains.elsewhere(reads, [], TierSpec(latency_ms=1))["reads"] == 2
     assert [(one.offset, one.nbytes) for one in chains.Chains(reads).reads] == [(100, 400), (0, 100)]
+
+
+def traced(source, point, file, engine):
+    point.mkdir()
+    line = [sys.executable, "-P", "-m", "hbf_fuse", "mount", "--engine", engine, "--trace", str(file)]
+    subprocess.run([*line, str(source), str(point)], check=True, timeout=60, capture_output=True)
+
+
+def until(true, seconds=20):
+    give_up = time.monotonic() + seconds
+    while not true() and time.monotonic() < give_up:
+        time.sleep(0.02)
+    assert true()
+
+
+def read_past_the_cache(file, nbytes):
+    """One read of the tier."""
+    fd = os.open(file, os.O_RDONLY | os.O_DIRECT)
+    try:
+        os.preadv(fd, [mmap.mmap(-1, nbytes)], 0)
+    finally:
+        os.close(fd)
+
+
+@ENGINES
+def test_a_trace_that_is_rotated_by_copytruncate_goes_on_with_a_header(noise, tmp_path, engine):
+    point, file, copy = tmp_path / "mnt", tmp_path / "reads.trace", tmp_path / "reads.trace.1"
+    traced(noise(100_000), point, file, engine)
+    try:
+        for _ in range(3):
+            read_past_the_cache(point / "model.gguf", 4096)
+            until(lambda: len(Trace.read(file)) > 0)
+            copy.write_bytes(file.read_bytes())
+            os.truncate(file, 0)
+            until(lambda: file.stat().st_size > 0)
+        assert len(Trace.read(copy)) == 1
+        read_past_the_cache(point / "model.gguf", 4096)
+    finally:
+        subprocess.run([sys.executable, "-P", "-m", "hbf_fuse", "umount", str(point)], check=True, timeout=60)
+    assert [read.nbytes for read in Trace.read(file)] == [4096]
+
+
+@ENGINES
+def test_the_newest_reads_are_in_the_trace_of_a_server_that_was_killed(noise, tmp_path, engine):
+    point, file = tmp_path / "mnt", tmp_path / "reads.trace"
+    traced(noise(100_000), point, file, engine)
+    server = json.loads((point / ".hbf/spec.json").read_text())["pid"]
+    for _ in range(50):
+        read_past_the_cache(point / "model.gguf", 4096)
+    os.kill(server, signal.SIGKILL)
+    until(lambda: mountinfo.find(point) is None)
+    until(lambda: not is_being_written(file))
+    # The last one's reply had come, but the server may have been killed before it recorded that.
+    assert len(Trace.read(file)) in (49, 50)
+
+
+def test_what_a_watcher_finds_half_written_is_completed(tmp_path):
+    ring = Ring()
+    for place in range(5):
+        ring.add(place + 1, place + 2, place + 3, 0, 4096, 7, 2, 0, 0)
+    whole = header_line(HEADER) + ring.since(0)[0]
+    ring.note(2, len(whole) - 3 * RECORD.size)
+    for there in (len(whole) - 3 * RECORD.size, len(whole) - RECORD.size - 5, len(whole)):
+        file = tmp_path / "reads.trace"
+        file.write_bytes(whole[:there])
+        with file.open("ab") as opened:
+            reaper._write_newest(opened.fileno(), ring.descriptor())
+        assert file.read_bytes() == whole
+    file.write_bytes(b"")
+    with file.open("ab") as opened:
+        reaper._write_newest(opened.fileno(), ring.descriptor())
+    assert file.read_bytes() == b""
+
+
+def test_a_trace_whose_header_is_gone_is_recognised(tmp_path):
+    records = RECORD.pack(5, 6, 9, 0, 4096, 1, 2, 0, 0) * 3
+    for content in (records, records[:-7]):
+        with pytest.raises(ValueError, match="its header is gone"):
+            Trace.parse(content)
+    file = tmp_path / "reads.trace"
+    file.write_bytes(records)
+    line = [sys.executable, "-P", "-m", "hbf_fuse", "trace", "summary", str(file)]
+    said = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == 1 and "its header is gone" in said.stderr and said.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Two real users: what root does in a stranger's folder, and that honest users lose nothing by it."""
+"""Two real users: what root does in another user's folder, and that honest users lose nothing by it."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def ns():
 
 @pytest.fixture
 def theirs(ns):
-    """A stranger's folder, empty; relative to where commands begin."""
+    """An empty folder of another user, relative to the current directory of commands."""
     yield "theirs"
     ns.sh("find theirs mine -mindepth 1 -delete", uid=0)
 
@@ -30,7 +30,7 @@ def anything_in_roots_own_folder(ns):
     return ns.sh("find mine -mindepth 1", uid=0)
 
 
-# Root in a stranger's folder
+# Root in another user's folder
 
 
 @pytest.mark.parametrize("link", ["folder", "file"])
@@ -81,7 +81,7 @@ def test_root_serves_nothing_that_a_stranger_puts_in_place_of_the_source(ns, the
     try:
         assert ns.sh("cat rootmnt/model.gguf", uid=STRANGER) == "theirs\n"
         ns.sh(f"mv {theirs}/served {theirs}/away; ln -s {ns.work}/mine {theirs}/served", uid=STRANGER)
-        # The folder that was mounted is held: what has its name by now does not matter.
+        # The mounted folder is held open: another folder with its name does not matter.
         assert ns.sh("cat rootmnt/model.gguf", uid=STRANGER) == "theirs\n"
         ns.sh(f"rm {theirs}/away/model.gguf", uid=STRANGER)
         ns.sh(f"ln -s {ns.work}/mine/model.gguf {theirs}/away/model.gguf", uid=STRANGER)
@@ -90,16 +90,16 @@ def test_root_serves_nothing_that_a_stranger_puts_in_place_of_the_source(ns, the
         assert ns.hbf("umount", "rootmnt", uid=0).returncode == 0
 
 
-# Nothing of whoever's environment is run as root
+# Root runs nothing from a user's environment
 
 
 def test_the_helper_of_the_example_runs_nothing_from_the_environment(ns, theirs):
-    """As `mount` calls it for an ordinary user: as root, with the user's environment and directory."""
+    """`mount` calls it like this for an ordinary user: as root, with the user's environment and directory."""
     wrapper = re.search(r"-I -m (hbf_fuse\.cli\.mount_helper)", EXAMPLE.read_text())
     for name in ("hbf_fuse/__init__.py", "json.py", "sitecustomize.py", "usercustomize.py"):
         code = f'open("{ns.work}/theirs/run", "w")'
         ns.sh(f"mkdir -p $(dirname theirs/{name}); echo '{code}' > theirs/{name}", uid=STRANGER)
-    # The packages lie in a place of the tests' own, which -I would leave out, too.
+    # The packages lie in a folder of the tests, which -I would ignore, too.
     code = f"import sys; sys.path += ['{ns.folder}', '{ns.folder}/site']; sys.argv[0] = 'mount.hbf'; "
     code += f"from {wrapper[1]} import main; main()"
     hostile = {
@@ -128,17 +128,17 @@ def test_the_helper_of_the_example_runs_nothing_from_the_environment(ns, theirs)
 # Honest users lose nothing
 
 
-def test_root_by_sudo_follows_the_links_of_who_called_it(ns, theirs):
+def test_root_by_sudo_follows_the_links_of_its_caller(ns, theirs):
     ns.sh("mkdir -p own/real; ln -sfn real own/link")
     said = ns.hbf("model", "make", "tiny", "-o", "own/link/x.gguf", uid=0, SUDO_UID=str(USER))
     assert said.returncode == 0, said.stderr
     assert ns.hbf("model", "info", "own/link/x.gguf", uid=0, SUDO_UID=str(USER)).returncode == 0
-    # Without sudo it is a stranger's link.
+    # Without sudo it is another user's link.
     said = ns.hbf("model", "make", "tiny", "-o", "own/link/y.gguf", uid=0)
     assert said.returncode == 1 and "another user's link" in said.stderr
 
 
-def test_root_by_sudo_reports_in_a_folder_of_who_called_it(ns):
+def test_root_by_sudo_writes_reports_into_a_folder_of_its_caller(ns):
     run = json.loads((DATA / "run-mmap.json").read_text())
     ns.sh(f"mkdir -p results/runs; cat > results/runs/{run['cell']['name']}.json <<'E'\n{json.dumps(run)}\nE")
     said = ns.hbf("report", "results", uid=0, SUDO_UID=str(USER))
@@ -148,7 +148,7 @@ def test_root_by_sudo_reports_in_a_folder_of_who_called_it(ns):
 
 def test_a_home_and_a_folder_for_temporary_files_may_lie_behind_links(ns):
     ns.sh("mkdir -p disk/home disk/tmp; ln -sfn disk/home home; ln -sfn disk/tmp tmp")
-    # It makes the model in the one, and finds the machine's floor in the other.
+    # It makes the model in one of them, and measures the machine's floor in the other.
     places = {"HOME": f"{ns.work}/home", "TMPDIR": f"{ns.work}/tmp"}
     said = ns.hbf("mount", "--mbps", 500, "home/mnt", **places)
     assert said.returncode == 1 and "does not exist" in said.stderr

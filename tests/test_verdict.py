@@ -1,4 +1,4 @@
-"""Nothing silently wrong: what a mount says of itself."""
+"""Verdicts: a mount never reports a wrong figure silently."""
 
 import mmap
 import os
@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -25,14 +26,12 @@ from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.idle import Idle
 from hbf_fuse.pacing.pacer import Pacer
-from hbf_fuse.runs.run import Decoding, Staging
+from hbf_fuse.runs.metrics import Decoding, Staging
 from hbf_fuse.sweep import decode
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import AGREES, OFF, UNSURE, Evidence, rules, words
 
-# Reads come on the real clock, and a verdict is about just that.
-pytestmark = pytest.mark.timing
-
+# Reads come in real time, and a verdict judges exactly that.
 GB = 1_000_000_000
 READER, SERVER = 101, 102
 
@@ -57,7 +56,7 @@ def test_error_and_bound_count_together():
     assert told.verdict == OFF and "cpu-contention" in told.reasons
 
 
-def test_while_the_link_is_busy_nothing_that_happens_to_readers_counts():
+def test_while_the_link_is_busy_delays_of_readers_do_not_count():
     disturbed = {"contention_seconds": 0.9, "memory_seconds": 0.9, "late_seconds": 0.9, "floor_seconds": 0.9}
     for more in ({}, {"floor_known": False}, {"replies_seen": False}, {"nameless": 3}):
         assert judge(TierSpec(1000), pause_seconds=0.002, **disturbed, **more).verdict == AGREES
@@ -84,23 +83,23 @@ def test_while_the_link_is_busy_nothing_that_happens_to_readers_counts():
         ({"uncounted_bytes": GB // 50}, "parts-of-pages"),
     ],
 )
-def test_each_doubt_has_its_code_and_words(known, code):
+def test_each_reason_has_its_code_and_words(known, code):
     told = judge(TierSpec(1000), pause_seconds=0.5, **known)
     assert told.verdict == UNSURE and told.reasons == (code,)
     assert words.of(code) != code and told.why == words.of(code)
 
 
-def test_a_machine_that_says_nothing_is_believed_while_a_core_is_idle():
+def test_without_run_queue_figures_a_verdict_holds_while_a_core_is_idle():
     assert judge(TierSpec(1000), pause_seconds=0.5, contention_seconds=None, idle_cores=0.5).verdict == AGREES
 
 
-def test_codes_of_other_versions_stand_for_themselves():
+def test_codes_of_other_versions_are_shown_as_they_are():
     assert words.sentence(["tier-changed", "no-such-code"]).endswith("; no-such-code")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="another PID namespace needs root")
-def test_readers_that_cannot_be_told_apart_make_a_figure_invalid(tmp_path, noise):
-    """A server in a container, its readers outside: FUSE gives it 0 for their thread ids."""
+def test_readers_that_cannot_be_distinguished_make_a_figure_invalid(tmp_path, noise):
+    """The server is in a container, its readers are outside: FUSE gives it 0 for their thread ids."""
     source, point = noise(4 << 20), tmp_path / "mnt"
     point.mkdir()
     hbf = [sys.executable, "-m", "hbf_fuse"]
@@ -111,7 +110,7 @@ def test_readers_that_cannot_be_told_apart_make_a_figure_invalid(tmp_path, noise
             while not (point / "model.gguf").exists():
                 assert server.poll() is None and time.monotonic() < give_up
                 time.sleep(0.05)
-            time.sleep(1)  # It measures its floor first, and begins to count then.
+            time.sleep(1)  # It first measures its floor, then begins to count.
             assert (point / "model.gguf").read_bytes() == source.read_bytes()
             (file,) = client.read_hidden(point, "stats.json")["files"].values()
             assert file["staging"]["evidence"]["nameless"] > 0
@@ -120,7 +119,7 @@ def test_readers_that_cannot_be_told_apart_make_a_figure_invalid(tmp_path, noise
             server.kill()
 
 
-def test_what_is_off_names_the_source_first():
+def test_an_off_verdict_names_the_source_first():
     assert judge(TierSpec(1000), 1.1, sending_ns_per_mib=5_000_000).reasons == ("source-slow",)
     assert judge(TierSpec(1000), 1.1).reasons == ("late-replies",)
 
@@ -142,12 +141,11 @@ def test_a_reader_that_pauses_is_correct_and_says_so():
     assert sum(told.shares.values()) == pytest.approx(1)
 
 
-def test_more_than_the_link_is_never_believed():
+def test_a_rate_above_the_link_is_never_believed():
     told = judge(TierSpec(1000), 0.985, 0.985)
     assert told.verdict == OFF and told.reasons == ("too-fast",)
 
 
-@pytest.mark.timing
 def test_a_window_bound_walk_on_a_real_mount_is_reported_as_correct(mount, noise):
     path = mount(noise(48 << 20), mbps=800, lat=20)
     with (
@@ -169,12 +167,20 @@ def cache(tmp_path, monkeypatch):
 
 
 def an_envelope(**changes):
-    cell = {"engine": "kernel", "mbps": 1000, "valid": True}
-    facts = {**machine.facts(), **changes}
-    return {"machine": facts, "engines": {"kernel": {"ceiling_mbps": 3000}}, "cells": [cell]}
+    figures = dict.fromkeys(envelope.EnvelopeCell.__annotations__, 1)
+    cell = {**figures, "engine": "kernel", "mbps": 1000, "valid": True, "error_pct_runs": [], "reasons": []}
+    engine = {**dict.fromkeys(envelope.EngineFacts.__annotations__, 1), "ceiling_mbps": 3000}
+    return {
+        "machine": {**machine.facts(), **changes},
+        "measured": machine.now(),
+        "complete": True,
+        "runs": 1,
+        "engines": {"kernel": engine},
+        "cells": [cell],
+    }
 
 
-def test_a_tier_outside_the_envelope_is_doubted(cache):
+def test_a_tier_outside_the_envelope_gets_a_warning(cache):
     envelope.store(an_envelope(), envelope.path())
     known, ignored = envelope.load()
     assert not ignored
@@ -185,37 +191,39 @@ def test_a_tier_outside_the_envelope_is_doubted(cache):
 
 
 @pytest.mark.parametrize("change", [{"kernel": "2.4"}, {"hbf_fuse": "0.0"}, {"memory_bytes": 1}])
-def test_an_envelope_of_another_machine_or_version_is_ignored_with_a_word(cache, change):
+def test_an_envelope_of_another_machine_or_version_is_ignored_with_a_message(cache, change):
     envelope.store(an_envelope(**change), envelope.path())
     known, ignored = envelope.load()
     assert known is None
-    assert "ignoring" in ignored
+    assert "ignoring" in str(ignored)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"machine": 3, "engines": 1, "cells": 2}'])
-def test_a_damaged_envelope_is_ignored_with_a_word(cache, text):
+def test_a_damaged_envelope_is_ignored_with_a_message(cache, text):
     envelope.path().parent.mkdir(parents=True)
     envelope.path().write_text(text)
     known, ignored = envelope.load()
     assert known is None
-    assert "damaged" in ignored
+    assert "damaged" in str(ignored)
 
 
 def test_an_envelope_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(HbfError):
-        envelope.store({}, tmp_path / "file" / "envelope.json")
+        envelope.store(cast(envelope.Envelope, {}), tmp_path / "file" / "envelope.json")
 
 
-def test_more_lateness_than_the_tier_takes_time_is_no_agreement():
-    """Lateness that is not given back is summed over readers: four can be late by more than all time."""
+def test_more_lateness_than_tier_time_does_not_agree():
+    """Lateness that is not given back is summed over readers: four readers can be late by more than the whole
+    time.
+    """
     told = judge(TierSpec(100), 13.4, -4.6, forgiven_seconds=18.0)
     assert told.verdict == UNSURE and told.model_mbps is None and told.reasons == ("late-replies",)
-    # What lies in DRAM takes no time of the tier's at all.
+    # Data in DRAM takes no tier time.
     assert judge(TierSpec(100), 3.4, -0.001, timed=False).valid
 
 
-def test_a_server_that_was_suspended_marks_what_many_readers_read(mount, noise):
+def test_a_suspended_server_makes_the_figures_of_many_readers_invalid(mount, noise):
     point = mount(noise(24 << 20), mbps=100, lat=1)
     server = client.read_hidden(point, "spec.json")["pid"]
     reader = (
@@ -236,20 +244,21 @@ def test_a_server_that_was_suspended_marks_what_many_readers_read(mount, noise):
     )
 
 
-def test_what_happens_before_and_after_a_files_first_pass_is_not_held_against_it():
+def test_events_before_and_after_a_files_first_pass_do_not_count():
+    # Without servers: the threads of this process may wait for a CPU.
     counters, credit, idle = Counters(), Credit(), Idle()
     coverage = Coverage([4096, 8192], counters, credit, idle)
     counters.unseen_ns, counters.stops, credit.forgiven_ns = 1, 1, GB
     for part in range(2):
         arrival = 20 * GB + part * 1_000_000
         coverage.begin(1, arrival, arrival, 0, 0)
-        coverage.look()
+        coverage.look([])
         coverage.add(1, part * 4096, 4096, arrival + 800_000, arrival + 800_100, 800_100, 8000)
-    coverage.look()
+    coverage.look([])
     counters.unseen_ns, counters.stops, credit.forgiven_ns = 2, 2, 2 * GB
     coverage.begin(1, 29 * GB, 29 * GB, 0, 0)
     coverage.add(1, 0, 4096, 29 * GB, 29 * GB + 1, 1, 1)
-    coverage.look()
+    coverage.look([])
     reads = coverage.first_pass(1)
     assert reads.contention_seconds == 0
     assert reads.unseen_seconds == reads.stops == reads.forgiven_seconds == 0
@@ -258,8 +267,8 @@ def test_what_happens_before_and_after_a_files_first_pass_is_not_held_against_it
     assert coverage.begun() == [1]
 
 
-def test_waits_for_a_cpu_count_beyond_what_is_reckoned_with(monkeypatch):
-    """Of readers and servers, less the floor and what threads that waited for a deadline were late by."""
+def test_run_queue_delay_counts_beyond_the_compensated_part(monkeypatch):
+    """Of readers and servers, less the floor and less the lateness of threads that waited for a deadline."""
     counters, credit, idle = Counters(), Credit(), Idle()
     coverage = Coverage([4096], counters, credit, idle)
     starved = {READER: 0, SERVER: 0}
@@ -274,14 +283,14 @@ def test_waits_for_a_cpu_count_beyond_what_is_reckoned_with(monkeypatch):
     assert coverage.first_pass(0).contention_seconds == pytest.approx(0.006)
 
 
-def test_a_thread_number_that_no_kernel_gives_is_nobodys():
+def test_an_impossible_thread_id_is_ignored():
     assert Starved().ns([1 << 31, (1 << 32) - 1]) == 0
 
 
 @pytest.mark.parametrize(
     ("late_ms", "seen_ms", "unseen_ms"),
     [
-        (5, [], 0),  # no later than a busy machine makes it
+        (5, [], 0),  # not later than a busy machine makes it
         (30, [], 30),
         (30, [20], 0),  # a read was seen meanwhile: only this thread was kept waiting
         (30, [29], 30),  # just now: it may have waited, too
@@ -290,7 +299,7 @@ def test_a_thread_number_that_no_kernel_gives_is_nobodys():
         (30, range(-5, 12), 0),
     ],
 )
-def test_a_beat_that_comes_late_tells_that_the_server_stood_still(late_ms, seen_ms, unseen_ms):
+def test_a_late_heartbeat_means_that_the_server_was_stopped(late_ms, seen_ms, unseen_ms):
     pacer = Pacer({"hbf": TierSpec(100)}, [(1, 4096)], {})
     assert pacer.next_beat(GB // 2) == GB // 2 + 5_000_000
     assert pacer.next_beat(3 * GB) == 3 * GB + 100_000_000
@@ -300,7 +309,7 @@ def test_a_beat_that_comes_late_tells_that_the_server_stood_still(late_ms, seen_
     assert pacer.counters.unseen_ns == unseen_ms * 1_000_000
 
 
-def test_a_floor_that_could_not_be_measured_is_told(tmp_path, monkeypatch, noise):
+def test_an_unknown_floor_is_reported(tmp_path, monkeypatch, noise):
     def too_busy(*_, **__):
         raise floor._TooBusy
 
@@ -313,7 +322,7 @@ def test_a_floor_that_could_not_be_measured_is_told(tmp_path, monkeypatch, noise
     config = MountConfig(source, tmp_path / "mnt", TierSpec(1000))
     with server.mounted_here(fs, config, told.append, Floor(known=False)):
         assert len(told) == 1 and "too busy" in told[0]
-    assert not fs.stats_document()["floor"]["known"]
+    assert not fs.hidden.stats_document()["floor"]["known"]
     assert judge(TierSpec(), 1.0, 0.0, timed=False, floor_known=False).valid
 
 
@@ -322,7 +331,7 @@ def staging_of(point):
     return file
 
 
-def test_parts_of_pages_are_no_arrival_and_the_last_page_has_its_own_size(mount, noise):
+def test_parts_of_pages_do_not_arrive_and_the_last_page_has_its_own_size(mount, noise):
     point = mount(noise((8 << 20) + 100), lat=20)
     buffer = mmap.mmap(-1, 4096)
     fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
@@ -338,7 +347,7 @@ def test_parts_of_pages_are_no_arrival_and_the_last_page_has_its_own_size(mount,
 
 
 def test_reads_that_begin_within_pages_are_not_believed(mount, noise):
-    """A page of two replies is counted by neither, and the time of both is."""
+    """A page that two replies share counts for neither, but the time of both counts."""
     point = mount(noise(2 << 20), mbps=10)
     buffer = mmap.mmap(-1, 10_000)
     fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
@@ -351,8 +360,8 @@ def test_reads_that_begin_within_pages_are_not_believed(mount, noise):
     assert not staging["valid"] and "parts-of-pages" in staging["reasons"]
 
 
-def test_a_server_that_stood_still_between_reads_is_told(mount, tmp_path):
-    """The read that came meanwhile was not seen to wait. What is read a second after that is not spoilt."""
+def test_a_server_that_was_stopped_between_reads_is_reported(mount, tmp_path):
+    """A read that came meanwhile was not seen waiting. Reads a second later are not affected."""
     folder = tmp_path / "models"
     folder.mkdir()
     for name in ("a.gguf", "b.gguf"):
@@ -381,8 +390,8 @@ def test_a_server_that_stood_still_between_reads_is_told(mount, tmp_path):
 @pytest.mark.skipif(
     not os.access("/sys/fs/cgroup/freezer", os.W_OK), reason="no freezer (cgroup v1) to write to"
 )
-def test_a_server_that_was_frozen_is_told(mount, noise):
-    """No signal tells it. What came meanwhile looks as if its reader had paused."""
+def test_a_frozen_server_is_reported(mount, noise):
+    """No signal reports it. Reads that came meanwhile look as if their reader had paused."""
     point = mount(noise(8 << 20), mbps=40)
     server = client.read_hidden(point, "spec.json")["pid"]
     root = Path("/sys/fs/cgroup/freezer")
@@ -408,8 +417,8 @@ def test_a_server_that_was_frozen_is_told(mount, noise):
     assert staging["evidence"]["unseen_seconds"] > 0.2
 
 
-def test_the_model_of_a_single_read_is_the_latency_that_was_asked_for(mount, noise):
-    """Also where the machine's floor is taken off: it lies before the arrival that the server sees."""
+def test_the_model_of_a_single_read_is_the_requested_latency(mount, noise):
+    """Also if the machine's floor is subtracted: it lies before the arrival that the server sees."""
     point = mount(noise(1 << 20), lat=20)
     fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
     try:
@@ -421,7 +430,7 @@ def test_the_model_of_a_single_read_is_the_latency_that_was_asked_for(mount, noi
     assert staging["model_mbps"] == pytest.approx((1 << 20) / 0.020 / 1e6, rel=0.002)
 
 
-def test_what_a_thread_waited_for_a_cpu_before_is_not_a_readers_time(mount, noise):
+def test_earlier_run_queue_delay_of_a_thread_is_not_a_readers_time(mount, noise):
     point = mount(noise(1 << 20), lat=20)
     buffer = mmap.mmap(-1, 4096)
     fd = os.open(point / "model.gguf", os.O_RDONLY | os.O_DIRECT)
@@ -437,12 +446,12 @@ def test_what_a_thread_waited_for_a_cpu_before_is_not_a_readers_time(mount, nois
 
 
 def served(fs, name, size, late_s=0.0, reader=1):
-    """Read a file whole, as an engine does. late_s: by how much the reply comes too late. Its verdict."""
+    """Read a whole file as an engine does. late_s: lateness of the reply. Returns its verdict."""
     handle = fs.open(fs.lookup(1, name.encode()).ino, os.O_RDONLY)
     read = fs.read(fs.opened(handle), 0, size, reader, time.monotonic_ns(), direct=True)
-    read.serve(fs.pacer, lambda: time.sleep(late_s))
+    read.serve(fs.served.pacer, lambda: time.sleep(late_s))
     fs.release(handle)
-    return fs.stats_document()["files"][name]["staging"]
+    return fs.hidden.stats_document()["files"][name]["staging"]
 
 
 @pytest.fixture
@@ -456,29 +465,28 @@ def two_files(tmp_path):
 
 def test_a_files_first_read_may_have_waited_for_a_thread(two_files):
     fs = Filesystem(two_files, TierSpec(latency_ms=20))
-    counters = fs.pacer.counters
+    counters = fs.served.pacer.counters
     counters.unseen_ns, counters.blind_ns = GB, time.monotonic_ns()
     assert {"unseen-reads", "source-slow"} & set(served(fs, "a.gguf", 1 << 20)["reasons"])
     counters.blind_ns -= 2 * GB
     assert "unseen-reads" not in served(fs, "b.gguf", 1 << 20)["reasons"]
 
 
-@pytest.mark.timing
 def test_an_abandoned_read_is_not_a_files_first(two_files):
     fs = Filesystem(two_files, TierSpec(latency_ms=1))
-    place = fs.place(fs.lookup(1, b"a.gguf"))
-    fs.pacer.admit(place, 0, 4096, 1, True, time.monotonic_ns())
-    fs.pacer.abandon(place, 4096, 1, True, False)
+    place = fs.served.place(fs.lookup(1, b"a.gguf"))
+    fs.served.pacer.admit(place, 0, 4096, 1, True, time.monotonic_ns())
+    fs.served.pacer.abandon(place, 4096, 1, True, False)
     time.sleep(0.3)
     assert served(fs, "a.gguf", 1 << 20)["seconds"] < 0.3
 
 
-def test_what_a_reader_is_owed_for_one_file_makes_no_other_one_fast(two_files):
+def test_credit_from_one_file_makes_no_other_file_fast(two_files):
     fs = Filesystem(two_files, TierSpec(100, 5))
     served(fs, "a.gguf", 1 << 20, late_s=0.5)
     staging = served(fs, "b.gguf", 1 << 20)
     assert staging["seconds"] > 0.4
-    # On a busy machine the reply itself may be slow, which is named first.
+    # On a busy machine the reply itself may be slow. Then that is named first.
     assert not staging["valid"] and {"first-read-owed", "source-slow"} & set(staging["reasons"])
 
 
@@ -488,18 +496,18 @@ def test_a_file_that_comes_in_one_read_is_not_taken_for_a_busy_machine(two_files
     assert "cpu-contention" not in staging["reasons"]
 
 
-def test_a_tier_that_holds_some_of_the_tensors_is_held_against_its_model_too():
+def test_a_tier_with_some_of_the_tensors_is_compared_with_its_model_too():
     specs = [TierSpec(), TierSpec(100, 1)]
     told = rules.judge(specs, Evidence(GB, 10.0, 1.0))
     assert told.verdict == OFF and told.model_mbps == 1000
-    # From the slowest tier comes what the tolerance is of.
+    # The slowest tier determines the tolerance.
     close = Evidence(GB, 1.02, 1.0)
     assert rules.judge(specs, close).verdict == OFF
     assert rules.judge(specs[:1], close).valid
 
 
 def idle_of(*events):
-    """Of arrivals (began, owed) with what the tier makes of each (carried, due, late)."""
+    """Idle time after arrivals (began, owed), each with the tier's answer (carried, due, late)."""
     idle = Idle()
     for (began, owed), (carried, due, late) in events:
         idle.ended(began, owed, 50)
@@ -508,18 +516,18 @@ def idle_of(*events):
     return idle.window_ns, idle.pause_ns, idle.floor_ns, idle.late_ns
 
 
-def test_idle_time_is_told_apart_into_latency_and_pauses():
+def test_idle_time_is_split_into_latency_and_pauses():
     assert idle_of(((1000, 0), (2000, 2500, 0)), ((3000, 0), (4000, 4500, 0))) == (500, 500, 50, 0)
-    # A link that is busy all the time has none, however late the replies are.
+    # A link that is busy all the time has no idle time, however late the replies are.
     assert idle_of(((1000, 0), (2000, 2500, 900)), ((1900, 0), (3000, 3500, 900))) == (0, 0, 0, 0)
-    # Lateness that is reckoned with is nobody's doubt, another reader's is.
+    # Compensated lateness causes no uncertainty; another reader's lateness does.
     assert idle_of(((1000, 0), (2000, 2000, 300)), ((3000, 300), (4000, 4000, 0)))[3] == 0
     assert idle_of(((1000, 0), (2000, 2000, 300)), ((3000, 0), (4000, 4000, 0)))[3] == 300
     # Never more than the idle time itself.
     assert idle_of(((1000, 0), (2000, 2000, 300)), ((2070, 0), (4000, 4000, 0)))[2:] == (50, 20)
 
 
-def test_where_nothing_can_be_mounted_the_floor_is_unknown(monkeypatch, tmp_path):
+def test_if_nothing_can_be_mounted_the_floor_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setattr(mounting, "DEVICE", str(tmp_path / "none"))
     assert not floor.measure("kernel").known
 
@@ -528,7 +536,7 @@ def test_a_mountpoint_within_its_source_is_not_read_through(tmp_path):
     source = tmp_path / "models"
     point = source / "inside"
     point.mkdir(parents=True)
-    # Not model.gguf: a GGUF of that name is looked for, and the mount comes before this one.
+    # The name is not model.gguf: a GGUF of that name would be looked for, and found before this one.
     (source / "z.gguf").write_bytes(b"GGUF" + os.urandom(1 << 20))
     hbf = [sys.executable, "-m", "hbf_fuse"]
     subprocess.run([*hbf, "mount", "--lat", "200", str(source), str(point)], check=True, timeout=30)

@@ -67,6 +67,17 @@ def test_one_replay_can_be_made_on_several_tiers():
         assert flat.on(Tier(spec)) == replay(requests, Tier(spec))
 
 
+def test_each_read_goes_to_the_tier_in_its_place():
+    requests = [Request(((place - 1, 0),), place * MIB, MIB, place % 2) for place in range(4)]
+    fast, slow = TierSpec(1000), TierSpec(100, 1)
+    expected = [1_048_576, 12_534_336, 13_582_912, 25_068_672]
+    assert Replay(requests).on(Tier(fast), Tier(slow)) == expected
+    with pytest.raises(IndexError, match="tier 1; there are 1"):
+        Replay(requests).on(Tier(fast))
+    with pytest.raises(IndexError, match="below 0"):
+        Replay([Request(((START, 0),), 0, MIB, -1)])
+
+
 def recorded(spec, think_ns, count=200, windows=1):
     """A trace of a thread that asks for `windows` reads at once, waits for the last, and thinks."""
     tier, now, found = Tier(spec), 1_000_000, []
@@ -140,6 +151,49 @@ def test_windows_are_told_from_pauses_and_not_guessed():
     scattered = [read._replace(offset=read.offset * 7919 % 2003 * MIB) for read in told]
     assert readahead.windows(scattered, range(len(scattered))) == []
     assert readahead.windows([], []) == []
+
+
+@pytest.mark.parametrize("using_ns", [0, 500_000, 40_000_000])
+def test_two_windows_on_their_way_together_are_not_taken_for_one(using_ns):
+    """With more latency than a window takes to carry, the pause after both is the longer one."""
+    reads = read_ahead(TierSpec(2000, 20), using_ns)
+    (run,) = readahead.windows(reads, range(len(reads)))
+    assert [len(window) for window in run] == [8] * 150
+
+
+def in_pieces(spec, depth, runs=60):
+    """A trace of a reader with `depth` reads in flight that walks through stretches in pieces of any size and
+    computes for times of chance: there are no windows.
+    """
+    draw, tier, done = random.Random(depth), Tier(spec), [1_000_000] * depth
+    found: list[Read] = []
+    for _ in range(runs):
+        offset = draw.randrange(1 << 20) * MIB
+        for _ in range(draw.randrange(5, 40)):
+            arrival = max(done[-depth], found[-1].arrival_ns if found else 0) + draw.randrange(60_000)
+            nbytes = draw.randrange(1, 16) * 4096
+            done.append(tier.reserve(arrival, offset, nbytes))
+            found.append(Read(arrival, done[-1], done[-1], offset, nbytes, 7, 2, 0))
+            offset += nbytes
+    return found
+
+
+@pytest.mark.parametrize("spec", [TierSpec(400, 5), TierSpec(800, 0.2), TierSpec(400)], ids=str)
+@pytest.mark.parametrize("depth", [1, 2, 3, 6, 12])
+def test_windows_that_chance_would_show_are_not_believed(spec, depth):
+    """What they would wait for, the recording did not: on its own tier a trace takes as long as it took."""
+    reads = in_pieces(spec, depth)
+    found = chains.elsewhere(reads, [], spec)
+    assert found["readahead_share"] < 0.05
+    assert found["stage_seconds"] == pytest.approx(found["recorded_stage_seconds"], rel=0.01)
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_runs_of_a_few_requests_show_no_windows(count):
+    """Also where there is a pause before most."""
+    arrivals = [place * 1000 + max(0, place - 2) * 100_000 for place in range(count)]
+    reads = [Read(at, at + 1, at + 1, place * MIB, MIB, 7, 2, 0) for place, at in enumerate(arrivals)]
+    assert readahead.windows(reads, range(count)) == []
 
 
 def test_windows_are_told_in_every_token_where_requests_overtake_each_other():

@@ -1,6 +1,6 @@
 """The project under stock Debian kernels with cgroup v2, booted in QEMU: only with --vm.
 
-What is checked inside the guests is in tools/vm/guest/checks.py.
+The checks inside the guests are in tools/vm/guest/checks.py.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What mkdocs.yml cannot say: pages of the top folder are part of the site, too."""
+"""Hooks for mkdocs: pages of the top folder are part of the site, too. mkdocs.yml cannot express this."""
 
 import re
 from pathlib import Path
@@ -18,6 +18,6 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links between the two folders, as the site has both in one, with docs/README.md as its front page."""
+    """Adapt links between the two folders: the site has both in one. Its front page is docs/README.md."""
     within = re.sub(r"\]\((?:\.\./|docs/)([\w.-]+\.md(?:#[\w-]+)?)\)", r"](\1)", markdown)
     return within.replace("The front page is the [README](README.md) in the folder above.", "")

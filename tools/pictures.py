@@ -1,4 +1,4 @@
-"""Draws the two pictures of the front page from what the commands really show.
+"""Makes the two pictures of the front page from the real output of commands.
 
 docs/report.png: the top of a results folder's report.html, as Chromium shows it.
 docs/top.svg: `hbf top` of a mount whose model is being read.
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 HBF = [sys.executable, "-P", "-m", "hbf_fuse"]
 WIDTH, HEIGHT = 1100, 930
-"""Of the report's picture, in pixels."""
+"""Size of the report's picture, in pixels."""
 
 COLUMNS = 72
 MOST_BYTES = 200_000
@@ -47,7 +47,7 @@ _SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:
 </g>
 </svg>
 """  # noqa: E501
-"""rich's own form asks a server for a font."""
+"""rich's own template loads a font from a server."""
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def report(page: Path, picture: Path) -> None:
-    """The top of a report, with few colours: it has few."""
+    """Draw the top of a report. A report has few colours, so the picture has, too."""
     from playwright import sync_api
 
     found = shutil.which("chromium") or shutil.which("google-chrome")
@@ -81,7 +81,7 @@ def report(page: Path, picture: Path) -> None:
 
 
 def top(model: Path) -> str:
-    """What `hbf top` prints of a mount while a program reads it."""
+    """The output of `hbf top` for a mount while a program reads it."""
     with tempfile.TemporaryDirectory(prefix="hbf-pictures-") as name:
         point = Path(name) / "hbf"
         point.mkdir()
@@ -99,7 +99,7 @@ def top(model: Path) -> str:
             subprocess.run([*HBF, "umount", "--force", str(point)], check=True)
         last = _without_orders(shown.stdout)
         last = last[last.rindex(str(point)) :]
-        # Where somebody's mounts usually are.
+        # The usual path of a mount.
         return last.replace(str(point), "/mnt/hbf")
 
 
@@ -112,7 +112,7 @@ def terminal(shown: str) -> str:
 
 
 def _without_orders(shown: str) -> str:
-    """A terminal's text and its colours, without what moves the cursor."""
+    """A terminal's text and colours, without cursor movements."""
     return re.sub(r"\x1b\[[\d?]*[A-Zhl]", "", shown).replace("\r", "")
 
 

@@ -1,1 +1,1 @@
-"""What this machine can emulate, measured once."""
+"""Measures once what this machine can emulate."""

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hbf_fuse.cli.common import Json, print_json, progress_of, tell
+from hbf_fuse.cli.options import checked_engine
+from hbf_fuse.cli.paths import found
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import Folder
 
@@ -23,30 +25,48 @@ def calibrate(
     full: Annotated[
         bool, typer.Option("--full", help="The whole grid, both engines, 5 runs (about 15 minutes).")
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            "--engine",
+            metavar="NAME",
+            help="Only this one: kernel, fusepy or memory. \\[default: kernel; with --full, fusepy, too]",
+        ),
+    ] = None,
     runs: Annotated[int | None, typer.Option("--runs", help="Runs of each point.", min=1)] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="Where to store the envelope. \\[default: ~/.cache/hbf/envelope.json]"
+            "-o",
+            "--output",
+            help="Where to store the envelope. \\[default: ~/.cache/hbf/envelope.json]",
+            parser=found,
         ),
     ] = None,
     markdown: Annotated[
-        Path | None, typer.Option("--markdown", help="Also write every cell as Markdown tables.")
+        Path | None,
+        typer.Option("--markdown", help="Also write every cell as Markdown tables.", parser=found),
     ] = None,
-    svg: Annotated[Path | None, typer.Option("--svg", help="Also write the heat map as SVG.")] = None,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="Also write the heat map as SVG.", parser=found)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure achieved against model over a grid of tiers: this machine's envelope.
 
     Example: [bold]hbf calibrate --full --markdown accuracy.md[/bold]
 
+    Results of engines that are not measured now are kept.
+
     Ctrl-C keeps what was measured so far.
     """
-    from hbf_fuse.calibrate import calibration, envelope
+    from hbf_fuse.calibrate import envelope
+    from hbf_fuse.calibrate import plan as plans
+    from hbf_fuse.calibrate.calibration import Calibration
     from hbf_fuse.documents import write_whole
     from hbf_fuse.report import accuracy
 
-    plan = calibration.FULL if full else calibration.QUICK
+    plan = plans.named(checked_engine(engine) if engine else None, full)
     plan = replace(plan, runs=runs or plan.runs)
     target = output.absolute() if output else envelope.path()
     # Before a quarter of an hour is spent.
@@ -59,10 +79,10 @@ def calibrate(
         open(os.memfd_create("noise"), "wb") as noise,
     ):
         block = random.Random(1).randbytes(1 << 24)  # noqa: S311 - data, not a secret
-        for _ in range(calibration.SOURCE_BYTES // len(block)):
+        for _ in range(plans.SOURCE_BYTES // len(block)):
             noise.write(block)
         source = Path(f"/proc/self/fd/{noise.fileno()}")
-        measured = calibration.Calibration(plan, source, Path(folder).resolve(), tell)
+        measured = Calibration(plan, source, Path(folder).resolve(), tell)
         # Ctrl-C keeps what there is.
         try:
             with suppress(KeyboardInterrupt), progress_of("calibrating", measured.steps) as advance:
@@ -71,9 +91,9 @@ def calibrate(
         finally:
             document = measured.document()
             if document["cells"]:
-                envelope.store(document, target)
+                envelope.store(envelope.merged(document, target), target)
     if not document["cells"]:
-        raise HbfError("interrupted before anything was measured; nothing is stored")
+        raise HbfError("interrupted before anything was measured", "nothing is stored")
     if not document["complete"]:
         tell("interrupted: what was measured so far is kept")
     if markdown:
@@ -104,5 +124,5 @@ def _svg(maps: list[Table]) -> str:
 
 def _check_writable(folder: Path) -> None:
     if not folder.is_dir():
-        raise HbfError(f"{folder} is no directory; make it with `mkdir -p`")
+        raise HbfError(f"{folder} is no directory", "make it with `mkdir -p`")
     Folder.at(folder).check_writable()

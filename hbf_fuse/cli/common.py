@@ -20,7 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from hbf_fuse.errors import HbfError, in_one_line
+from hbf_fuse import signals, streams
+from hbf_fuse.errors import HbfError, of_defect, of_system
 from hbf_fuse.folder import Folder
 
 MAX_MESSAGE = 2000
@@ -29,7 +30,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 def tell(message: str) -> None:
     """A remark for the person, a line on stderr."""
-    print(f"hbf: {printable(message)}", file=sys.stderr, flush=True)
+    streams.say(f"hbf: {printable(message)}")
 
 
 def printable(text: str) -> str:
@@ -91,7 +92,7 @@ def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
 
 
 def guarded(action: Callable[[], Any], failure: int = 1) -> None:
-    """Call, and turn errors that a person can mend into one line and exit code `failure`; Ctrl-C into 130.
+    """Call, and turn errors that a person can fix into one line and exit code `failure`; Ctrl-C into 130.
 
     Wrong usage ends with 2: typer does that itself.
     """
@@ -100,15 +101,27 @@ def guarded(action: Callable[[], Any], failure: int = 1) -> None:
         signal.signal(signal.SIGHUP, _terminated)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.sent_again_if_lost()
+    signals.watch()
     try:
-        action()
+        try:
+            action()
+        finally:
+            # Not when Python ends: that prints a traceback.
+            sys.stdout.flush()
     except (HbfError, ValueError) as error:
         fail(str(error), failure)
+    except BrokenPipeError:
+        sys.exit(failure)
     except OSError as error:
-        fail(in_one_line(error), failure)
+        fail(str(of_system(error)), failure)
     except KeyboardInterrupt:
-        print(file=sys.stderr)
+        streams.say("")
         sys.exit(130)
+    except Exception as error:
+        if os.environ.get("HBF_TRACEBACK"):
+            raise
+        fail(str(of_defect(error)), failure)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
@@ -123,12 +136,14 @@ def fail(message: str, code: int = 1) -> NoReturn:
     sys.exit(code)
 
 
-def single(command: Callable[..., None]) -> Callable[[], None]:
+def single(
+    command: Callable[..., None], kind: type[typer.core.TyperCommand] = typer.core.TyperCommand
+) -> Callable[[], None]:
     """An entry point that is one command, such as hbf-mount."""
 
     def main() -> None:
         app = new_app(completes=True)
-        app.command()(command)
+        app.command(cls=kind)(command)
         guarded(app)
 
     return main

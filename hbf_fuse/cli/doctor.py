@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hbf_fuse.cli.common import Json, print_json
+from hbf_fuse.cli.paths import found
 
 if TYPE_CHECKING:
     from hbf_fuse.doctor import Line
@@ -22,7 +23,10 @@ _MARKS = {"ok": "[green]ok[/green]", "warn": "[yellow]warn[/yellow]", "fail": "[
 
 def doctor(
     source: Annotated[
-        Path | None, typer.Argument(help="A model: also say whether where it lies is a good place.")
+        Path | None,
+        typer.Argument(
+            help="A model, as for hbf-mount: also say whether where it lies is a good place.", parser=found
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -51,8 +55,8 @@ def _show(lines: "list[Line]") -> None:
     table.add_column(overflow="fold")
     for line in lines:
         table.add_row(_MARKS[line.state], escape(line.name), escape(line.message))
-        if line.mend:
-            table.add_row("", "", f"[dim]fix:[/dim] [cyan]{escape(line.mend)}[/cyan]")
+        if line.remedy:
+            table.add_row("", "", f"[dim]fix:[/dim] [cyan]{escape(line.remedy)}[/cyan]")
     console = Console(highlight=False)
     console.print(table)
     count = Counter(line.state for line in lines)

@@ -1,27 +1,29 @@
 """`hbf-mount` and `hbf mount`."""
 
+import inspect
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hbf_fuse import compiled
 from hbf_fuse.cli.common import single, tell
 from hbf_fuse.cli.flatten import flattened
-from hbf_fuse.cli.options import EngineName, MemoryOptions, TierOptions, checked_engine, limits_of, named
+from hbf_fuse.cli.options import (
+    EngineName,
+    MemoryOptions,
+    Readahead,
+    TierOptions,
+    checked_engine,
+    checked_links,
+    limits_of,
+)
+from hbf_fuse.cli.paths import found, named
 from hbf_fuse.cli.profile import beyond_real_time
 from hbf_fuse.errors import HbfError
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier import TierSpec, expect
 
-Readahead = Annotated[
-    int | None,
-    typer.Option(
-        "--readahead",
-        help="Readahead of the mount in KiB (raising it needs root). \\[default: 4096, with --resident 1024]",
-        min=4,
-        max=1 << 20,
-    ),
-]
 Preload = Annotated[
     bool, typer.Option(help="Read the source into memory first, so that its disk cannot limit the tier.")
 ]
@@ -33,14 +35,15 @@ def mount(
         list[Path],
         typer.Argument(
             metavar="[SOURCE] MOUNTPOINT",
-            help="A GGUF or a directory of them, and an empty directory.",
+            help="A GGUF, a directory of them, hf:ORG/REPO:QUANT or ollama:NAME; and an empty directory.",
             parser=named,
         ),
     ],
     tier: TierOptions,
     memory: MemoryOptions,
     trace: Annotated[
-        Path | None, typer.Option("--trace", help="Write every read to this file; see `hbf trace`.")
+        Path | None,
+        typer.Option("--trace", help="Write every read to this file; see `hbf trace`.", parser=found),
     ] = None,
     metrics: Annotated[
         str | None,
@@ -70,8 +73,22 @@ def mount(
     allow_other: Annotated[
         bool, typer.Option("--allow-other", help="Let other users read the mount.")
     ] = False,
+    links: Annotated[
+        str,
+        typer.Option(
+            "--links",
+            help="Links in SOURCE that lead outside: tier serves their files, keep shows them as they are.",
+        ),
+    ] = "tier",
     foreground: Annotated[
         bool, typer.Option("-f", "--foreground", help="Stay, until Ctrl-C or umount.")
+    ] = False,
+    remount: Annotated[
+        bool,
+        typer.Option(
+            "--remount",
+            help="Change the tier of a live mount as `hbf set` does; other options wait for the next mount.",
+        ),
     ] = False,
 ) -> None:
     """Serve a model from an emulated tier; returns when the mount answers.
@@ -82,12 +99,17 @@ def mount(
     SOURCE defaults to $HBF_MODEL, then to `model` in ~/.config/hbf/config.toml, then to a small
     synthetic model that is made once.
     """
+    given = dict(locals())
+    from hbf_fuse.engine import MEMORY
     from hbf_fuse.models import choice
     from hbf_fuse.mount import daemon, mountpoint, server
     from hbf_fuse.units import parse_size
 
     if len(paths) > 2:
         raise typer.BadParameter("give at most a SOURCE and a MOUNTPOINT")
+    if remount:
+        _change(paths, tier, _not_of_the_tier(given))
+        return
     spec = tier.spec()
     limit = limits_of(io_max)
     _warn(spec, engine, io_max)
@@ -107,9 +129,13 @@ def mount(
         trace=trace.absolute() if trace else None,
         metrics=metrics,
         io_max_mbps=limit.io_mbps,
+        links=checked_links(links),
     )
     if target == config.source or target in config.source.parents:
-        raise HbfError(f"the source {config.source} lies under the mountpoint; mount somewhere else")
+        raise HbfError(f"the source {config.source} lies under the mountpoint", "mount somewhere else")
+
+    if engine == MEMORY and (each := expect.mapped_mbps(spec)):
+        tell(f"without readahead, a thread that reads through a mapping gets at most {each:.0f} MB/s")
 
     def ready(remark: str) -> None:
         slower = ", uncompiled and slower: `hbf doctor` says why" if compiled.why_not() else ""
@@ -123,12 +149,48 @@ def mount(
         ready(daemon.start(config, tell))
 
 
+def _change(paths: list[Path], tier: TierOptions, others: list[str]) -> None:
+    """Do to a live mount what `hbf set` does, given a whole line of options, as of fstab."""
+    from hbf_fuse.cli import set as change
+    from hbf_fuse.fs import control
+    from hbf_fuse.host import mountinfo
+    from hbf_fuse.models import choice
+    from hbf_fuse.mount import client
+    from hbf_fuse.mount import mountpoint as points
+
+    path = points.absolute(paths[-1])
+    served = client.read_spec(path)["source"]
+    source = str(paths[0]) if len(paths) == 2 else served
+    # What is served may be gone by now, and is no less served.
+    if source != served and (found := choice.file_of(paths[0])) != Path(served):
+        raise HbfError(f"{path} serves {served}, not {found}", f"`hbf-umount {path}`, then mount again")
+    if message := tier.given() if tier.profile is None else control.current(tier.spec()):
+        change.send(path, message)
+    if (mounted := mountinfo.find(path)) and "allow_other" in mounted.options:
+        others = [option for option in others if option != "--allow-other"]
+    if others:
+        tell(f"{path} keeps what it began with; for the next mount: {', '.join(others)}")
+
+
+def _not_of_the_tier(given: dict[str, Any]) -> list[str]:
+    """Options that differ from their defaults and that no live mount can take."""
+    found = [name for name, value in asdict(given["memory"]).items() if value is not None]
+    for name, parameter in inspect.signature(inspect.unwrap(mount)).parameters.items():
+        if name not in ("paths", "tier", "memory", "remount") and given[name] != parameter.default:
+            found.append(name if given[name] is not False else f"no-{name}")
+    return [f"--{name.replace('_', '-')}" for name in found]
+
+
 def _warn(tier: TierSpec, engine: str, io_max: float | None) -> None:
     """Say what may keep this machine from serving the tier within tolerance."""
     from hbf_fuse.calibrate import envelope
 
     known, ignored = envelope.load()
-    reasons = [beyond_real_time(tier), ignored, envelope.doubt(tier, known, engine) if known else ""]
+    reasons = [
+        beyond_real_time(tier, engine),
+        str(ignored or ""),
+        envelope.doubt(tier, known, engine) if known else "",
+    ]
     if io_max and tier.bandwidth_mbps and io_max < tier.bandwidth_mbps:
         reasons.append(f"--io-max {io_max:g} keeps the tier below its {tier.bandwidth_mbps:g} MB/s")
     for reason in filter(None, reasons):

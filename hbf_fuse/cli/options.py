@@ -1,5 +1,6 @@
 """Options that several commands share, and what they describe."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +9,7 @@ import typer
 
 from hbf_fuse import documents
 from hbf_fuse.cli.common import tell
+from hbf_fuse.cli.paths import found
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec, profiles
 from hbf_fuse.tier.spec import NAMES
@@ -28,9 +30,11 @@ def _tier(help_text: str, *names: str) -> typer.models.OptionInfo:
     return option
 
 
-def _memory(help_text: str, *names: str) -> typer.models.OptionInfo:
+def _memory(
+    help_text: str, *names: str, parser: Callable[[str], Path] | None = None
+) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
-        *names, help=help_text, rich_help_panel="Emulated DRAM", show_default=False
+        *names, help=help_text, rich_help_panel="Emulated DRAM", show_default=False, parser=parser
     )
     return option
 
@@ -52,16 +56,25 @@ Place = Annotated[
 Tiers = Annotated[
     Path | None,
     _memory(
-        "TOML: a table [NAME] for each tier that --place names, with TierSpec's keys or `profile`.", "--tiers"
+        "TOML: a table [NAME] for each tier that --place names, with TierSpec's keys or `profile`.",
+        "--tiers",
+        parser=found,
     ),
 ]
-EngineName = Annotated[str, typer.Option("--engine", help="How to speak to the kernel: kernel or fusepy.")]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="How reads come from the kernel: kernel or fusepy; memory: mappings at the speed of memory, see "
+        "`hbf exec`.",
+    ),
+]
 
 
 class _Given:
     def given(self) -> dict[str, Any]:
         """What was given of a tier, by the names in tier.spec.NAMES."""
-        values = {name: getattr(self, name) for name in NAMES}
+        values = {name: getattr(self, name, None) for name in NAMES}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -102,6 +115,18 @@ class _Detail:
 
 
 @dataclass(frozen=True)
+class _Chunk:
+    chunk: Annotated[
+        int | None,
+        _tier(
+            "With --engine memory: bytes that one fault of a mapping brings, from 4096 to 2097152. "
+            "\\[default: 262144]",
+            "--chunk",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class _Profile(_Given):
     profile: Annotated[
         str | None,
@@ -133,7 +158,7 @@ class TierChange(_Detail, _Link, _Given):
 
 
 @dataclass(frozen=True)
-class TierOptions(_Detail, _Profile, _Link):
+class TierOptions(_Chunk, _Detail, _Profile, _Link):
     """A tier, by a known device, option by option, or both."""
 
 
@@ -172,6 +197,17 @@ class MemoryOptions:
         )
 
 
+Readahead = Annotated[
+    int | None,
+    typer.Option(
+        "--readahead",
+        help="Readahead of the mount in KiB (raising it needs root). \\[default: 4096, with --resident 1024]",
+        min=4,
+        max=1 << 20,
+    ),
+]
+
+
 def tier_tables(file: Path | None) -> dict[str, dict[str, Any]]:
     """The tables of a --tiers file. HbfError for what is no TOML of tables."""
     if file is None:
@@ -179,7 +215,9 @@ def tier_tables(file: Path | None) -> dict[str, dict[str, Any]]:
     tables = documents.read_toml(file)
     for name, table in tables.items():
         if not isinstance(table, dict):
-            raise HbfError(f"{file}: {name} is no table; define a tier as [{name}] with bandwidth_mbps = ...")
+            raise HbfError(
+                f"{file}: {name} is no table", f"define a tier as [{name}] with bandwidth_mbps = ..."
+            )
     return tables
 
 
@@ -196,13 +234,6 @@ def limits_of(
         raise typer.BadParameter(str(error)) from None
 
 
-def named(text: str) -> Path:
-    """A path. An empty one, as of a variable that is not set, is wrong usage, not the current directory."""
-    if not text:
-        raise typer.BadParameter("a path is empty: is a variable not set?")
-    return Path(text)
-
-
 def checked_engine(name: str) -> str:
     """The engine's name, or wrong usage."""
     from hbf_fuse.engine import ENGINES
@@ -210,3 +241,12 @@ def checked_engine(name: str) -> str:
     if name not in ENGINES:
         raise typer.BadParameter(f"--engine must be {' or '.join(ENGINES)}")
     return name
+
+
+def checked_links(way: str) -> str:
+    """What becomes of links, or wrong usage."""
+    from hbf_fuse.fs.links import WAYS
+
+    if way not in WAYS:
+        raise typer.BadParameter(f"--links must be {' or '.join(WAYS)}")
+    return way

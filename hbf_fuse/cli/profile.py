@@ -5,10 +5,16 @@ from typing import Annotated, Any
 import typer
 
 from hbf_fuse.cli.common import Json, new_app, print_json
-from hbf_fuse.tier import TierSpec, profiles
+from hbf_fuse.errors import HbfError
+from hbf_fuse.tier import TierSpec, expect, profiles
 
 REAL_TIME_MBPS = 5000.0
 """What a fast machine serves through FUSE at best (docs/engines.md); hbf calibrate finds this machine's."""
+
+MEMORY_MBPS = 8000.0
+"""What mappings under the memory engine reach (docs/memory-speed.md); `tools/bench memory` finds this
+machine's.
+"""
 
 app = new_app(
     help="Known devices, with where each value comes from.\n\n"
@@ -19,7 +25,7 @@ app = new_app(
 
 @app.command("list")
 def list_profiles(as_json: Json = False) -> None:
-    """List the profiles.
+    """List the profiles, and which engine serves each in real time on a machine like this.
 
     Example: [bold]hbf profile list[/bold]
     """
@@ -28,8 +34,9 @@ def list_profiles(as_json: Json = False) -> None:
         print_json([_document(profile) for profile in known])
         return
     for profile in known:
-        beyond = "  (not in real time)" if beyond_real_time(profile.spec()) else ""
-        print(f"{profile.name:16}{profile.spec()}{beyond}\n{'':16}{profile.about}")
+        engine = engine_of(profile.spec())
+        live = f"  (--engine {engine})" if engine else "  (not in real time)"
+        print(f"{profile.name:16}{profile.spec()}{live}\n{'':16}{profile.about}")
 
 
 @app.command()
@@ -49,10 +56,38 @@ def show(name: Annotated[str, typer.Argument(help="A profile's name.")], as_json
         print(reason)
 
 
-def beyond_real_time(spec: TierSpec) -> str:
+def engine_of(spec: TierSpec) -> str:
+    """The engine that serves a tier in real time, or "". Of mappings, what a thread on each core asks for
+    counts: each waits for one chunk at a time.
+    """
+    if spec.bandwidth_mbps is None or spec.bandwidth_mbps <= REAL_TIME_MBPS:
+        return "kernel"
+    from hbf_fuse.engine import MEMORY
+    from hbf_fuse.engine.memory import library
+    from hbf_fuse.host import machine
+
+    asked = expect.mapped_mbps(spec, machine.facts()["cores"] or 1)
+    if asked is None or asked > MEMORY_MBPS:
+        return ""
+    try:
+        library.twin()
+    except HbfError:
+        return ""
+    return MEMORY
+
+
+def beyond_real_time(spec: TierSpec, engine: str = "kernel") -> str:
     """Why no machine can serve this tier in real time, or nothing."""
     if spec.bandwidth_mbps is None or spec.bandwidth_mbps <= REAL_TIME_MBPS:
         return ""
+    served_by = engine_of(spec)
+    if served_by == engine:
+        return ""
+    if served_by:
+        return (
+            f"{spec.bandwidth_mbps:g} MB/s is more than a machine can serve through FUSE in real time: use "
+            f"--engine {served_by}, which serves mappings"
+        )
     return (
         f"{spec.bandwidth_mbps:g} MB/s is more than a machine can serve through FUSE in real time: a mount "
         "of it measures this machine's ceiling. Such a tier can only be simulated, in virtual time"
@@ -65,5 +100,6 @@ def _document(profile: profiles.Profile) -> dict[str, Any]:
         "name": profile.name,
         "about": profile.about,
         "values": values,
-        "real_time": not beyond_real_time(profile.spec()),
+        "real_time": bool(engine_of(profile.spec())),
+        "engine": engine_of(profile.spec()) or None,
     }

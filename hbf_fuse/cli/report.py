@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hbf_fuse.cli.common import Json, print_json, tell
+from hbf_fuse.cli.paths import found
 from hbf_fuse.errors import HbfError
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ TargetSeconds = Annotated[
 
 
 def report(
-    folders: Annotated[list[Path], typer.Argument(help="One results folder, or two to compare.")],
+    folders: Annotated[
+        list[Path], typer.Argument(help="One results folder, or two to compare.", parser=found)
+    ],
     target_seconds: TargetSeconds = None,
     as_json: Json = False,
 ) -> None:
@@ -37,7 +40,7 @@ def report(
     sweeps = [Results(folder.absolute()) for folder in folders]
     for known in sweeps:
         if not known.all():
-            raise HbfError(f"{known.folder} holds no runs; name the folder that `hbf sweep -o` was given")
+            raise HbfError(f"{known.folder} holds no runs", "name the folder that `hbf sweep -o` was given")
     if len(sweeps) == 2:
         rows = compare.rows(*(known.all() for known in sweeps))
         for difference in compare.differences(*(known.all() for known in sweeps)):

@@ -12,6 +12,8 @@ import typer
 
 from hbf_fuse.cli.common import tell
 from hbf_fuse.cli.options import limits_of
+from hbf_fuse.cli.paths import found
+from hbf_fuse.host import answers
 
 if TYPE_CHECKING:
     from hbf_fuse.limits.files import Limits
@@ -50,6 +52,7 @@ def run(
             "--device",
             help="The disk: a block device, or any file on it. \\[default: that of CMD's first argument that "
             "is a file, else of the current directory]",
+            parser=found,
             show_default=False,
         ),
     ] = None,
@@ -97,9 +100,17 @@ def run(
     raise typer.Exit(code)
 
 
+_LONGEST_PATH = 4096
+
+
 def _first_file(line: list[str]) -> Path | None:
     # Not Path.is_file: that raises an error for an argument which is too long for a path.
-    return next((Path(word) for word in line[1:] if os.path.isfile(word)), None)  # noqa: PTH113
+    for word in line[1:]:
+        if len(word) < _LONGEST_PATH:
+            answers.require(Path(word))
+            if os.path.isfile(word):  # noqa: PTH113
+                return Path(word)
+    return None
 
 
 def _warn_if_cached(file: Path) -> None:

@@ -3,20 +3,28 @@
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hbf_fuse.cli.common import Json, print_json, printable
+from hbf_fuse.cli.paths import named
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
+
+if TYPE_CHECKING:
+    from hbf_fuse.observe.status import FileStatus, StagingStatus, Stats
 
 MOST_FILES = 5
 """Of a directory, whose verdicts are shown."""
 
+MOST_READERS = 3
+
 
 def status(
-    mountpoint: Annotated[Path | None, typer.Argument(help="One mount; left out: all of them.")] = None,
+    mountpoint: Annotated[
+        Path | None, typer.Argument(help="One mount; left out: all of them.", parser=named)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show live mounts: their tier, what was read, how late it was.
@@ -44,16 +52,11 @@ def _describe(path: Path, must_answer: bool) -> dict[str, Any]:
     from hbf_fuse.mount import client
 
     try:
-        document = {
+        return {
             "mountpoint": str(path),
-            "spec": client.read_hidden(path, "spec.json"),
-            "stats": client.read_hidden(path, "stats.json"),
+            "spec": client.read_spec(path),
+            "stats": client.read_stats(path),
         }
-        try:
-            _line(document)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise HbfError(f"{path} has an unreadable status: another version of hbf?") from error
-        return document
     except HbfError as error:
         if must_answer:
             raise
@@ -69,28 +72,43 @@ def _line(document: dict[str, Any]) -> str:
     lateness = stats["lateness_ns"]
     held = stats.get("resident")
     resident = f", {format_size(held['resident_bytes'])} resident" if held else ""
+    backlog = f", backlog {shown_backlog(stats)}" if stats["backlog_ns"]["p99"] else ""
     return (
         f"{document['mountpoint']}: {spec['source']} at {TierSpec.from_dict(spec['tier'])}, "
         f"{stats['reads']} reads, {format_size(stats['bytes_read'])}, {stats['in_flight']} in flight"
         f"{resident}, lateness p50 {lateness['p50'] / 1000:.0f} us p99 {lateness['p99'] / 1000:.0f} us"
+        f"{backlog}{', read by ' if stats['readers'] else ''}{shown_readers(stats)}"
         + "".join(f"\n  {name}: {_judged(file['staging'])}" for name, file in _read_files(stats))
+        + "".join(f"\n  a thread of the server has ended: {each}" for each in stats.get("broken", []))
     )
 
 
-def _read_files(stats: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def shown_backlog(stats: "Stats") -> str:
+    """`p50 0 us p99 327000 us`: by how much reads were behind the tier when they arrived."""
+    return " ".join(f"{name} {stats['backlog_ns'][name] / 1000:.0f} us" for name in ("p50", "p99"))
+
+
+def shown_readers(stats: "Stats", before: "Stats | None" = None) -> str:
+    """`llama-bench 1.2 GiB, updatedb 3.0 MiB`: the first few, of those that read since `before`."""
+    known = {each["comm"]: each["bytes"] for each in before["readers"]} if before else {}
+    sizes = {each["comm"]: each["bytes"] - known.get(each["comm"], 0) for each in stats["readers"]}
+    most = sorted(((size, comm) for comm, size in sizes.items() if size > 0), reverse=True)[:MOST_READERS]
+    return ", ".join(f"{comm} {format_size(size)}" for size, comm in most)
+
+
+def _read_files(stats: "Stats") -> "list[tuple[str, FileStatus]]":
     """Those of which something has come, the first few."""
     return list(stats["files"].items())[:MOST_FILES]
 
 
-def _judged(staging: dict[str, Any]) -> str:
+def _judged(staging: "StagingStatus") -> str:
     """`358.1 MB/s, model 358.2, error -0.01%, bound 0.4%: agrees`."""
     parts = [f"{staging['achieved_mbps']:.1f} MB/s"]
-    for name, key, form in (
-        ("model", "model_mbps", ".1f"),
-        ("error", "error_pct", "+.2f"),
-        ("bound", "bound_pct", ".2g"),
-    ):
-        if staging[key] is not None:
-            parts.append(f"{name} {staging[key]:{form}}{'%' if key.endswith('pct') else ''}")
+    if staging["model_mbps"] is not None:
+        parts.append(f"model {staging['model_mbps']:.1f}")
+    if staging["error_pct"] is not None:
+        parts.append(f"error {staging['error_pct']:+.2f}%")
+    if staging["bound_pct"] is not None:
+        parts.append(f"bound {staging['bound_pct']:.2g}%")
     why = f" ({staging['why']})" if staging["why"] else ""
     return f"{', '.join(parts)}: {staging['verdict']}{why}"

@@ -1,5 +1,7 @@
 """`hbf sweep` and `hbf-sweep`: the grid."""
 
+import itertools
+import shlex
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,8 +11,11 @@ import typer
 from hbf_fuse.cli.bench import ModelOption
 from hbf_fuse.cli.common import Json, print_json, progress_of, single, tell, warn_of_others
 from hbf_fuse.cli.flatten import flattened
-from hbf_fuse.cli.options import Place, Tiers, checked_engine, named, tier_tables
+from hbf_fuse.cli.options import Place, Readahead, Tiers, checked_engine, tier_tables
+from hbf_fuse.cli.passing import Passing, passed_on
+from hbf_fuse.cli.paths import found
 from hbf_fuse.cli.report import TargetSeconds, write_report
+from hbf_fuse.cli.serving import ServeLoad
 from hbf_fuse.errors import HbfError
 
 if TYPE_CHECKING:
@@ -34,8 +39,13 @@ def _axis(*names: str, about: str) -> Any:
 @flattened
 def sweep(
     *,
+    ctx: typer.Context,
+    model: ModelOption,
     file: Annotated[
-        Path | None, typer.Argument(help="A grid as TOML; options override it.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="GRID.toml", help="A grid; options override it.", show_default=False, parser=found
+        ),
     ] = None,
     mode: Annotated[
         str | None,
@@ -46,6 +56,10 @@ def sweep(
         _axis("--mbps", about="Bandwidths in MB/s; max is unthrottled. \\[default: 250,500,1000,2000]"),
     ] = None,
     lat: Annotated[str | None, _axis("--lat", about="Latencies in ms. \\[default: 0,1,5]")] = None,
+    workload: Annotated[
+        str | None,
+        _axis("--workload", about="bench (llama-bench), serve (llama-server under load). \\[default: bench]"),
+    ] = None,
     n_prompt: Annotated[
         str | None, _axis("-p", "--n-prompt", about="llama-bench's -p. \\[default: 256]")
     ] = None,
@@ -53,6 +67,9 @@ def sweep(
     threads: Annotated[
         str | None,
         _axis("-t", "--threads", about="llama-bench's -t; 0 leaves it to llama-bench. \\[default: 0]"),
+    ] = None,
+    load_mode: Annotated[
+        str | None, _axis("-lm", "--load-mode", about="llama-bench's -lm, as mmap,dio. \\[default: mmap]")
     ] = None,
     resident: Annotated[
         str | None,
@@ -63,6 +80,7 @@ def sweep(
     policy: Annotated[
         str | None, _axis("--policy", about="Of mode stream: what stays in it, pin or fifo. \\[default: pin]")
     ] = None,
+    load: ServeLoad,
     place: Place = None,
     tiers: Tiers = None,
     repeats: Annotated[
@@ -71,10 +89,11 @@ def sweep(
     profile: Annotated[
         str | None, typer.Option("--profile", help="A known device's values for what is not given.")
     ] = None,
+    readahead: Readahead = None,
     jitter: Annotated[str | None, typer.Option("--jitter", help="As for hbf-mount.")] = None,
-    model: ModelOption,
     engine: Annotated[
-        str | None, typer.Option("--engine", help="kernel or fusepy. \\[default: kernel]", show_default=False)
+        str | None,
+        typer.Option("--engine", help="kernel, fusepy or memory. \\[default: kernel]", show_default=False),
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Order of the cells. \\[default: 0]")] = None,
     timeout: Annotated[
@@ -91,14 +110,16 @@ def sweep(
     output: Annotated[
         Path,
         typer.Option(
-            "-o", "--output", help="Results folder; an unfinished sweep in it goes on.", parser=named
+            "-o", "--output", help="Results folder; an unfinished sweep in it goes on.", parser=found
         ),
     ] = Path("results/sweep"),
     as_json: Json = False,
 ) -> None:
     """Measure a grid of tiers: cells.csv, one JSON per run, report.md and report.html.
 
-    Example: [bold]hbf sweep --mbps 250,500,1000 --lat 0,1 --repeats 3 -p 64 -n 16[/bold]
+    Example: [bold]hbf sweep model.gguf --mbps 250,500,1000 --lat 0,1 -p 64 -n 16[/bold]
+
+    What stands after -- goes to llama-bench or llama-server; a grid file has `llama = ["-fa on"]` for it.
 
     Stop it with Ctrl-C whenever you like: the same command goes on where it stopped.
     """
@@ -107,9 +128,10 @@ def sweep(
     from hbf_fuse.sweep import conditions, loop
     from hbf_fuse.sweep import grid as grids
     from hbf_fuse.sweep.cell import ModelFile
-    from hbf_fuse.workload import llama
 
+    model, file = _apart(model, file)
     given: dict[str, Any] = {
+        "workload": None if workload is None else listed(workload),
         "mode": None if mode is None else listed(mode),
         "mbps": numbers(mbps, "--mbps", or_word="max"),
         "lat": numbers(lat, "--lat"),
@@ -120,15 +142,19 @@ def sweep(
         "n_prompt": numbers(n_prompt, "-p"),
         "n_gen": numbers(n_gen, "-n"),
         "threads": numbers(threads, "-t"),
+        "load_mode": None if load_mode is None else listed(load_mode),
+        "llama": [shlex.join(further)] if (further := passed_on(ctx)) else None,
         "repeats": repeats,
         "seed": seed,
         "timeout": timeout,
+        "readahead": readahead,
         "engine": engine and checked_engine(engine),
+        **load.given(),
         "tier": {key: value for key, value in (("profile", profile), ("jitter", jitter)) if value} or None,
     }
     grid = grids.from_fields({key: value for key, value in given.items() if value is not None}, file)
-    llama.find()
-    source = model.source(_named_in(file, grid))
+    _check_programs(grid)
+    source = model.weights(_named_in(file, grid))
     if "cgroup" in grid.mode:
         from hbf_fuse.limits import devices
 
@@ -137,8 +163,7 @@ def sweep(
     _tell_concerns(concerns, strict)
     with loop.locked(output.absolute()) as folder:
         warn_of_others(folder.opened)
-        tell("reading the model once for its hash")
-        planned = grid.cells(ModelFile.of(source))
+        planned = grid.cells(ModelFile.of(source, lambda: tell("reading the model once for its hash")))
         loop.require_same(folder, planned[0])
         if edited := folder.set_aside_edited_csv():
             tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
@@ -153,9 +178,22 @@ def sweep(
     tell(f"report: {report}")
     if failed:
         raise HbfError(
-            f"{failed} of {len(planned)} cells failed; {report} has the reasons, "
-            "the same command tries them again"
+            f"{failed} of {len(planned)} cells failed",
+            f"{report} has the reasons, the same command tries them again",
         )
+
+
+def _check_programs(grid: "Grid") -> None:
+    """HbfError if a program is missing, or does not have an option that the grid asks for."""
+    from hbf_fuse.workload import llama, program, serve
+
+    for load_mode, words in itertools.product(grid.load_mode, grid.llama):
+        extra = tuple(shlex.split(words))
+        if "bench" in grid.workload:
+            llama.check(llama.BenchOptions(load_mode=load_mode, extra=extra), program.BENCH.find())
+        if "serve" in grid.workload:
+            serve.check(llama.BenchOptions(grid.input_tokens, grid.output_tokens, 0, None, load_mode, extra))
+            program.SERVER.find()
 
 
 def _measure(planned: "list[Cell]", folder: "Results", concerns: "list[Concern]", sure: bool) -> int:
@@ -190,7 +228,7 @@ def _ask(what: str) -> None:
     import sys
 
     if sys.stdin is None or not sys.stdin.isatty():
-        raise HbfError(f"{what}; say --yes if that is what you want")
+        raise HbfError(what, "say --yes if that is what you want")
     if not typer.confirm(f"hbf: {what}. Go on?", err=True):
         raise HbfError("nothing was measured")
 
@@ -200,7 +238,16 @@ def _tell_concerns(concerns: "list[Concern]", strict: bool) -> None:
         tell(str(concern))
     if strict and concerns:
         names = ", ".join(concern.name for concern in concerns)
-        raise HbfError(f"--strict: this machine is not fit to measure on ({names}); nothing was measured")
+        raise HbfError(f"--strict: this machine is not fit to measure on ({names})", "nothing was measured")
+
+
+def _apart(model: ModelOption, grid: Path | None) -> tuple[ModelOption, Path | None]:
+    """The model and the grid: a grid alone is the first argument, and known by its suffix."""
+    if model.model_file is None or model.model_file.suffix != ".toml":
+        return model, grid
+    if grid is not None:
+        raise typer.BadParameter(f"{model.model_file} is not a model; give the model first, then one grid")
+    return ModelOption(model.model), model.model_file
 
 
 def _named_in(file: Path | None, grid: "Grid") -> Path | None:
@@ -236,4 +283,4 @@ def _last(run: "Run") -> str:
     return f"{run.cell.name}: {achieved:.0f} MB/s" if achieved else run.cell.name
 
 
-main = single(sweep)
+main = single(sweep, Passing)

@@ -10,6 +10,7 @@ from rich.table import Table
 from hbf_fuse.cli.common import Json, console, new_app, print_json, tell
 from hbf_fuse.cli.flatten import flattened
 from hbf_fuse.cli.options import ProfileFirst
+from hbf_fuse.cli.paths import found
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
@@ -35,14 +36,16 @@ def _group() -> None:
 
 @app.command()
 def summary(
-    trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", readable=False)],
+    trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", parser=found)],
     model: Annotated[
         Path | None,
-        typer.Option("-m", "--model", help="The GGUF. \\[default: what was served]", readable=False),
+        typer.Option("-m", "--model", help="The GGUF. \\[default: what was served]", parser=found),
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="runs/NAME.json of the llama-bench that read it: tells the phases."),
+        typer.Option(
+            "--run", help="runs/NAME.json of the llama-bench that read it: tells the phases.", parser=found
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -50,14 +53,14 @@ def summary(
 
     Example: [bold]hbf trace summary run.trace --run results/bench/runs/NAME.json[/bold]
     """
-    from hbf_fuse import gguf
+    from hbf_fuse.models import choice, split
     from hbf_fuse.traces import attribution
 
     recorded = _read(trace)
-    source = model or Path(str(recorded.header.get("source", "")))
+    source = choice.file_of(model) if model else Path(str(recorded.header.get("source", "")))
     if not source.is_file():
-        raise HbfError(f"the model {source} is not there; name it with -m")
-    described = gguf.read(source)
+        raise HbfError(f"the model {source} is not there", "name it with -m")
+    described = split.read_model(source)
     reads = attribution.of_model(recorded, described)
     shares = attribution.attribute(reads, list(recorded.header["tiers"]), described.tensors, _phases(run))
     sizes = {tensor.name: tensor.nbytes for tensor in described.tensors}
@@ -83,12 +86,14 @@ def summary(
 @app.command()
 @flattened
 def replay(
-    trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", readable=False)],
+    trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", parser=found)],
     tier: ProfileFirst,
     run: Annotated[
         Path | None,
         typer.Option(
-            "--run", help="runs/NAME.json of the llama-bench that read it: gives first run and tok/s."
+            "--run",
+            help="runs/NAME.json of the llama-bench that read it: gives first run and tok/s.",
+            parser=found,
         ),
     ] = None,
     as_json: Json = False,
@@ -152,7 +157,7 @@ def _read(path: Path) -> "Trace":
             tell(f"a mount still writes {path}: its newest reads are not in it before `hbf-umount`")
         return Trace.read(path)
     except ValueError as error:
-        raise HbfError(f"{path}: {error}; a trace is what `hbf-mount --trace FILE` writes") from error
+        raise HbfError(f"{path}: {error}", "a trace is what `hbf-mount --trace FILE` writes") from error
 
 
 def _phases(run: Path | None) -> "list[Phase]":
@@ -172,7 +177,7 @@ def _require_run_of(run: Path, reads: "list[Read]") -> None:
     begin_ns, end_ns = (stats.get(f"{name}_ns") for name in ("first_arrival", "last_done"))
     first_ns = min(read.arrival_ns for read in reads)
     if isinstance(begin_ns, int) and isinstance(end_ns, int) and not begin_ns <= first_ns <= end_ns:
-        raise HbfError(f"{run} is not the run that this trace is of; name the one that was stored with it")
+        raise HbfError(f"{run} is not the run that this trace is of", "name the one that was stored with it")
 
 
 def _first_run_seconds(run: Path) -> float:
@@ -194,7 +199,7 @@ def _finished(path: Path) -> "Finished":
 
 
 def _no_phases(run: Path) -> HbfError:
-    return HbfError(f"{run} is no run with phases; name one that `hbf bench --trace` stored")
+    return HbfError(f"{run} is no run with phases", "name one that `hbf bench --trace` stored")
 
 
 def _is_slower(spec: "TierSpec", recorded: "Trace") -> bool:

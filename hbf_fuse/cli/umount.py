@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from hbf_fuse.cli.common import single
+from hbf_fuse.cli.paths import named
 
 
 def umount(
-    mountpoint: Annotated[Path, typer.Argument(help="Where hbf is mounted.", readable=False)],
+    mountpoint: Annotated[Path, typer.Argument(help="Where hbf is mounted.", parser=named)],
     force: Annotated[
         bool, typer.Option("--force", help="Also when it is in use: its users get errors.")
     ] = False,

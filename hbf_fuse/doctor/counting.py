@@ -1,4 +1,4 @@
-"""What the kernel can limit and count here."""
+"""Judges what the kernel can limit and count here."""
 
 from hbf_fuse.doctor.facts import Facts
 from hbf_fuse.doctor.line import OK, WARN, Line
@@ -34,10 +34,9 @@ def cgroups(facts: Facts) -> Line:
 
 
 def delay_accounting(facts: Facts) -> Line:
-    """How long llama-bench waited, by its own kernel counters."""
+    """Whether the kernel counts how long llama-bench waits."""
     if facts.no_taskstats:
-        mend = "run as root" if "root" in facts.no_taskstats else "use a kernel with CONFIG_TASKSTATS"
-        return Line("delays", WARN, facts.no_taskstats, mend)
+        return Line("delays", WARN, facts.no_taskstats.what, facts.no_taskstats.remedy)
     if facts.delay_accounting == "0" and not facts.root:
         return Line("delays", WARN, f"off ({SWITCH.name})", "sudo sysctl kernel.task_delayacct=1")
     now = {"0": "off, switched on while measuring", None: "always on in this kernel"}
@@ -45,10 +44,9 @@ def delay_accounting(facts: Facts) -> Line:
 
 
 def pressure(facts: Facts) -> Line:
-    """Pressure stall information, of the whole machine."""
+    """Pressure stall information (PSI) of the whole machine."""
     if facts.no_pressure:
-        message, _, mend = facts.no_pressure.partition("; ")
-        return Line("pressure", WARN, message, mend)
+        return Line("pressure", WARN, facts.no_pressure.what, facts.no_pressure.remedy)
     return Line("pressure", OK, "counted (PSI)")
 
 

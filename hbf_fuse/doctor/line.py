@@ -1,4 +1,4 @@
-"""One line of what `hbf doctor` prints."""
+"""One line of `hbf doctor`'s output."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,20 +10,19 @@ OK, WARN, FAIL = STATES = ("ok", "warn", "fail")
 
 @dataclass(frozen=True)
 class Line:
-    """What was looked at, how it is, and what mends it: a command, or what to do. Nothing to mend where ok.
+    """What was checked, its state, and the remedy: a command or an advice. Empty if the state is ok.
 
-    warn: everything works, but less, slower or less surely. fail: something does not work at all.
+    warn: everything works, but with less, slower or less reliably. fail: something does not work at all.
     """
 
     name: str
     state: str
     message: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def of_concerns(name: str, concerns: Iterable[Concern], otherwise: str) -> Line:
-    """The first of the concerns that a sweep would tell; a concern says what is, then what to do."""
+    """A warning for the first of the sweep's concerns, or an ok line."""
     for concern in concerns:
-        message, _, mend = concern.message.partition("; ")
-        return Line(name, WARN, message, mend)
+        return Line(name, WARN, concern.what, concern.remedy)
     return Line(name, OK, otherwise)

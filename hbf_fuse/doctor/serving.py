@@ -1,12 +1,14 @@
-"""Whether a tier can be mounted here: the kernel, FUSE and what comes with it."""
+"""Judges whether a tier can be mounted here: the kernel, FUSE and what they need."""
 
 import re
 
 from hbf_fuse.doctor.facts import Facts
 from hbf_fuse.doctor.line import FAIL, OK, WARN, Line
 from hbf_fuse.engine.kernel import abi
+from hbf_fuse.errors import HbfError
 
 OLDEST_KERNEL = (5, 4)
+OLDEST_MEMORY_KERNEL = (5, 14)
 USUAL_PAGES = 256
 """FUSE requests of 1 MiB, in pages of 4 KiB."""
 LOW_READAHEAD_KIB = 512
@@ -15,7 +17,7 @@ CONTAINER_OPTIONS = "docker run --device /dev/fuse --cap-add SYS_ADMIN --securit
 
 
 def wsl(proc_version: str) -> int:
-    """Which Windows Subsystem for Linux this is, 1 or 2; 0 for none."""
+    """The version of the Windows Subsystem for Linux, 1 or 2; 0 for none."""
     said = proc_version.lower()
     if "microsoft" not in said:
         return 0
@@ -23,7 +25,7 @@ def wsl(proc_version: str) -> int:
 
 
 def kernel(facts: Facts) -> Line:
-    """Linux 5.4 is the first whose FUSE protocol has what the engine needs."""
+    """Linux 5.4 is the first version with the FUSE protocol that the engine needs."""
     told = f"Linux {facts.kernel}, {facts.machine}{', container' if facts.container else ''}"
     found = re.match(r"(\d+)\.(\d+)", facts.kernel)
     if found and (int(found[1]), int(found[2])) < OLDEST_KERNEL:
@@ -32,7 +34,7 @@ def kernel(facts: Facts) -> Line:
 
 
 def windows(facts: Facts) -> Line | None:
-    """WSL2 is a Linux with ways of its own; WSL1 has no FUSE."""
+    """WSL2 is a Linux with peculiarities; WSL1 has no FUSE."""
     kind = wsl(facts.proc_version)
     if kind == 1:
         return Line("WSL", FAIL, "WSL1 has no FUSE", "wsl --set-version DISTRIBUTION 2")
@@ -47,40 +49,38 @@ def windows(facts: Facts) -> Line | None:
 
 
 def device(facts: Facts) -> Line:
-    """/dev/fuse, and what it takes to have it in a container."""
+    """/dev/fuse, and how to get it in a container."""
     if not facts.device_failure:
         return Line("/dev/fuse", OK, "can be opened")
     if facts.device_failure == "missing":
-        mend = CONTAINER_OPTIONS if facts.container else "modprobe fuse"
-        return Line("/dev/fuse", FAIL, "there is none", mend)
-    if facts.mount:
+        remedy = CONTAINER_OPTIONS if facts.container else "modprobe fuse"
+        return Line("/dev/fuse", FAIL, "there is none", remedy)
+    if not isinstance(facts.mount, HbfError):
         return Line("/dev/fuse", OK, f"{facts.device_failure}; fusermount3 opens it for you")
-    # The permissions of the file deny with other words than rules for devices do, which hold for root, too.
+    # Device rules, which also apply to root, give another error than the file's permissions.
     ruled = facts.root or facts.device_failure == "operation not permitted"
-    mend = CONTAINER_OPTIONS if ruled else "as root: chmod 666 /dev/fuse"
-    return Line("/dev/fuse", FAIL, f"cannot be opened: {facts.device_failure}", mend)
+    remedy = CONTAINER_OPTIONS if ruled else "as root: chmod 666 /dev/fuse"
+    return Line("/dev/fuse", FAIL, f"cannot be opened: {facts.device_failure}", remedy)
 
 
 def mount(facts: Facts) -> Line:
-    """A real mount, and the protocol that it and the kernel agreed upon."""
-    if facts.mount is None:
-        message, _, mend = facts.mount_failure.partition("; ")
-        return Line("mount", FAIL, message, mend or "mend the lines above")
+    """A real mount, and the protocol that the engine and the kernel agreed upon."""
+    if isinstance(facts.mount, HbfError):
+        return Line("mount", FAIL, facts.mount.what, facts.mount.remedy or "fix the lines above")
     spoken, kernels = facts.mount.get("fuse_protocol"), facts.mount.get("fuse_protocol_kernel")
     oldest = f"{abi.MAJOR}.{abi.OLDEST_MINOR}"
     return Line("mount", OK, f"works, FUSE {spoken} (the kernel speaks {kernels}, {oldest} is needed)")
 
 
 def read_path(facts: Facts) -> Line:
-    """Whether reads are served without the interpreter."""
+    """Whether reads are served by compiled code."""
     if not facts.uncompiled:
         return Line("read path", OK, "compiled")
-    reason, _, mend = facts.uncompiled.partition(": ")
-    return Line("read path", WARN, f"uncompiled, slower: {reason}", mend)
+    return Line("read path", WARN, f"uncompiled, slower: {facts.uncompiled.what}", facts.uncompiled.remedy)
 
 
 def fusermount(facts: Facts) -> Line:
-    """Who mounts for those who are not root."""
+    """The helper that mounts for users who are not root."""
     if facts.fusermount:
         return Line("fusermount3", OK, "installed")
     if facts.root:
@@ -89,7 +89,7 @@ def fusermount(facts: Facts) -> Line:
 
 
 def libfuse2(facts: Facts) -> Line:
-    """Only the second engine needs it."""
+    """Only the fusepy engine needs it."""
     if facts.libfuse2:
         return Line("libfuse2", OK, "installed")
     return Line("libfuse2", WARN, "missing: no --engine fusepy", "apt install libfuse2 (or libfuse2t64)")
@@ -110,7 +110,7 @@ def permissions(facts: Facts) -> Line:
 
 
 def request_size(facts: Facts) -> Line:
-    """Larger requests cost less; the sysctl is there since Linux 6.13."""
+    """Larger requests cost less. The sysctl exists since Linux 6.13."""
     limit = facts.max_pages_limit
     if limit is None:
         return Line("request size", OK, "up to 1 MiB (this kernel's fixed limit)")
@@ -125,13 +125,34 @@ def request_size(facts: Facts) -> Line:
 
 
 def readahead(facts: Facts) -> Line | None:
-    """How far the kernel read ahead on the mount that was tried."""
-    if facts.mount is None:
+    """The kernel's readahead on the test mount."""
+    if isinstance(facts.mount, HbfError):
         return None
     reached = facts.mount.get("readahead_kib", 0)
     if reached < LOW_READAHEAD_KIB:
         return Line("readahead", WARN, f"{reached} KiB: costs bandwidth at high latency", "mount as root")
     return Line("readahead", OK, f"{reached} KiB")
+
+
+def memory_engine(facts: Facts) -> Line | None:
+    """userfaultfd(2) with minor faults of shared memory: since Linux 5.14. User mode is enough, which
+    vm.unprivileged_userfaultfd does not forbid; seccomp may.
+    """
+    if facts.fault_ns is None:
+        return None
+    if not isinstance(facts.fault_ns, HbfError):
+        mode = {0: "user mode", 1: "unprivileged, too"}.get(facts.unprivileged_userfaultfd or 0, "")
+        told = f"works, a fault takes {facts.fault_ns / 1000:.1f} us ({mode})"
+        return Line("memory engine", OK, told if facts.fault_ns else "works")
+    why, remedy = facts.fault_ns.what, facts.fault_ns.remedy
+    found = re.match(r"(\d+)\.(\d+)", facts.kernel)
+    if found and (int(found[1]), int(found[2])) < OLDEST_MEMORY_KERNEL:
+        remedy = "use Linux 5.14 or newer"
+    elif "not permitted" in why:
+        remedy = (
+            "docker run --security-opt seccomp=unconfined ..." if facts.container else "allow userfaultfd"
+        )
+    return Line("memory engine", WARN, f"no --engine memory: {why}", remedy)
 
 
 JUDGES = (
@@ -145,4 +166,5 @@ JUDGES = (
     permissions,
     request_size,
     readahead,
+    memory_engine,
 )

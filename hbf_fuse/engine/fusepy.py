@@ -1,6 +1,6 @@
 """The portable engine: the same filesystem object under fusepy and libfuse 2.
 
-The peer of every benchmark. It sees requests of at most 128 KiB, copies in Python, and cannot evict.
+The comparison in every benchmark. It sees requests of at most 128 KiB, copies in Python, and cannot evict.
 """
 
 import errno
@@ -15,20 +15,22 @@ from typing import Any
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem, Node
+from hbf_fuse.fs.filesystem import BLOCK, NAME_MAX
+from hbf_fuse.fs.node import LINKS
 from hbf_fuse.host.mountinfo import find
 
 try:
     import fuse
 except OSError as problem:
-    raise HbfError("the fusepy engine needs libfuse 2; install it with `apt install libfuse2`") from problem
+    raise HbfError("the fusepy engine needs libfuse 2", "install it with `apt install libfuse2`") from problem
 
 _START_SECONDS = 10
 _NAMES = "latin-1"
-"""How fusepy is to turn names into text and back: each byte into one character, since names are bytes."""
+"""Encoding for fusepy: names are bytes, and each byte becomes one character."""
 
 
 class _Operations(fuse.Operations):
-    """fusepy's calls by path, handed on by inode. Its own defaults refuse every write with EROFS."""
+    """fusepy's calls by path, passed on by inode. Its defaults refuse every write with EROFS."""
 
     use_ns = True
 
@@ -46,7 +48,7 @@ class _Operations(fuse.Operations):
         return _attributes(self._node(path))
 
     def readdir(self, path: str, info: Any) -> Iterator[tuple[str, dict[str, int], int]]:
-        for name, node in self.fs.listing(self._node(path).ino):
+        for _, name, node in self.fs.listing(self._node(path).ino):
             yield name.decode(_NAMES), _attributes(node), 0
 
     def readlink(self, path: str) -> str:
@@ -63,7 +65,7 @@ class _Operations(fuse.Operations):
         return 0
 
     def flush(self, path: str, info: Any) -> int:
-        # The kernel learns not to ask: who is killed while the server is suspended must not wait in close.
+        # ENOSYS: no more flushes. A killed process must not wait in close while the server is suspended.
         raise fuse.FuseOSError(errno.ENOSYS)
 
     def read(self, path: str, size: int, offset: int, info: Any) -> bytes:
@@ -74,8 +76,8 @@ class _Operations(fuse.Operations):
             return bytes((opened.live or memoryview(b""))[offset : offset + size])
         read = self.fs.read(opened, offset, size, pid, arrival_ns)
         backing, copied = opened.backing, bytearray()
-        # libfuse sends after this returns: the end of our copy is the last moment that can be seen here.
-        read.serve(self.fs.pacer, lambda: copied.extend(backing.copy(read.offset, read.nbytes)))
+        # libfuse sends the reply later: the end of this copy is the last time that can be measured here.
+        read.serve(self.fs.served.pacer, lambda: copied.extend(backing.copy(read.offset, read.nbytes)))
         return bytes(copied)
 
     def write(self, path: str, data: bytes, offset: int, info: Any) -> int:
@@ -92,8 +94,18 @@ class _Operations(fuse.Operations):
         raise fuse.FuseOSError(errno.ENOTSUP)
 
     def statfs(self, path: str) -> dict[str, int]:
-        blocks = -(-self.fs.total_bytes() // 4096)
-        return {"f_bsize": 4096, "f_frsize": 4096, "f_blocks": blocks, "f_namemax": 255}
+        blocks, free, names, free_names = self.fs.space()
+        return {
+            "f_bsize": BLOCK,
+            "f_frsize": BLOCK,
+            "f_blocks": blocks,
+            "f_bfree": free,
+            "f_bavail": free,
+            "f_files": names,
+            "f_ffree": free_names,
+            "f_favail": free_names,
+            "f_namemax": NAME_MAX,
+        }
 
 
 def _attributes(node: Node) -> dict[str, int]:
@@ -103,7 +115,7 @@ def _attributes(node: Node) -> dict[str, int]:
         "st_mode": node.mode,
         "st_size": node.size,
         "st_blocks": -(-node.size // 512),
-        "st_nlink": 2 if node.is_dir else 1,
+        "st_nlink": LINKS,
         "st_uid": node.uid,
         "st_gid": node.gid,
         **times,
@@ -111,25 +123,27 @@ def _attributes(node: Node) -> dict[str, int]:
 
 
 def _refuse_others_folder(mountpoint: Path) -> None:
-    """libfuse mounts by name, and whoever may write to the folder decides what that is."""
+    """Refuse to mount as root in another user's folder. libfuse mounts by name, and that user can change the
+    name.
+    """
     folder = mountpoint.parent.stat()
     others = folder.st_uid != 0 or (folder.st_mode & 0o022 and not folder.st_mode & stat.S_ISVTX)
     if os.geteuid() == 0 and others:
         raise HbfError(
             f"{mountpoint.parent} is another user's: root mounts there with --engine kernel only, "
-            "which needs no name"
+            "which does not mount by name"
         )
 
 
 class FusepyEngine:
-    """libfuse's loop in a thread of its own."""
+    """Runs libfuse's loop in a thread."""
 
     beats = False
 
     def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool) -> None:
-        if fs.resident is not None:
+        if fs.served.resident is not None:
             raise HbfError("--resident needs the kernel engine: libfuse 2 cannot drop pages")
-        fs.replies_seen = False
+        fs.served.replies_seen = False
         self._operations = _Operations(fs)
         self._mountpoint = mountpoint
         self._allow_other = allow_other

@@ -1,4 +1,4 @@
-"""The real file behind a served file: mapped and handed out as slices, or read from its disk each time."""
+"""The real file behind a served file: either mapped and sliced, or read from its disk each time."""
 
 import errno
 import mmap
@@ -9,35 +9,33 @@ from typing import Protocol
 from hbf_fuse.host.linux import Descriptor
 
 _ALIGNMENT = 4096
-"""What O_DIRECT asks of offset and length: a multiple of the disk's logical block, which has 512 or 4096."""
+"""O_DIRECT wants offsets and lengths to be multiples of the disk's logical block: 512 or 4096 bytes."""
 
 
 class Backing(Protocol):
     """Where a served file's bytes come from.
 
-    memory: all of them, mapped; None for those that are read from their disk each time. fd: the source's
-    descriptor.
+    memory: the whole file, mapped; None if it is read from its disk each time. fd: the source's descriptor.
     """
 
     memory: memoryview | None
     fd: int
 
     def slice(self, offset: int, nbytes: int) -> memoryview:
-        """Bytes within the file, not to be touched but by write calls, which fail with EFAULT where the
-        source has lost them. Good until this thread's next call. OSError EIO if the source no longer
-        reaches so far.
+        """Bytes within the file. Only write calls may touch them: these fail with EFAULT if the source has
+        lost the bytes. Valid until this thread's next call. OSError EIO if the source has become shorter.
         """
 
     def copy(self, offset: int, nbytes: int) -> bytes:
-        """The same to keep. OSError EIO as above."""
+        """The same bytes as a copy. OSError EIO as above."""
 
 
 class Mapped:
-    """In the page cache, as far as that holds it.
+    """A source in the page cache, mapped.
 
-    A source that shrinks later, or whose disk fails, cannot crash us: the pages behind the slice are only
-    touched inside write calls, which then fail with EFAULT. To touch them here would be SIGBUS. But the page
-    that the source now ends in stays, with zeros behind the end: hence the look at its size.
+    A source that shrinks later, or whose disk fails, must not crash this process. So only write calls touch
+    the pages: they fail with EFAULT, where an access here would raise SIGBUS. The page with the new end of a
+    shrunk source stays, filled with zeros. Hence `slice` checks the size.
     """
 
     def __init__(self, fd: int) -> None:
@@ -62,9 +60,9 @@ class Mapped:
 
 
 class Uncached:
-    """Read with O_DIRECT into a buffer of the calling thread: what limits the disk limits every slice.
+    """Read with O_DIRECT into a buffer of the calling thread: a limit on the disk limits every slice.
 
-    OSError on reading: what the disk says, or EIO if the source shrank. fd: opened with O_DIRECT.
+    Reading raises OSError: the disk's error, or EIO if the source shrank. fd: opened with O_DIRECT.
     """
 
     memory: memoryview | None = None
@@ -91,7 +89,9 @@ class Uncached:
         return bytes(self.slice(offset, nbytes))
 
     def _buffer(self, nbytes: int) -> memoryview:
-        """Page-aligned, kept for the thread's next read: fresh memory would have to be cleared each time."""
+        """Page-aligned and kept for the thread's next read: the kernel would have to clear fresh memory each
+        time.
+        """
         known: memoryview | None = getattr(self._of_thread, "buffer", None)
         if known is None or len(known) < nbytes:
             known = self._of_thread.buffer = memoryview(mmap.mmap(-1, nbytes))

@@ -1,4 +1,7 @@
-"""Messages to a live mount: JSON with the names of the command line, such as {"mbps": 250, "lat": 1}."""
+"""Control messages to a live mount: JSON with the command line's names, such as {"mbps": 250, "lat": 1}.
+
+A reader may also name what it does from now on: {"phase": "decode"}.
+"""
 
 from typing import Any
 
@@ -7,14 +10,14 @@ from hbf_fuse.tier import TierSpec
 from hbf_fuse.tier.spec import NAMES
 
 MAX_BYTES = 4096
-"""A message is one write; none needs more."""
+"""A message is one write; no message needs more."""
 
 
-def applied(message: bytes, spec: TierSpec) -> TierSpec:
-    """The tier after a message: what it does not name stays. mbps null is unthrottled.
+PHASE = "phase"
 
-    Raises ValueError for anything but a JSON object of known names and values that a tier can have.
-    """
+
+def parsed(message: bytes) -> dict[str, Any]:
+    """What a message says. ValueError for anything but a JSON object of known names."""
     if len(message) > MAX_BYTES:
         raise ValueError(f"a control message has at most {MAX_BYTES} bytes")
     try:
@@ -23,12 +26,24 @@ def applied(message: bytes, spec: TierSpec) -> TierSpec:
         raise ValueError("a control message is a JSON object") from error
     if not isinstance(wanted, dict) or not wanted:
         raise ValueError("a control message is a JSON object that names something")
-    unknown = sorted(set(wanted) - set(NAMES))
+    unknown = sorted(set(wanted) - {*NAMES, PHASE})
     if unknown:
-        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join(NAMES)}")
-    return spec.changed(wanted)
+        raise ValueError(f"unknown key {unknown[0]!r}; known: {', '.join((*NAMES, PHASE))}")
+    if not isinstance(wanted.get(PHASE, ""), str):
+        raise ValueError("a phase is a name")
+    return wanted
+
+
+def applied(message: bytes, spec: TierSpec) -> TierSpec:
+    """The tier after a message. What the message does not name stays. mbps null is unthrottled.
+
+    Raises ValueError as `parsed`, and for values that a tier cannot have.
+    """
+    wanted = parsed(message)
+    wanted.pop(PHASE, None)
+    return spec.changed(wanted) if wanted else spec
 
 
 def current(spec: TierSpec) -> dict[str, Any]:
-    """A tier under the names of messages."""
+    """A tier as JSON, under the names that messages use."""
     return {name: getattr(spec, field) for name, field in NAMES.items()}

@@ -1,86 +1,126 @@
-"""What one token costs in the KV cache."""
+"""A model's cache: its parts as llama.cpp allocates them, and what one more token costs."""
 
-from typing import Any
+from collections.abc import Callable
 
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
+from hbf_fuse.gguf import caches, geometry
+from hbf_fuse.gguf.caches import CachePart
+from hbf_fuse.gguf.geometry import Geometry
 from hbf_fuse.gguf.reader import GgufError, GgufFile
+from hbf_fuse.gguf.tensor_types import TYPES
+
+__all__ = ["CACHE_TYPES", "CachePart", "bytes_per_token", "cached_layers", "parts", "remark", "without"]
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """What llama.cpp's -ctk and -ctv take (common/arg.cpp, kv_cache_types)."""
 
-_HEADS, _KV_HEADS = "attention.head_count", "attention.head_count_kv"
-
-MAX_NUMBER = 1 << 20
-"""Of layers, heads and widths: far above any model's, and small enough for a list with one entry a layer."""
+_BATCH = 2048
+"""llama.cpp's -b where nobody names one: a window's batch is no larger."""
 
 
-def cached_layers(model: GgufFile) -> int:
-    """How many layers have a KV cache: hybrid models have one in some only. GgufError as bytes_per_token."""
-    return sum(heads > 0 for heads in _kv_heads(model))
+def parts(
+    model: GgufFile,
+    context: int,
+    parallel: int = 1,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
+    unified: bool = False,
+    ubatch: int = 512,
+) -> tuple[CachePart, ...]:
+    """What llama.cpp allocates for -c context -np parallel, a part a kind of cache; none where a model has
+    no cache.
+
+    context: tokens of all sequences together, as llama.cpp counts. unified: they share one cache (-kvu).
+    ubatch: its -ub; windows have room for so much more. Raises GgufError where the metadata lacks something,
+    for a type that is none or whose blocks do not divide a head's width, and for what llama.cpp refuses.
+    """
+    if without(model):
+        return ()
+    known = geometry.of(model)
+    if (known.mla or known.rules.compressed) and cache_type_k != cache_type_v:
+        raise GgufError(
+            f"{model.path} caches keys alone, for which llama.cpp wants the same type twice, "
+            f"not {cache_type_k} and {cache_type_v}",
+            f"-ctk {cache_type_k} -ctv {cache_type_k}",
+        )
+    whole = caches.padded(context)
+    cells = whole if unified else max(256, caches.padded(whole // parallel))
+    causal = model.field("attention.causal", True) is not False
+    asked = caches.Asked(
+        key_row=_row(model, known, cache_type_k, Geometry.key_width),
+        value_row=_row(model, known, cache_type_v, Geometry.value_width),
+        cells=cells,
+        window_room=min(min(context, _BATCH) if causal else _BATCH, ubatch),
+        parallel=parallel,
+        unified=unified,
+    )
+    if known.rules.padded_values and _block(cache_type_v)[0] > 1:
+        raise GgufError(
+            f"{model.path}: llama.cpp caches the values of {known.rules.name} in f32, f16 or bf16 alone"
+        )
+    return tuple(part for part in caches.parts(model, known, asked) if part.layers)
 
 
 def bytes_per_token(model: GgufFile, cache_type_k: str = "f16", cache_type_v: str = "f16") -> int:
-    """KV cache bytes per token: heads x (K width + V width) in the blocks of their types, over all layers.
+    """By how much the cache of a sequence grows with each token, once no window does: 0 where nothing does.
 
-    Raises GgufError with the reason where this formula does not hold, where the metadata lacks something,
-    and for a type that is none or whose blocks do not divide a head's width.
+    Raises GgufError as parts.
     """
-    kv_heads = _kv_heads(model)
-    heads = _per_layer(model, _HEADS, number(model, "block_count"))
-    head_width = number(model, "embedding_length") // max([1, *heads])
-    key_bytes = _width_bytes(model, number(model, "attention.key_length", head_width), cache_type_k)
-    value_bytes = _width_bytes(model, number(model, "attention.value_length", head_width), cache_type_v)
-    return sum(kv_heads) * (key_bytes + value_bytes)
+    found = parts(model, 1, 1, cache_type_k, cache_type_v)
+    return sum(part.bytes_per_token for part in found)
 
 
-def _kv_heads(model: GgufFile) -> list[int]:
-    """Of each layer that may have a cache."""
-    for field, what in (
-        ("attention.kv_lora_rank", "latent attention (MLA)"),
-        ("attention.sliding_window", "sliding-window attention"),
-    ):
-        if model.field(field):
-            raise GgufError(f"{model.path} uses {what}: its KV cache does not grow by a fixed size per token")
-    layers = number(model, "block_count")
-    if model.field("full_attention_interval") and not isinstance(model.field(_KV_HEADS), list):
-        raise GgufError(f"{model.path} has layers without attention, and does not list which have a KV cache")
-    # Layers for predicting further tokens, and such as use another layer's cache, have none.
-    without = number(model, "nextn_predict_layers", 0) + number(model, "attention.shared_kv_layers", 0)
-    cached = max(0, layers - without)
-    return _per_layer(model, _HEADS if model.field(_KV_HEADS) is None else _KV_HEADS, layers)[:cached]
+def cached_layers(model: GgufFile) -> int:
+    """How many layers have a cache that grows. GgufError as parts."""
+    if without(model):
+        return 0
+    known = geometry.of(model)
+    if known.rules.compressed:
+        return max((part.layers for part in parts(model, 1) if part.tokens_per_cell), default=0)
+    return sum(
+        attends and not windowed and heads > 0
+        for attends, windowed, heads in zip(known.attends, known.windowed, known.kv_heads, strict=True)
+    )
 
 
-def number(model: GgufFile, name: str, default: int | None = None) -> int:
-    """A whole number of the metadata, or a GgufError if it is none or none that a model can have."""
-    value = model.field(name, default)
-    if value is None:
-        raise GgufError(f"{model.path} has no {model.architecture}.{name} in its metadata")
-    return _believed(model, name, value)
+def without(model: GgufFile) -> str:
+    """Why a model has no cache; empty where it has one. GgufError for a file that is no model."""
+    return geometry.rules_of(model).without
 
 
-def _per_layer(model: GgufFile, name: str, layers: int) -> list[int]:
-    """A number that is the same for all layers, or a list with one for each."""
-    value = model.field(name)
-    if isinstance(value, list):
-        if len(value) != layers:
-            raise GgufError(
-                f"{model.path}: {model.architecture}.{name} is a list of {len(value)} for {layers} layers"
-            )
-        return [_believed(model, name, each) for each in value]
-    return [number(model, name)] * layers
+def remark(model: GgufFile) -> str:
+    """What is to be told with the figures: that they are a guess, for an architecture that is unknown."""
+    if geometry.rules_of(model).known:
+        return ""
+    return (
+        f"{model.path}: the architecture {model.architecture} is unknown here; "
+        "keys and values of every token in every layer are taken for its cache"
+    )
 
 
-def _believed(model: GgufFile, name: str, value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
-        raise GgufError(f"{model.path}: {model.architecture}.{name} is no number that a model can have")
-    return value
-
-
-def _width_bytes(model: GgufFile, width: int, cache_type: str) -> int:
+def _block(cache_type: str) -> tuple[int, int]:
     if cache_type not in CACHE_TYPES:
-        raise GgufError(f"unknown cache type {cache_type!r}; llama.cpp has {', '.join(CACHE_TYPES)}")
-    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[cache_type.upper()]]
-    if width % block:
-        raise GgufError(f"{model.path}: a head's width of {width} is no multiple of {cache_type}'s {block}")
-    return width // block * block_bytes
+        raise GgufError(f"unknown cache type {cache_type!r}", f"llama.cpp has {', '.join(CACHE_TYPES)}")
+    return next((block, nbytes) for name, block, nbytes in TYPES.values() if name == cache_type.upper())
+
+
+def _row(
+    model: GgufFile, known: Geometry, cache_type: str, width: Callable[[Geometry, int], int]
+) -> Callable[[int], int]:
+    """Bytes of so many numbers in a row. llama.cpp wants every head's width to be whole blocks
+    (llama_init_from_model), and so must be what an indexer keeps.
+    """
+    block, block_bytes = _block(cache_type)
+
+    def nbytes(numbers: int) -> int:
+        if numbers % block:
+            raise _broken(model, numbers, cache_type, block)
+        return numbers // block * block_bytes
+
+    for layer in range(known.trunk):
+        if width(known, layer) % block:
+            raise _broken(model, width(known, layer), cache_type, block)
+    return nbytes
+
+
+def _broken(model: GgufFile, width: int, cache_type: str, block: int) -> GgufError:
+    return GgufError(f"{model.path}: a head's width of {width} is not a multiple of {cache_type}'s {block}")

@@ -1,4 +1,4 @@
-"""Writes synthetic models: the geometry of a preset, random weights, the speed of a real model.
+"""Writes synthetic models: a preset's geometry, random weights, the speed of a real model.
 
 Quantized blocks are random bytes with sane f16 scales, so that no value is infinite or NaN.
 """
@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 from gguf import GGUFWriter
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType, TokenType
 
 from hbf_fuse.folder import Folder
 from hbf_fuse.gguf.presets import Preset
@@ -26,7 +26,7 @@ _SCALES = {
 }
 
 Progress = Callable[[int, int], None]
-"""Called with bytes written and bytes in all."""
+"""Called with bytes written and total bytes."""
 
 
 @dataclass(frozen=True)
@@ -44,29 +44,28 @@ class _Plan:
 def write(preset: Preset, path: Path, seed: int = 0, progress: Progress | None = None) -> int:
     """Write a preset's model to `path` and return its size in bytes.
 
-    The same seed gives the same bytes. Written beside the target and moved there when whole, so that
-    no half file is ever found; OSError if there is no room or no permission. A link is followed; GgufError
-    for what is there and no file.
+    The same seed gives the same bytes. Written beside the target and moved there when complete, so that
+    `path` is never half written. OSError if there is no room or no permission. A link is followed. GgufError
+    if `path` exists and is not a file.
     """
     folder, name = Folder.of(path)
     if folder.has(name) and not folder.is_file(name):
-        raise GgufError(f"{path} is there and no file; name a file to write")
+        raise GgufError(f"{path} exists and is not a file", "name a file to write")
     plans = list(_tensors(preset))
     with folder.appearing(name) as file:
         _write_file(preset, plans, file, seed, progress)
-        os.fchmod(file.fileno(), 0o644)
         return file.tell()
 
 
 def size_of(preset: Preset) -> int:
-    """Bytes of all its tensors."""
+    """Total bytes of a preset's tensors."""
     return sum(plan.nbytes for plan in _tensors(preset))
 
 
 def _write_file(
     preset: Preset, plans: list[_Plan], file: BinaryIO, seed: int, progress: Progress | None
 ) -> None:
-    # It wants a name; this one is the open file's, whatever becomes of its other one.
+    # GGUFWriter needs a path. This one always leads to the open file, even if that is renamed.
     writer = GGUFWriter(f"/proc/self/fd/{file.fileno()}", preset.architecture)
     _add_metadata(writer, preset)
     for plan in plans:
@@ -106,11 +105,32 @@ def _add_metadata(writer: GGUFWriter, preset: Preset) -> None:
         writer.add_expert_count(preset.experts)
         writer.add_expert_used_count(preset.experts_used)
     writer.add_vocab_size(preset.vocabulary)
-    writer.add_tokenizer_model("no_vocab")
+    if preset.words:
+        _add_words(writer, preset.vocabulary)
+    else:
+        writer.add_tokenizer_model("no_vocab")
+
+
+def _add_words(writer: GGUFWriter, count: int) -> None:
+    """A vocabulary as SentencePiece has it: three control tokens, every byte, and words without meaning."""
+    control = [("<unk>", TokenType.UNKNOWN), ("<s>", TokenType.CONTROL), ("</s>", TokenType.CONTROL)]
+    single = [(f"<0x{byte:02X}>", TokenType.BYTE) for byte in range(256)]
+    known = [*control, *single]
+    known += [
+        (f"\N{LOWER ONE EIGHTH BLOCK}w{number:x}", TokenType.NORMAL) for number in range(count - len(known))
+    ]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([text for text, _ in known[:count]])
+    writer.add_token_scores([-float(number) for number in range(count)])
+    writer.add_token_types([kind for _, kind in known[:count]])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(False)
 
 
 def _tensors(preset: Preset) -> Iterator[_Plan]:
-    """Every tensor in file order; shapes outermost first, as the writer takes them."""
+    """Every tensor in file order; shapes outermost first, as the writer expects."""
     f32, q4, q6 = GGMLQuantizationType.F32, GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q6_K
     wide, narrow = preset.embedding, preset.embedding // preset.heads * preset.kv_heads
     experts = (preset.experts,) if preset.experts else ()

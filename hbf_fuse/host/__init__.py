@@ -1,1 +1,1 @@
-"""What this machine and its kernel say and do."""
+"""Facts and actions of this machine and its kernel."""

@@ -1,8 +1,7 @@
-"""The few calls that Python does not wrap: mount(2), umount2(2), prctl(2), capset(2), mincore(2), mallopt(3).
-Paths that are opened without following links. And sd_notify, and what /proc says of a thread, a process or
-a descriptor.
+"""Linux calls that Python does not wrap: mount(2), umount2(2), prctl(2), capset(2), mincore(2), mallopt(3).
 
-Each raises OSError with the kernel's errno.
+Also: opening paths without following links, sd_notify(3), and facts from /proc about a thread, a process or a
+descriptor. Failures are OSError with the kernel's errno.
 """
 
 import contextlib
@@ -25,18 +24,20 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
 READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-"""A pipe or a terminal in place of a file is not waited for."""
+"""Flags to open a file for reading. A pipe or a terminal in its place does not block."""
 
 _STEP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40
-_OWN_DESCRIPTORS = Path("/proc/self/fd")
+OWN_DESCRIPTORS = Path("/proc/self/fd")
 
-# Of linux/capability.h.
+# From linux/capability.h.
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_NET_BIND_SERVICE = 1, 2, 3, 10
-CAP_IPC_LOCK, CAP_SYS_ADMIN, CAP_SYS_NICE = 14, 21, 23
+CAP_IPC_LOCK, CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_SYS_NICE = 14, 19, 21, 23
 
 KEPT_BY_CHILDREN = frozenset({CAP_DAC_OVERRIDE, CAP_IPC_LOCK, CAP_SYS_NICE})
-"""By what a command starts as root, such as llama-bench: its libraries, its model, --mlock, --prio."""
+"""What a program that root starts, such as llama-bench, may keep: for its libraries, its model, --mlock,
+--prio.
+"""
 
 _CAPABILITIES_3 = 0x20080522
 _THIS_THREAD = struct.pack("=Ii", _CAPABILITIES_3, 0)
@@ -50,13 +51,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Descriptor:
-    """A descriptor that is closed when nobody has this any more."""
+    """A file descriptor that is closed with the last reference to this object."""
+
+    # When Python ends, `os` may be gone before this object.
+    _close = staticmethod(os.close)
 
     def __init__(self, number: int) -> None:
         self.number = number
 
     def __del__(self) -> None:
-        os.close(self.number)
+        self._close(self.number)
 
 
 def _check(result: int, what: str) -> None:
@@ -66,32 +70,41 @@ def _check(result: int, what: str) -> None:
 
 
 def mount(source: str, directory: int, fstype: str, flags: int, data: str) -> None:
-    """Mount over the directory of a descriptor, whatever it is called by now, as mount(2) does."""
+    """Mount as mount(2) does, over the open descriptor `directory`. Its path may have changed meanwhile."""
     target = f"/proc/self/fd/{directory}"
     args = (os.fsencode(source), target.encode(), fstype.encode(), ctypes.c_ulong(flags), os.fsencode(data))
     _check(_libc.mount(*args), target)
 
 
 def umount(target: str, flags: int = 0) -> None:
-    """Unmount as umount2(2) does; MNT_DETACH hides a busy mount at once and ends it with its last user."""
+    """Unmount as umount2(2) does. MNT_DETACH hides a busy mount at once; it ends with its last user."""
     _check(_libc.umount2(os.fsencode(target), flags), target)
 
 
 def without_links(path: Path) -> Path:
-    """Where a path leads, as open_unlinked takes it. What is below /proc/self/fd is a descriptor of ours, and
-    stays one.
+    """The path with its links resolved, as open_unlinked expects it. A path below /proc/self/fd is a
+    descriptor of this process and stays as it is.
     """
     return path if is_own_descriptor(path) else path.resolve()
 
 
+def located(path: Path) -> Path:
+    """A path that a person named, with links in its folders resolved. A file that is a link keeps the name
+    that it was given. OSError if its folder cannot be reached.
+    """
+    if is_own_descriptor(path):
+        return path
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
 def is_own_descriptor(path: Path) -> bool:
-    return path.parent == _OWN_DESCRIPTORS
+    return path.parent == OWN_DESCRIPTORS
 
 
 def open_unlinked(path: Path, flags: int, below: int | None = None) -> int:
-    """Open a path `without_links`, in which no part may be one by now. OSError ELOOP if there is one.
+    """Open a path from `without_links`. OSError ELOOP if a part of it has become a link since.
 
-    below: an open folder that the path begins in; without it, in /.
+    below: an open folder that the path is relative to; / if left out.
     """
     if is_own_descriptor(path):
         return os.open(path, flags | os.O_CLOEXEC)
@@ -103,7 +116,7 @@ def open_unlinked(path: Path, flags: int, below: int | None = None) -> int:
 
 
 def open_file(path: Path) -> int:
-    """Open a regular file to be read, links and all. OSError EINVAL for anything else."""
+    """Open a regular file for reading; links are followed. OSError EINVAL for anything else."""
     fd = os.open(path, READ)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         return fd
@@ -112,16 +125,29 @@ def open_file(path: Path) -> int:
 
 
 def open_folder(path: Path) -> int:
-    """A folder that somebody named, links and all; for root, links of strangers aside: who may put one
-    where root goes does not decide where that is. OSError ELOOP where one is in the way.
+    """Open a folder that a person named; links are followed. Root does not follow the links of untrusted
+    users: they must not choose where root goes. OSError ELOOP for such a link.
     """
     if os.geteuid():
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     return _walk(path.absolute().parts, _trusted())
 
 
+class UntrustedLink(OSError):
+    """A link of a user who must not choose what this process reads."""
+
+
+def follow(name: str, below: int, strictly: bool = False) -> int:
+    """A descriptor (O_PATH) of what a name in an open folder leads to. Links are followed; root follows those
+    of trusted users only, and so does everybody if strictly. UntrustedLink for another user's.
+    """
+    if os.geteuid() and not strictly:
+        return os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=below)
+    return _follow([name], _trusted(), below)
+
+
 def may_follow(link: os.stat_result) -> bool:
-    """Whether a link may decide where a file is: for root, one of a stranger's may not."""
+    """Whether a link may be followed. Root follows only the links of trusted users."""
     return bool(os.geteuid()) or link.st_uid in _trusted()
 
 
@@ -130,13 +156,24 @@ def _trusted() -> frozenset[int]:
 
 
 def _who_called() -> int:
-    """The user for whom sudo(8) made us root; else root itself."""
+    """The user who called sudo(8); root without sudo."""
     caller = os.environ.get("SUDO_UID", "")
     return int(caller) if caller.isdecimal() and len(caller) < 11 else 0
 
 
 def _walk(parts: Sequence[str], trusted: Collection[int], below: int | None = None) -> int:
-    """Open a folder part by part, from / or an open one, following links of trusted users alone."""
+    """Open a folder component by component, from / or from `below`. Follows links of trusted users only."""
+    folder = _follow(parts, trusted, below)
+    try:
+        os.close(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder))
+    except BaseException:
+        os.close(folder)
+        raise
+    return folder
+
+
+def _follow(parts: Sequence[str], trusted: Collection[int], below: int | None = None) -> int:
+    """The same for what may be anything."""
     left, links = [part for part in parts if part != "/"], 0
     folder = os.open("/", _STEP) if below is None else os.dup(below)
     try:
@@ -148,12 +185,12 @@ def _walk(parts: Sequence[str], trusted: Collection[int], below: int | None = No
                 leads_to = os.readlink("", dir_fd=step)
                 os.close(step)
                 if info.st_uid not in trusted or links > _MOST_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), leads_to)
+                    kind = OSError if info.st_uid in trusted else UntrustedLink
+                    raise kind(errno.ELOOP, os.strerror(errno.ELOOP), leads_to)
                 left = [part for part in Path(leads_to).parts if part != "/"] + left
                 step = os.open("/", _STEP) if leads_to.startswith("/") else os.dup(folder)
             os.close(folder)
             folder = step
-        os.close(os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder))
     except BaseException:
         os.close(folder)
         raise
@@ -161,36 +198,36 @@ def _walk(parts: Sequence[str], trusted: Collection[int], below: int | None = No
 
 
 def path_of(fd: int) -> Path:
-    """What is open, by its name of this moment."""
+    """The current path of an open descriptor."""
     return Path(f"/proc/self/fd/{fd}").readlink()
 
 
 def mount_id(fd: int) -> int:
-    """Of the mount that what is open lies on."""
+    """The id of the mount that an open descriptor is on."""
     facts = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
     return int(facts["mnt_id"])
 
 
 def sharpen_timers() -> None:
-    """Let this thread's sleeps end within 1 ns of slack instead of the default 50 us."""
+    """Set this thread's timer slack to 1 ns, so that sleeps end on time; the default is 50 us."""
     _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
 
 
 def die_with_parent() -> None:
-    """Have this process killed when the thread that started it ends, however that happens."""
+    """Have the kernel kill this process when the thread that started it ends, for whatever reason."""
     _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0)
 
 
 def give_up_at_exec(kept: bytes) -> None:
-    """What this process executes has no capabilities but `kept` (see only), and gains none: not by setuid
-    programs, and not by being root's, which no_new_privs keeps from what it gave up before (capabilities(7)).
+    """Limit what this process executes to the capabilities `kept` (see only). no_new_privs keeps it from
+    gaining more: neither setuid programs nor being root give back what was dropped (capabilities(7)).
     """
     _libc.prctl(_PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), 0, 0, 0)
     _check(_libc.capset(_THIS_THREAD, kept), "capset")
 
 
 def only(kept: Collection[int]) -> bytes:
-    """The capabilities of this thread, without all others, as capset(2) takes them."""
+    """This thread's capabilities reduced to `kept`, in the form that capset(2) takes."""
     data = ctypes.create_string_buffer(24)
     _check(_libc.capget(_THIS_THREAD, data), "capget")
     words = struct.unpack("=6I", data.raw)
@@ -200,8 +237,8 @@ def only(kept: Collection[int]) -> bytes:
 
 
 def keep_capabilities(kept: Collection[int]) -> None:
-    """Give up all others, in this thread and those that it starts later, and in what these execute. Nothing
-    to do for who has none.
+    """Drop all other capabilities: in this thread, in threads that it starts later, and in what these
+    execute. Does nothing for a thread without capabilities.
     """
     for capability in range(_last_capability() + 1):
         if capability not in kept:
@@ -213,10 +250,37 @@ def _last_capability() -> int:
     return int(Path("/proc/sys/kernel/cap_last_cap").read_text())
 
 
-def share_one_heap() -> None:
-    """Let all threads of this process allocate from one heap, where the C library (glibc) has more.
+class SystemInfo(ctypes.Structure):
+    """struct sysinfo of sysinfo(2): what is known without /proc. Sizes in units of mem_unit bytes."""
 
-    It has eight a core, and each keeps what the largest crowd of threads ever needed of it.
+    _fields_ = (
+        ("uptime", ctypes.c_long),
+        ("loads", ctypes.c_ulong * 3),
+        ("totalram", ctypes.c_ulong),
+        ("freeram", ctypes.c_ulong),
+        ("sharedram", ctypes.c_ulong),
+        ("bufferram", ctypes.c_ulong),
+        ("totalswap", ctypes.c_ulong),
+        ("freeswap", ctypes.c_ulong),
+        ("procs", ctypes.c_ushort),
+        ("totalhigh", ctypes.c_ulong),
+        ("freehigh", ctypes.c_ulong),
+        ("mem_unit", ctypes.c_uint),
+        ("reserved", ctypes.c_char * 256),
+    )
+
+
+def sysinfo() -> SystemInfo:
+    """As sysinfo(2) tells."""
+    found = SystemInfo()
+    _check(_libc.sysinfo(ctypes.byref(found)), "sysinfo")
+    return found
+
+
+def share_one_heap() -> None:
+    """Let all threads of this process allocate from one heap, if the C library (glibc) has several.
+
+    glibc has eight per core, and each keeps the most memory that its threads ever needed at once.
     """
     with contextlib.suppress(AttributeError):
         _libc.mallopt(_M_ARENA_MAX, 1)
@@ -235,6 +299,20 @@ def is_dying(thread: int) -> bool:
     return bool(pending & 1 << signal.SIGKILL - 1)
 
 
+def process_of(thread: int) -> tuple[str, int] | None:
+    """The name (comm) and the id of the process that a thread belongs to; None for 0, or if it is dead or
+    hidden from us.
+    """
+    if not thread:
+        return None
+    try:
+        status = Path(f"/proc/{thread}/status").read_bytes()
+        pid = next(int(line[5:]) for line in status.splitlines() if line.startswith(b"Tgid:"))
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").removesuffix("\n"), pid
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
 def start_time(pid: int) -> int | None:
     """When a process began, in the kernel's ticks since boot; None if it is dead. See proc_pid_stat(5)."""
     try:
@@ -245,14 +323,15 @@ def start_time(pid: int) -> int | None:
 
 
 def pid_namespace() -> int:
-    """Which one this process is in: numbers of processes mean something to others in it alone."""
+    """The PID namespace of this process. Process ids are valid only within one."""
     return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def tell_supervisor(*lines: str) -> None:
-    """Send "READY=1", "STATUS=..." or "STOPPING=1" to whoever supervises this process, as sd_notify(3) does.
+    """Send "READY=1", "STATUS=..." or "STOPPING=1" to the supervisor of this process, as sd_notify(3) does.
 
-    Nothing where nobody does ($NOTIFY_SOCKET is not set); a supervisor that does not listen is no failure.
+    Does nothing without a supervisor ($NOTIFY_SOCKET is not set). A supervisor that does not listen is no
+    failure.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
@@ -265,9 +344,9 @@ def tell_supervisor(*lines: str) -> None:
 
 def resident_pages(file: mmap.mmap, offset: int = 0, nbytes: int | None = None) -> bytes:
     """For each page of a file mapped with ACCESS_COPY, 1 if the page cache holds it and 0 if not, as
-    mincore(2) says. offset: of whole pages; left out with nbytes: the whole file.
+    mincore(2) says. offset: a multiple of the page size. Without offset and nbytes: the whole file.
 
-    For a file that the caller neither owns nor may write, the kernel calls every page resident.
+    The kernel reports every page as resident if the caller neither owns the file nor may write it.
     """
     length = len(file) - offset if nbytes is None else min(nbytes, len(file) - offset)
     found = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()

@@ -8,13 +8,16 @@ from pathlib import Path
 from hbf_fuse.errors import HbfError
 from hbf_fuse.host import linux
 
+FSTYPE = "fuse.hbf"
+"""The type of our own mounts."""
+
 _ESCAPE = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 @dataclass(frozen=True)
 class Mount:
-    """A line of it. device: MAJOR:MINOR. root: which part of the file system is mounted; options: the file
-    system's own.
+    """One line of mountinfo. device: MAJOR:MINOR. root: the part of the file system that is mounted. options:
+    those of the file system.
     """
 
     number: int
@@ -32,7 +35,7 @@ def mounts() -> list[Mount]:
 
 
 def parse(content: bytes) -> list[Mount]:
-    """The mounts of a file like it."""
+    """The mounts in the content of a mountinfo file."""
     found = []
     for line in content.rstrip(b"\n").split(b"\n"):
         before, _, after = line.partition(b" - ")
@@ -44,6 +47,19 @@ def parse(content: bytes) -> list[Mount]:
     return found
 
 
+def layers(mount: Mount) -> list[str]:
+    r"""The folders that an overlay was made of, as it was told them. In a name, it shows `,` and `:` as `\,`
+    and `\:`. lowerdir has several names, or comes several times (`lowerdir+`).
+    """
+    options = re.split(r"(?<!\\),", ",".join(mount.options))
+    found = []
+    for option in options:
+        name, _, value = option.partition("=")
+        if name in ("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir"):
+            found += [re.sub(r"\\(.)", r"\1", each) for each in re.split(r"(?<!\\):", value) if each]
+    return found
+
+
 def find(mountpoint: Path) -> Mount | None:
     """The mount on exactly this path, the topmost if there are several."""
     matching = [mount for mount in mounts() if mount.mountpoint == mountpoint]
@@ -51,22 +67,28 @@ def find(mountpoint: Path) -> Mount | None:
 
 
 def mount_of(path: Path) -> Mount:
-    """The mount that a path is on, as the kernel says it: no names are compared."""
+    """The mount that a path is on, by the kernel's mount id: names are not compared."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         found = by_number(linux.mount_id(fd))
     finally:
         os.close(fd)
     if found is None:
-        raise HbfError(f"{path} is on a mount that /proc/self/mountinfo does not list; use another path")
+        raise HbfError(f"{path} is on a mount that /proc/self/mountinfo does not list", "use another path")
     return found
 
 
+def above(path: Path) -> Mount | None:
+    """The mount that a path without links is on, by the names alone: no mount is asked."""
+    matching = [mount for mount in mounts() if path.is_relative_to(mount.mountpoint)]
+    return max(matching, key=lambda mount: len(mount.mountpoint.parts), default=None)
+
+
 def by_number(number: int) -> Mount | None:
-    """The mount of an id, wherever it lies by now."""
+    """The mount with an id, wherever it is mounted now."""
     return next((mount for mount in mounts() if mount.number == number), None)
 
 
 def _plain(field: bytes) -> str:
-    r"""Without the escapes for blanks, as \040."""
+    r"""A field without its escapes, such as \040 for a blank."""
     return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), field))

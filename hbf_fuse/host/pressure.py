@@ -1,4 +1,4 @@
-"""Pressure stall information: for how long tasks of this machine waited for a resource, all together.
+"""Pressure stall information (PSI): how long tasks of this machine waited for a resource, in sum.
 
 Source: Documentation/accounting/psi.rst. Counted for the whole machine, not for one process.
 """
@@ -6,6 +6,8 @@ Source: Documentation/accounting/psi.rst. Counted for the whole machine, not for
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+from hbf_fuse.errors import HbfError
 
 FOLDER = Path("/proc/pressure")
 RESOURCES = ("io", "memory", "cpu")
@@ -15,8 +17,9 @@ _TOTAL = re.compile(r"^(some|full) .*\btotal=(\d+)$", re.MULTILINE)
 
 def totals(
     folder: Path = FOLDER, resources: Sequence[str] = RESOURCES
-) -> tuple[dict[str, float] | None, str]:
-    """Seconds since boot in which some task, or every task that could have run, waited; else None and why.
+) -> tuple[dict[str, float] | None, HbfError | None]:
+    """Seconds since boot in which at least one task waited (`some`), or every task that could have run
+    (`full`). None, and why, if the kernel does not tell.
 
     The keys are io_some, io_full, memory_some and so on, as many as this kernel has.
     """
@@ -26,10 +29,11 @@ def totals(
             for kind, microseconds in _TOTAL.findall((folder / resource).read_text()):
                 found[f"{resource}_{kind}"] = int(microseconds) / 1e6
     except OSError:
-        return None, "this kernel counts no PSI; boot it with psi=1 (Linux 4.20 or newer, CONFIG_PSI)"
-    return (found, "") if found else (None, f"{folder} says nothing that is known")
+        remedy = "boot it with psi=1 (Linux 4.20 or newer, CONFIG_PSI)"
+        return None, HbfError("this kernel counts no PSI", remedy)
+    return (found, None) if found else (None, HbfError(f"{folder} has an unknown format"))
 
 
 def since(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:
-    """What was added between two calls of totals, in seconds."""
+    """Seconds added between two calls of totals."""
     return {key: value - before[key] for key, value in now.items() if key in before}

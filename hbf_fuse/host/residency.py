@@ -4,53 +4,97 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from hbf_fuse.host import linux
 
 _LOOK_SECONDS = 0.002
+_CHUNK = 8 << 20
 _LOOK_BYTES = 64 << 20
-"""What a look goes over at most: 16,384 pages take about a tenth of a millisecond."""
+"""Bytes checked at once, at most: 16,384 pages take about a tenth of a millisecond."""
 
 
-def resident_bytes(path: Path) -> int | None:
-    """Bytes of a file that the page cache holds, in whole pages; reads none of it.
+def resident_bytes(*paths: Path) -> int | None:
+    """Bytes of files in the page cache, in whole pages. Does not read the files.
 
-    None where the kernel does not tell: it does only for files that one owns or may write.
+    None where the kernel does not tell: it tells only the owner, or a user who may write the file.
     """
+    return _sum(_resident_bytes(path) for path in paths)
+
+
+def _sum(figures: Iterable[int | None]) -> int | None:
+    whole = 0
+    for figure in figures:
+        if figure is None:
+            return None
+        whole += figure
+    return whole
+
+
+def _resident_bytes(path: Path) -> int | None:
     with open(linux.open_file(path), "rb") as file:
         return resident_bytes_of(file.fileno())
 
 
 def resident_bytes_of(fd: int) -> int | None:
-    """The same of a file that is open."""
-    status = os.fstat(fd)
-    if os.geteuid() not in (0, status.st_uid) and not os.access(f"/proc/self/fd/{fd}", os.W_OK):
+    """The same for an open file."""
+    if not _is_told(fd):
         return None
-    if not status.st_size:
-        return 0
-    with mmap.mmap(fd, 0, access=mmap.ACCESS_COPY) as mapped:
-        return linux.resident_pages(mapped).count(1) * mmap.PAGESIZE
+    return sum(pages.count(1) for pages in _resident_pages(fd)) * mmap.PAGESIZE
 
 
-def drop(path: Path) -> int | None:
-    """Have the page cache forget a file; returns what it still holds, as resident_bytes does.
+def is_resident(fd: int) -> bool:
+    """Whether an open file is known to be in the page cache as a whole. Stops at the first gap."""
+    return _is_told(fd) and all(0 not in pages for pages in _resident_pages(fd))
+
+
+def _is_told(fd: int) -> bool:
+    return os.geteuid() in (0, os.fstat(fd).st_uid) or os.access(f"/proc/self/fd/{fd}", os.W_OK)
+
+
+def _resident_pages(fd: int) -> Iterator[bytes]:
+    """See linux.resident_pages: a piece of the file at a time. All of a large one would need memory for each
+    page, and more address space than there may be.
+    """
+    size = os.fstat(fd).st_size
+    for offset in range(0, size, _LOOK_BYTES):
+        length = min(_LOOK_BYTES, size - offset)
+        with mmap.mmap(fd, length, access=mmap.ACCESS_COPY, offset=offset) as mapped:
+            yield linux.resident_pages(mapped)
+
+
+def fill(*paths: Path) -> None:
+    """Read files, so that they are in the page cache. OSError if one cannot be read."""
+    buffer = bytearray(_CHUNK)
+    for path in paths:
+        with open(linux.open_file(path), "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def drop(*paths: Path) -> int | None:
+    """Drop files from the page cache. Returns what is still resident, as resident_bytes does.
 
     Pages that a process maps stay.
     """
+    return _sum([_drop(path) for path in paths])
+
+
+def _drop(path: Path) -> int | None:
     with open(linux.open_file(path), "rb") as file:
-        # What is not on the disk yet cannot be dropped.
+        # Dirty pages cannot be dropped.
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return resident_bytes_of(file.fileno())
 
 
 class Filling:
-    """When a file that was cold came into the page cache, in ns of CLOCK_MONOTONIC; None for not yet.
+    """When cold files came into the page cache, in ns of CLOCK_MONOTONIC; None for not yet.
 
-    begun_ns: the last look at which nothing was there; filled_ns: the first at which everything had been.
+    begun_ns: the last look that found no page of any. filled_ns: the first look by which every page of all
+    had been there.
     """
 
     def __init__(self) -> None:
@@ -66,16 +110,14 @@ class Filling:
 
 
 @contextmanager
-def watching(path: Path) -> Iterator[Filling]:
-    """Look at a cold file every 2 ms meanwhile, from a thread of its own: how far it is there without a gap.
+def watching(*paths: Path) -> Iterator[Filling]:
+    """Watch cold files during this block. A thread looks every 2 ms how far each is resident without a gap.
 
-    A page that came and went before its turn is waited for until it is back.
+    If a page was dropped again before the look reached it, the look waits until it is back.
     """
     filling, stop = Filling(), threading.Event()
-    with (
-        open(linux.open_file(path), "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped,
-    ):
+    with ExitStack() as stack:
+        mapped = [stack.enter_context(_mapped(path)) for path in paths]
         watcher = threading.Thread(target=_watch, args=(mapped, filling, stop), daemon=True)
         watcher.start()
         try:
@@ -85,14 +127,23 @@ def watching(path: Path) -> Iterator[Filling]:
             watcher.join()
 
 
-def _watch(file: mmap.mmap, filling: Filling, stop: threading.Event) -> None:
-    before, there = time.monotonic_ns(), 0
+@contextmanager
+def _mapped(path: Path) -> Iterator[mmap.mmap]:
+    with (
+        open(linux.open_file(path), "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped,
+    ):
+        yield mapped
+
+
+def _watch(files: Sequence[mmap.mmap], filling: Filling, stop: threading.Event) -> None:
+    before, there = time.monotonic_ns(), [0] * len(files)
     while not stop.is_set():
         now = time.monotonic_ns()
-        there += _run_from(file, there)
-        if there and filling.begun_ns is None:
+        there = [at + _run_from(file, at) for file, at in zip(files, there, strict=True)]
+        if any(there) and filling.begun_ns is None:
             filling.begun_ns = before
-        if there >= len(file):
+        if all(at >= len(file) for file, at in zip(files, there, strict=True)):
             filling.filled_ns = now
             return
         before = now
@@ -100,7 +151,9 @@ def _watch(file: mmap.mmap, filling: Filling, stop: threading.Event) -> None:
 
 
 def _run_from(file: mmap.mmap, offset: int) -> int:
-    """Bytes from there on that are resident without a gap; at most those of one look."""
+    """Resident bytes from `offset` up to the first gap; at most _LOOK_BYTES."""
+    if offset >= len(file):
+        return 0
     pages = linux.resident_pages(file, offset, _LOOK_BYTES)
     gap = pages.find(0)
     return (len(pages) if gap < 0 else gap) * mmap.PAGESIZE

@@ -1,6 +1,7 @@
-"""Writes VALUE into FILE when stdin closes. Run as a script: restorer.py FILE VALUE. Stands alone.
+"""Writes VALUE into FILE when stdin closes. Run as a script: restorer.py FILE VALUE. Imports nothing of
+hbf_fuse.
 
-Whoever changed FILE holds the other end of stdin, so it is put back however that process dies.
+The process that changed FILE holds the other end of stdin. So FILE is restored however that process dies.
 """
 
 import signal
@@ -8,7 +9,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # systemd tells all processes of a service to end at once: this one has yet to do its work then.
+    # systemd signals all processes of a service at once, and this one must still restore FILE.
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()

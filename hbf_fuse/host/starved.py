@@ -1,4 +1,4 @@
-"""How long other threads were ready to run and had no CPU.
+"""Run-queue delay of other threads: how long they were ready to run and had no CPU.
 
 From /proc/TID/schedstat, which everybody may read (Documentation/scheduler/sched-stats.rst).
 """
@@ -8,20 +8,21 @@ from collections.abc import Collection
 from pathlib import Path
 
 MOST_THREADS = 256
-"""More would take longer to ask for than they have time."""
+"""Asking for more would take too long."""
 
 
 class Starved:
-    """Sums it over threads that come and go."""
+    """Sums the run-queue delay of a changing set of threads."""
 
     def __init__(self) -> None:
         self._total_ns = 0
         self._known: dict[int, int] = {}
 
     def ns(self, threads: Collection[int]) -> int | None:
-        """How long these have wanted a CPU since they were first named, with those that were named before;
-        None if that cannot be known: of too many, or where /proc hides them. 0 where the kernel does not
-        count it (no CONFIG_SCHED_INFO).
+        """Delay of these threads in ns since each was first named, plus that of threads named before.
+
+        None if it cannot be known: there are more than MOST_THREADS, or /proc hides one. 0 where the kernel
+        does not count it (no CONFIG_SCHED_INFO).
         """
         if len(threads) > MOST_THREADS:
             return None
@@ -43,7 +44,7 @@ def _lives(thread: int) -> bool:
     try:
         os.kill(thread, 0)
     except (ProcessLookupError, OverflowError):
-        # No thread has a number so large.
+        # OverflowError: no thread id is that large.
         return False
     except OSError:
         pass

@@ -1,7 +1,7 @@
-"""What the kernel counted of a process's waits: delay accounting, asked for over netlink (TASKSTATS).
+"""A process's waits as the kernel counted them: delay accounting, over netlink (TASKSTATS).
 
-Sources: linux/taskstats.h, Documentation/accounting/delay-accounting.rst. pyroute2 carries the messages; its
-own decoder leaves out the waits that came with version 8 of the struct and later, so that is read here.
+Sources: linux/taskstats.h, Documentation/accounting/delay-accounting.rst. pyroute2 carries the messages. Its
+decoder lacks the waits that came with version 8 of the struct and later, so the struct is decoded here.
 """
 
 import errno
@@ -19,8 +19,10 @@ from pyroute2.netlink import NLM_F_REQUEST, genlmsg, nla
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.generic import GenericNetlinkSocket
 
+from hbf_fuse.errors import HbfError
+
 SWITCH = Path("/proc/sys/kernel/task_delayacct")
-"""Linux 5.14 and later count only where this is 1, and only for processes that began while it was."""
+"""Linux 5.14 and later count only while this is 1, and only for processes started in that time."""
 
 _RESTORER = [sys.executable, "-I", "-S", str(Path(__file__).with_name("restorer.py")), str(SWITCH), "0"]
 
@@ -47,12 +49,12 @@ _GROUPS = (
     "wpcopy_count wpcopy_delay_total irq_count irq_delay_total",  # 13, 14
 )
 _FIELDS = [name for group in _GROUPS for name in group.split()]
-"""Every field of the struct has a word of 8 bytes, or stands first in one that it shares."""
+"""The first field in each 8-byte word of the struct."""
 
 
 def fields(version: int) -> list[str]:
-    """The struct's words in order. Version 15 put the longest and the shortest wait into the middle, 16 moved
-    them to the end: all other versions begin as the one before.
+    """The struct's words in order. Version 15 inserted the longest and the shortest wait in the middle;
+    version 16 moved them to the end. Every other version begins like the one before.
     """
     extremes = {wait: [f"{wait}_delay_max", f"{wait}_delay_min"] for wait in _WAITS}
     if version == 15:
@@ -64,7 +66,7 @@ def fields(version: int) -> list[str]:
 
 @dataclass(frozen=True)
 class Wait:
-    """Waits of one kind, of all threads together. longest_ns: what the longest took at least."""
+    """Waits of one kind, summed over all threads. longest_ns: the longest one took at least this."""
 
     count: int
     ns: int
@@ -72,9 +74,9 @@ class Wait:
 
 
 def parse(raw: bytes) -> dict[str, int]:
-    """The words of a struct taskstats by name, as far as both sides know them.
+    """The words of a struct taskstats by name, as far as the kernel and this code know them.
 
-    ValueError for anything but a struct taskstats, or for one without the waits that are asked for here.
+    ValueError for anything else, and for a struct without the waits that are needed here.
     """
     if len(raw) < _WORD:
         raise ValueError(f"a struct of {len(raw)} bytes")
@@ -87,38 +89,38 @@ def parse(raw: bytes) -> dict[str, int]:
 
 
 def of_process(pid: int) -> tuple[dict[str, Wait] | None, str]:
-    """The waits of all threads that a process has had, by kind; or None and why they are not known.
+    """The waits of all threads that a process ever had, by kind; or None and why they are unknown.
 
-    Ask when it has ended and before it is waited for: nothing is lost then. The kernel adds up the threads
-    that have ended, but has no such sum for a process of one thread, which is the whole itself.
+    Call it after the process has ended and before wait(2): nothing is lost then. The kernel sums over threads
+    that have ended. A process of one thread has no such sum: that thread's own figures are the total.
     """
     if not is_on():
         return None, f"kernel.task_delayacct was switched off meanwhile ({SWITCH})"
     try:
         group, leader = _query(pid)
     except _UNUSABLE as error:
-        return None, _explain(error)
+        return None, str(_explain(error))
     words = {name: max(value, leader.get(name, 0)) for name, value in group.items()}
     if not words["cpu_run_virtual_total"]:
         return None, "this kernel does not count delays (CONFIG_TASK_DELAY_ACCT, or booted with nodelayacct)"
     return {kind: _wait(words, kind) for kind in _WAITS if f"{kind}_delay_total" in words}, ""
 
 
-def unreachable() -> str:
-    """Why the kernel would not tell the waits of a process, or nothing."""
+def unreachable() -> HbfError | None:
+    """Why the kernel does not report the waits of a process; None if it does."""
     try:
         _query(os.getpid())
     except _UNUSABLE as error:
         return _explain(error)
-    return ""
+    return None
 
 
 @contextmanager
 def accounting() -> Iterator[str]:
-    """Have the kernel count the waits of processes that begin within; then the switch is as it was before,
-    even if this process is killed.
+    """Have the kernel count the waits of processes that begin in this block. The switch is restored
+    afterwards, even if this process is killed.
 
-    Yields why it will not count, or nothing.
+    Yields why the kernel will not count, or "".
     """
     if is_on():
         yield ""
@@ -126,7 +128,7 @@ def accounting() -> Iterator[str]:
     if not os.access(SWITCH, os.W_OK):
         yield "kernel.task_delayacct is 0 and only root may change it: `sysctl kernel.task_delayacct=1`"
         return
-    # Leaving the block closes its stdin and waits until it has put the switch back.
+    # Leaving the block closes the restorer's stdin and waits until the switch is restored.
     with subprocess.Popen(_RESTORER, stdin=subprocess.PIPE, start_new_session=True):
         yield _switch_on()
 
@@ -140,7 +142,7 @@ def _switch_on() -> str:
 
 
 def is_on() -> bool:
-    """Whether waits are counted, as far as the switch says; before it there was one, they always were."""
+    """Whether the kernel counts waits. Kernels without the switch always do."""
     try:
         return SWITCH.read_text().strip() != "0"
     except OSError:
@@ -193,12 +195,14 @@ def _wait(words: dict[str, int], kind: str) -> Wait:
     return Wait(count, total, max(mean, words.get(f"{kind}_delay_max", 0)))
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception) -> HbfError:
     code = error.code if isinstance(error, NetlinkError) else getattr(error, "errno", None)
     if code in (errno.EPERM, errno.EACCES):
-        return "TASKSTATS needs root (CAP_NET_ADMIN outside of containers)"
+        return HbfError("TASKSTATS needs root (CAP_NET_ADMIN outside of containers)", "run as root")
     if code in (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
-        return "this kernel, or this network namespace, has no TASKSTATS"
+        return HbfError(
+            "this kernel, or this network namespace, has no TASKSTATS", "use a kernel with CONFIG_TASKSTATS"
+        )
     if code == errno.ESRCH:
-        return "the process was gone"
-    return f"TASKSTATS gave no usable answer ({error})"
+        return HbfError("the process no longer exists")
+    return HbfError(f"TASKSTATS gave no usable answer ({error})")

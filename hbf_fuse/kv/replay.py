@@ -122,7 +122,7 @@ class _Readers:
         self._round = (size - self._chunk) // _PAGE * _PAGE + _PAGE
         if size < self._chunk:
             os.close(self._fd)
-            raise HbfError(f"{file} is smaller than one chunk of {self._chunk} bytes; serve a larger model")
+            raise HbfError(f"{file} is smaller than one chunk of {self._chunk} bytes", "serve a larger model")
         self._mapped = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ) if way == "mmap" else None
         self._depth = spill.depth
         self._failure: OSError | None = None
@@ -179,7 +179,7 @@ def replay(spill: Spill, file: Path, tokens: int, way: str = "read", warm_up: in
     small.
     """
     if way not in WAYS:
-        raise HbfError(f"unknown way {way!r} (--way); there are: {', '.join(WAYS)}")
+        raise HbfError(f"unknown way {way!r} (--way)", f"there are: {', '.join(WAYS)}")
     readers = _Readers(file, spill, way)
     try:
         decode = _Decode(spill, tokens + warm_up)

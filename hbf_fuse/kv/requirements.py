@@ -1,8 +1,8 @@
 """What a model needs of a tier: contexts against targets."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from hbf_fuse.documents import Row
 from hbf_fuse.errors import HbfError
 from hbf_fuse.kv.sim import simulate, tokens_for
 from hbf_fuse.kv.solve import least_mbps, most_lat_ms, with_lat_ms, with_mbps
@@ -10,9 +10,7 @@ from hbf_fuse.kv.spill import Spill
 from hbf_fuse.tier import TierSpec
 
 
-def table(
-    spills: Iterable[Spill], spec: TierSpec, targets_tps: list[float], percentile: float
-) -> list[dict[str, Any]]:
+def table(spills: Iterable[Spill], spec: TierSpec, targets_tps: list[float], percentile: float) -> list[Row]:
     """A row per spill and target: the least bandwidth, or with one given the greatest latency, or why none.
 
     simulated_tps is what the simulation gives at that tier.
@@ -20,9 +18,11 @@ def table(
     return [_row(spill, spec, target, percentile) for spill in spills for target in targets_tps]
 
 
-def _row(spill: Spill, spec: TierSpec, tps: float, percentile: float) -> dict[str, Any]:
+def _row(spill: Spill, spec: TierSpec, tps: float, percentile: float) -> Row:
     wanted = "least_mbps" if spec.bandwidth_mbps is None else "most_lat_ms"
     row = {"context": spill.context, "tps": tps, "percentile": percentile, wanted: None, "why": ""}
+    if not spill.kv_bytes:
+        return {**row, "why": f"nothing is spilled: {spill.unspilled}"}
     if not spill.spilled_tokens:
         return {**row, "why": "nothing is spilled: DRAM holds the whole context"}
     try:

@@ -2,10 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from hbf_fuse.documents import Row
 from hbf_fuse.errors import HbfError
 from hbf_fuse.kv.spill import Spill, fastest_seconds, layer_read_seconds, token_seconds
 from hbf_fuse.tier import Tier, TierSpec, expect
@@ -53,7 +53,7 @@ class Simulated:
         }
         return max(parts, key=lambda name: parts[name])
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Row:
         """Speed at percentiles, times per token in ms, and the closed forms beside them."""
         fastest = fastest_seconds(self.spill, self.spec)
         exact = token_seconds(self.spill, self.spec)
@@ -66,6 +66,7 @@ class Simulated:
             "spilled_tokens": self.spill.spilled_tokens,
             "batch": self.spill.batch,
             "bytes_per_token": self.spill.token_bytes,
+            **({"constant_bytes": self.spill.constant_bytes} if self.spill.constant_bytes else {}),
             **{f"tps_p{share}": self.tps(share) for share in (5, 50, 95)},
             **{f"token_ms_p{p}": self._token_ms(p) for p in (50, 95, 99)},
             "tps_mean": 1 / mean,
@@ -105,7 +106,9 @@ def simulate(spill: Spill, spec: TierSpec, tokens: int = TOKENS) -> Simulated:
     compute_ns = round(spill.busy_seconds / spill.layers * 1e9)
     layer_bytes, chunk_bytes = spill.layer_bytes, spill.chunk_bytes
     if spill.step_bytes > FOREVER_NS:
-        raise HbfError(f"a step reads {spill.step_bytes:.3g} bytes; at most {FOREVER_NS:.3g} are simulated")
+        raise HbfError(
+            f"a step reads {spill.step_bytes:.3g} bytes", f"at most {FOREVER_NS:.3g} are simulated"
+        )
     starts: list[int] = []
     ends: list[int] = []
     end = written = 0

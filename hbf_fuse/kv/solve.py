@@ -1,18 +1,14 @@
 """What a tier must be to decode as fast as one wants."""
 
 import dataclasses
-from collections.abc import Callable
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.kv.sim import simulate, tokens_for
 from hbf_fuse.kv.spill import Spill, token_seconds
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier import TierSpec, expect
 
 MOST_MBPS = 1e8
 """100 TB/s: past any announced memory."""
-
-PRECISION = 1e-3
-_STEPS = 60
 
 
 def least_mbps(spill: Spill, spec: TierSpec, tps: float, percentile: float = 50) -> float:
@@ -30,7 +26,7 @@ def least_mbps(spill: Spill, spec: TierSpec, tps: float, percentile: float = 50)
             f"no bandwidth gives {tps:g} tokens/s: {unlimited.bound} alone leaves "
             f"{unlimited.tps(100 - percentile):.3g}"
         )
-    return _bisect(enough, 1e-3, MOST_MBPS)
+    return expect.least(enough, 1e-3, MOST_MBPS)
 
 
 def most_lat_ms(spill: Spill, spec: TierSpec, tps: float, percentile: float = 50) -> float:
@@ -44,7 +40,7 @@ def most_lat_ms(spill: Spill, spec: TierSpec, tps: float, percentile: float = 50
         raise HbfError(
             f"no latency gives {tps:g} tokens/s: {still.bound} alone leaves {still.tps(100 - percentile):.3g}"
         )
-    return _bisect(too_much, max(_least_latency(spec), 1e-6), 60_000.0)
+    return expect.least(too_much, max(_least_latency(spec), 1e-6), 60_000.0)
 
 
 def with_mbps(spec: TierSpec, mbps: float) -> TierSpec:
@@ -70,13 +66,3 @@ def _least_latency(spec: TierSpec) -> float:
     from hbf_fuse.tier import jitter
 
     return sum(part.below_ms() for part in jitter.parse(spec.jitter))
-
-
-def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The least value, within PRECISION of itself, for which something holds that does not below it."""
-    for _ in range(_STEPS):
-        if high / low <= 1 + PRECISION:
-            break
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if holds(middle) else (middle, high)
-    return high

@@ -11,7 +11,7 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec
 
 _BOUNDS = {
-    "kv_bytes": (1, 1 << 40),
+    "kv_bytes": (0, 1 << 40),
     "layers": (1, 1024),
     "context": (1, 100_000_000),
     "resident": (0, 1 << 62),
@@ -23,18 +23,23 @@ _BOUNDS = {
     "batch": (1, 4096),
     "weight_bytes": (0, 1 << 50),
     "dram_mbps": (0.001, 1e9),
+    "constant_bytes": (0, 1 << 50),
+    "touched_bytes": (0, 1 << 51),
 }
 """From and to, of what can be simulated in a sensible time."""
 
 
 @dataclass(frozen=True)
 class Spill:
-    """kv_bytes: of one token over all layers. context: tokens of each stream; resident: tokens whose keys and
-    values DRAM holds, of all streams together. chunk_bytes: of a read; depth: reads in flight. prefetch: how
-    many layers ahead reading may be of computing; 0 is none. compute_seconds: of a step with everything in
-    DRAM and no context. write_mbps: the tier's own rate for writes, None for no limit. batch: streams that
-    decode together. weight_bytes: of weights that lie in the tier, too; a step reads them once. dram_mbps:
-    attention reads all keys and values of the context through DRAM at this rate; None for no time.
+    """kv_bytes: of one token over all layers that cache every token; 0 where none does. context: tokens of
+    each stream; resident: tokens whose keys and values DRAM holds, of all streams together. chunk_bytes: of
+    a read; depth: reads in flight. prefetch: how many layers ahead reading may be of computing; 0 is none.
+    compute_seconds: of a step with everything in DRAM and no context. write_mbps: the tier's own rate for
+    writes, None for no limit. batch: streams that decode together. weight_bytes: of weights that lie in the
+    tier, too; a step reads them once. dram_mbps: attention reads all keys and values of the context through
+    DRAM at this rate; None for no time. constant_bytes: what DRAM holds of each stream's cache besides,
+    whatever the context: windows that are full, and recurrent states. It is never spilled. touched_bytes:
+    what a token reads and writes of it.
 
     Raises HbfError for what cannot be.
     """
@@ -51,6 +56,8 @@ class Spill:
     batch: int = 1
     weight_bytes: int = 0
     dram_mbps: float | None = None
+    constant_bytes: int = 0
+    touched_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name, (least, most) in _BOUNDS.items():
@@ -64,7 +71,23 @@ class Spill:
     @property
     def spilled_tokens(self) -> int:
         """Tokens of a stream whose keys and values are in the tier."""
+        if not self.kv_bytes:
+            return 0
         return max(0, self.context - self.resident // self.batch)
+
+    @property
+    def unspilled(self) -> str:
+        """Why nothing is spilled; empty where something is."""
+        if self.spilled_tokens:
+            return ""
+        if not self.kv_bytes:
+            return "nothing of this model's cache grows with the context"
+        return f"{self.resident} tokens in DRAM hold the whole context of {self.context}"
+
+    @property
+    def moved_bytes(self) -> int:
+        """What a token of a stream reads and writes of its cache, wherever that is."""
+        return self.context * self.kv_bytes + self.touched_bytes
 
     @property
     def step_bytes(self) -> int:
@@ -98,10 +121,10 @@ class Spill:
 
     @property
     def busy_seconds(self) -> float:
-        """What a step computes: what it takes without a context, and attention over that."""
+        """What a step computes: what it takes without a context, and what its caches take."""
         if self.dram_mbps is None:
             return self.compute_seconds
-        return self.compute_seconds + self.batch * self.context * self.kv_bytes / (self.dram_mbps * 1e6)
+        return self.compute_seconds + self.batch * self.moved_bytes / (self.dram_mbps * 1e6)
 
     def chunks(self) -> list[tuple[int, int]]:
         """A layer's reads as (offset in the layer, bytes)."""

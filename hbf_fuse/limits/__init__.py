@@ -1,1 +1,1 @@
-"""What the kernel enforces: cgroup limits on block I/O and memory, and commands that run under them."""
+"""Kernel limits: cgroup limits on block I/O and memory, and commands that run under them."""

@@ -1,4 +1,4 @@
-"""Runs a command under limits; nothing that it started is left."""
+"""Runs a command under limits; no process that it started remains."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,11 +11,11 @@ from hbf_fuse.limits.hierarchy import NotPermitted
 def run(
     line: Sequence[str], limits: Limits, disk: Disk | None, tell_in_force: Callable[[Limits], None]
 ) -> int:
-    """Run to the end and return the exit code, 128 + n for signal n.
+    """Run to the end. Returns the exit code, 128 + n for signal n.
 
-    tell_in_force: called with the limits as the kernel has them, before anything of the command runs.
-    The page cache is left as it is: what it holds is read without limit.
-    HbfError if the limits cannot be had, process.CannotStart if the command cannot be run.
+    tell_in_force: called with the limits as the kernel has them, before the command begins to run. The page
+    cache is left as it is: cached data is read without limit. HbfError if the limits cannot be set,
+    process.CannotStart if the command cannot be run.
     """
     process.check(line[0])
     try:

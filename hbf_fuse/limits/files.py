@@ -1,4 +1,4 @@
-"""Which cgroup file a limit goes into and as which text, in v1 and v2; and what a group's files say.
+"""The cgroup file and text for each limit, in v1 and v2, and how to read a group's files back.
 
 Formats: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/blkio-controller.rst of Linux.
 """
@@ -14,7 +14,7 @@ from hbf_fuse.limits.devices import Disk
 from hbf_fuse.units import format_size
 
 LEAST_MBPS, MOST_MBPS = 0.001, 1e9
-"""From 1 kB/s to 1 PB/s: past either, a figure is a slip of the unit."""
+"""From 1 kB/s to 1 PB/s: a figure outside has a wrong unit."""
 
 MOST_IOPS = 10**9
 LEAST_MEMORY, MOST_MEMORY = 1 << 20, 1 << 50
@@ -26,20 +26,20 @@ OPTIONS = {
     "memory_bytes": "--mem",
     "memory_high_bytes": "--mem-high",
 }
-"""What a person calls them."""
+"""The command-line option of each limit."""
 
 _UNLIMITED_V1 = 1 << 62
 _PAGE_SLACK = 1 << 16
-"""The kernel rounds memory limits to pages, which have up to 64 KiB."""
+"""The kernel rounds memory limits to whole pages, of up to 64 KiB."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the kernel is to enforce, or does; None for no limit.
+    """What the kernel should enforce, or does; None for no limit.
 
     io_mbps: reads of one disk in decimal MB/s; riops: reads of it per second, as the disk counts them.
-    memory_bytes: what would go beyond is reclaimed, else killed; memory_high_bytes: from there on the kernel
-    reclaims, and slows down.
+    memory_bytes: beyond it the kernel reclaims memory, else kills. memory_high_bytes: from there on it
+    reclaims memory and slows the processes down.
     """
 
     io_mbps: float | None = None
@@ -55,7 +55,7 @@ class Limits:
         memory_bytes: int | None = None,
         memory_high_bytes: int | None = None,
     ) -> Self:
-        """Limits as a person gives them. ValueError names the option whose figure makes no sense."""
+        """Limits from the command line. ValueError names the option with an impossible figure."""
         _check("--io-max", io_mbps, LEAST_MBPS, MOST_MBPS, "{:g} MB/s".format)
         _check("--riops", riops, 1, MOST_IOPS, "{:g} reads per second".format)
         _check("--mem", memory_bytes, LEAST_MEMORY, MOST_MEMORY, format_size)
@@ -71,7 +71,7 @@ class Limits:
 
     @property
     def controllers(self) -> list[str]:
-        """What is to enforce them; empty for no limit at all."""
+        """The controllers that enforce them; empty for no limit at all."""
         memory = self.memory_bytes is not None or self.memory_high_bytes is not None
         return ["io"] * self.io + ["memory"] * memory
 
@@ -86,7 +86,7 @@ class Limits:
 
 
 class Setting(NamedTuple):
-    """A line for a file of the group that has the controller."""
+    """A line of text for a file of the group, and the controller of that file."""
 
     controller: str
     file: str
@@ -94,15 +94,15 @@ class Setting(NamedTuple):
 
 
 def settings(limits: Limits, disk: Disk | None, versions: Mapping[str, int]) -> list[Setting]:
-    """What to write for these limits. versions: of cgroups, by controller.
+    """What to write for these limits. versions: cgroup version (1 or 2) by controller.
 
-    HbfError for a limit that the version does not have.
+    HbfError for a limit that the version does not support.
     """
     return [*_io(limits, disk, versions.get("io", 2)), *_memory(limits, versions.get("memory", 2))]
 
 
 def in_force(group: Path, disk: Disk | None) -> Limits:
-    """What the files of one group say, whatever its version and controllers."""
+    """The limits in the files of one group, for any version and controllers."""
     number = disk.number if disk else ""
     v2 = dict(pair.split("=") for pair in _of_device(group / "io.max", number))
     rate = _number(v2.get("rbps") or "".join(_of_device(group / "blkio.throttle.read_bps_device", number)))
@@ -117,7 +117,7 @@ def in_force(group: Path, disk: Disk | None) -> Limits:
 
 
 def tightest(found: list[Limits]) -> Limits:
-    """What holds where all of these hold: of a group and those above it."""
+    """The effective limits of several groups: of a group and those above it."""
     least = {}
     for field in fields(Limits):
         values = [value for one in found if (value := getattr(one, field.name)) is not None]
@@ -126,7 +126,7 @@ def tightest(found: list[Limits]) -> Limits:
 
 
 def missing(wanted: Limits, found: Limits) -> list[str]:
-    """The options whose limits are not in force, or only more loosely."""
+    """The options whose limits are not in force, or only looser ones."""
     loose = []
     for field, option in OPTIONS.items():
         asked, got = getattr(wanted, field), getattr(found, field)
@@ -153,8 +153,9 @@ def _io(limits: Limits, disk: Disk | None, version: int) -> list[Setting]:
 def _memory(limits: Limits, version: int) -> list[Setting]:
     if version == 1 and limits.memory_high_bytes is not None:
         raise HbfError(
-            "--mem-high is memory.high of cgroup v2, and this machine has memory in v1, which knows no such "
-            "limit; use --mem"
+            "--mem-high is memory.high of cgroup v2, and this machine has memory in v1, which has no such "
+            "limit",
+            "use --mem",
         )
     hard = "memory.max" if version == 2 else "memory.limit_in_bytes"
     known = {"memory.high": limits.memory_high_bytes, hard: limits.memory_bytes}
@@ -173,7 +174,7 @@ def _text(file: Path) -> str:
 
 
 def _of_device(file: Path, number: str) -> list[str]:
-    """What a file with a line per device says of this one."""
+    """The line for this device in a file with one line per device."""
     for line in _text(file).splitlines():
         device, *rest = line.split()
         if device == number:
@@ -182,7 +183,7 @@ def _of_device(file: Path, number: str) -> list[str]:
 
 
 def _number(text: str | None) -> int | None:
-    """None for no limit, in the ways that the kernel says so."""
+    """A limit as a number; None for the kernel's ways to say "no limit"."""
     if not text or text == "max" or int(text) >= _UNLIMITED_V1:
         return None
     return int(text)

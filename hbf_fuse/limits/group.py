@@ -1,6 +1,6 @@
-"""Transient cgroups: made, entered, and gone with whoever made them, also if that one is killed.
+"""Transient cgroups: made, entered, and removed at the end, even if the process that made them is killed.
 
-A group's name says who made it. Should the watcher have been killed, too, the next run sees that its owner is
+A group's name contains its owner. If the watcher was killed as well, the next run sees that the owner is
 dead.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hbf_fuse import reaper
-from hbf_fuse.errors import HbfError
+from hbf_fuse.errors import HbfError, naming
 from hbf_fuse.host import linux
 from hbf_fuse.limits import files, hierarchy
 from hbf_fuse.limits.devices import Disk
 from hbf_fuse.limits.files import Limits, Setting
-from hbf_fuse.limits.hierarchy import Place
+from hbf_fuse.limits.hierarchy import Controller
 
 _NAME = re.compile(r"hbf-(?P<pid>\d+)-(?P<start>\d+)-(?P<namespace>\d+)-[0-9a-f]{6}")
 
@@ -28,7 +28,7 @@ class Group:
     """A group with limits: one directory in v2, one per controller in v1."""
 
     name: str
-    places: tuple[Place, ...]
+    places: tuple[Controller, ...]
     disk: Disk | None
 
     @property
@@ -37,17 +37,17 @@ class Group:
 
     @property
     def versions(self) -> dict[str, int]:
-        """Of cgroups, by controller."""
+        """cgroup version by controller."""
         return {place.controller: place.version for place in self.places}
 
     def enter(self) -> None:
-        """Move this process in, with all its threads. Fit for the moment between fork and exec."""
+        """Move this process with all its threads into the group. Safe between fork and exec."""
         for directory in self.directories:
             _write(directory / "cgroup.procs", "0")
 
     @contextmanager
     def joined(self) -> Iterator[None]:
-        """This process is in the group meanwhile, and back where it was afterwards."""
+        """This process is in the group during the block, and back in its old group afterwards."""
         self.enter()
         try:
             yield
@@ -56,12 +56,12 @@ class Group:
                 _write(own / "cgroup.procs", "0")
 
     def in_force(self) -> Limits:
-        """The limits as the kernel has them: of this group and, where they count, of those above it."""
+        """The limits that apply to this group: its own and, where they count, those of groups above it."""
         found = []
         for place in self.places:
             group = place.parent / self.name
             above = [each for each in group.parents if each.is_relative_to(place.root)]
-            # v1's blkio throttles each group by itself.
+            # blkio of v1 throttles each group separately.
             flat = place.version == 1 and place.controller == "io"
             found += [files.in_force(each, self.disk) for each in (group, *([] if flat else above))]
         return files.tightest(found)
@@ -69,14 +69,15 @@ class Group:
 
 @contextmanager
 def made(limits: Limits, disk: Disk | None) -> Iterator[Group]:
-    """A new group with these limits; whatever is in it at the end is killed.
+    """A new group with these limits. Processes that are in it at the end are killed.
 
-    HbfError if it cannot be made (hierarchy.NotPermitted if root could), or if the limits do not take hold.
+    HbfError if it cannot be made (hierarchy.NotPermitted if root could), or if the kernel does not enforce
+    the limits.
     """
     group = Group(_new_name(), tuple(hierarchy.places(limits.controllers)), disk)
     wanted = files.settings(limits, disk, group.versions)
     remove_leftovers({place.parent for place in group.places})
-    # The watcher knows the names before the groups are there: there is no moment to be killed unseen.
+    # The watcher knows the names before the groups exist: so a kill at any time leaves no group.
     with reaper.watching(groups=[str(directory) for directory in group.directories]):
         try:
             _make(group, wanted)
@@ -91,7 +92,7 @@ def made(limits: Limits, disk: Disk | None) -> Iterator[Group]:
 
 
 def remove_leftovers(parents: set[Path]) -> list[str]:
-    """Remove groups whose owner is dead, with what is left in them; returns their names."""
+    """Remove groups of dead owners, with the processes in them. Returns the groups' names."""
     return [
         directory.name
         for parent in parents
@@ -102,7 +103,7 @@ def remove_leftovers(parents: set[Path]) -> list[str]:
 
 def _is_leftover(name: str) -> bool:
     found = _NAME.fullmatch(name)
-    # The numbers of another pid namespace mean nothing here.
+    # Pids of another PID namespace are not valid here.
     if not found or int(found["namespace"]) != linux.pid_namespace():
         return False
     return linux.start_time(int(found["pid"])) != int(found["start"])
@@ -119,17 +120,17 @@ def _make(group: Group, wanted: list[Setting]) -> None:
         for directory in group.directories:
             directory.mkdir()
     except OSError as error:
-        raise HbfError(f"cannot make the cgroup {error.filename}: {error.strerror}; run as root") from error
+        raise HbfError(f"cannot make the cgroup {error.filename}: {error.strerror}", "run as root") from error
     for controller, file, text in wanted:
         try:
             _write(place_of[controller] / file, text)
         except FileNotFoundError as error:
             raise HbfError(
-                f"this kernel has no {file}; boot one with CONFIG_BLK_DEV_THROTTLING and CONFIG_MEMCG"
+                f"this kernel has no {file}", "boot one with CONFIG_BLK_DEV_THROTTLING and CONFIG_MEMCG"
             ) from error
         except OSError as error:
             raise HbfError(
-                f"the kernel refuses {text!r} in {file}: {error.strerror}; try another limit"
+                f"the kernel refuses {text!r} in {file}: {error.strerror}", "try another limit"
             ) from error
 
 
@@ -137,14 +138,15 @@ def _remove(group: Group) -> None:
     stuck = [str(each) for each in group.directories if not reaper.remove_group(str(each))]
     if stuck:
         raise HbfError(
-            f"processes in {' and '.join(stuck)} do not die; the next run removes it when they have"
+            f"processes in {' and '.join(stuck)} do not die", "the next run removes it when they are dead"
         )
 
 
 def _write(file: Path, text: str) -> None:
-    """Write to a file that is there; if it is not, open(..., "w") would try to make it."""
+    """Write to an existing file. If it is missing, open(..., "w") would try to create it."""
     fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, text.encode())
+        with naming(file):
+            os.write(fd, text.encode())
     finally:
         os.close(fd)

@@ -1,11 +1,11 @@
-"""A command that stands in for us: its terminal, its signals and its exit code."""
+"""Runs a command in our place: with our terminal, our signals and its exit code."""
 
 import errno
 import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.host import linux
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
-"""Exit codes as shells have them."""
+"""Exit codes, as in shells."""
 
 _SENT_BY_KERNEL = 0x80
-"""SI_KERNEL: a signal of the terminal, which the command gets itself. See sigaction(2)."""
+"""SI_KERNEL: a signal from the terminal. The command gets it directly. See sigaction(2)."""
 
 _FORWARDED = {
     signal.SIGHUP,
@@ -29,37 +29,40 @@ _FORWARDED = {
 
 
 class CannotStart(HbfError):
-    """There is no such program, or it cannot be run. exit_code: what a shell would end with."""
+    """The program does not exist or cannot be run. exit_code: the exit code of a shell in this case."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, remedy: str, exit_code: int) -> None:
+        super().__init__(what, remedy)
         self.exit_code = exit_code
 
 
 def check(program: str) -> None:
-    """CannotStart, if that can be told beforehand."""
+    """Raise CannotStart if the failure can be foreseen."""
     if shutil.which(program):
         return
     if "/" in program and Path(program).is_dir():
-        raise CannotStart(f"{program} is a directory; name a program", NOT_EXECUTABLE)
+        raise CannotStart(f"{program} is a directory", "name a program", NOT_EXECUTABLE)
     if "/" in program and Path(program).exists():
-        raise CannotStart(
-            f"{program} is not executable; make it so with `chmod +x {program}`", NOT_EXECUTABLE
-        )
-    raise CannotStart(f"{program} is not found; name a program on PATH, or its whole path", NOT_FOUND)
+        remedy = f"make it executable with `chmod +x {program}`"
+        raise CannotStart(f"{program} is not executable", remedy, NOT_EXECUTABLE)
+    raise CannotStart(f"{program} is not found", "name a program on PATH, or its whole path", NOT_FOUND)
 
 
 @contextmanager
 def started(
-    line: Sequence[str], enter: Callable[[], None], pass_fds: Sequence[int] = ()
+    line: Sequence[str],
+    enter: Callable[[], None],
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """A command that calls `enter` before anything of it runs, killed at the end if it still does then.
+    """A command that calls `enter` before it begins to run. At the end of the block it is killed if it still
+    runs. environment: what the command has besides ours.
 
-    Signals for us are held meanwhile: passed_through hands them on.
+    Signals for us are held back during the block: passed_through forwards them.
     """
-    # Whoever ignores this one is not told of a child's end.
+    # With SIGCHLD ignored, the kernel does not report a child's end.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # Held from before the start: no signal falls between the two processes.
+    # Blocked before the start: no signal gets lost between the two processes.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_FORWARDED, signal.SIGCHLD})
 
     def before_exec() -> None:
@@ -68,7 +71,7 @@ def started(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     try:
-        process = _start(line, before_exec, pass_fds)
+        process = _start(line, before_exec, pass_fds, {**os.environ, **(environment or {})})
         try:
             yield process
         finally:
@@ -79,7 +82,7 @@ def started(
 
 
 def passed_through(process: "subprocess.Popen[bytes]") -> int:
-    """Wait for what `started` yielded, hand on signals, and return the exit code as a shell has it."""
+    """Wait for the command from `started` and forward signals. Returns the exit code as a shell has it."""
     while (code := process.poll()) is None:
         came = signal.sigwaitinfo({*_FORWARDED, signal.SIGCHLD})
         if came.si_signo != signal.SIGCHLD and came.si_code != _SENT_BY_KERNEL:
@@ -88,16 +91,19 @@ def passed_through(process: "subprocess.Popen[bytes]") -> int:
 
 
 def _start(
-    line: Sequence[str], before_exec: Callable[[], None], pass_fds: Sequence[int]
+    line: Sequence[str],
+    before_exec: Callable[[], None],
+    pass_fds: Sequence[int],
+    environment: Mapping[str, str],
 ) -> "subprocess.Popen[bytes]":
     try:
-        # No other thread runs yet, so none can hold a lock that this one needs.
-        return subprocess.Popen(line, preexec_fn=before_exec, pass_fds=pass_fds)  # noqa: PLW1509
+        # No other thread runs yet, so no lock can be held in the child.
+        return subprocess.Popen(line, preexec_fn=before_exec, pass_fds=pass_fds, env=environment)  # noqa: PLW1509
     except OSError as error:
         code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
         why = error.strerror or os.strerror(error.errno or 0)
-        raise CannotStart(f"cannot run {line[0]}: {why}; name a program of this machine", code) from error
+        raise CannotStart(f"cannot run {line[0]}: {why}", "name a program of this machine", code) from error
     except subprocess.SubprocessError as error:
         raise HbfError(
-            "the command could not enter its cgroup; run as root, or try less of a limit"
+            "the command could not enter its cgroup", "run as root, or try a looser limit"
         ) from error

@@ -1,4 +1,4 @@
-"""Limits through systemd, where only it may make groups: systemd-run --scope."""
+"""Limits through systemd, if only systemd may make groups: systemd-run --scope."""
 
 import os
 import secrets
@@ -20,7 +20,7 @@ _PATIENCE_SECONDS = 30.0
 """systemd may ask for a password first."""
 
 _GATE = "import os, sys; os.read(int(sys.argv[1]), 1) or sys.exit(1); os.execvp(sys.argv[2], sys.argv[2:])"
-"""Nothing of the command runs before its limits were seen to be in force."""
+"""The command begins to run only after its limits were found to be in force."""
 
 
 def available() -> bool:
@@ -32,9 +32,9 @@ def available() -> bool:
 def started(
     line: Sequence[str], limits: Limits, disk: Disk | None
 ) -> Iterator[tuple["subprocess.Popen[bytes]", Limits]]:
-    """A command in a scope of its own, and the limits in force; whatever is left in the scope is killed.
+    """A command in its own scope, and the limits in force. Processes that remain in the scope are killed.
 
-    HbfError if systemd refuses, or does not enforce them: a user's manager often has no io controller.
+    HbfError if systemd refuses or does not enforce the limits: a user's manager often has no io controller.
     """
     unit = f"hbf-{os.getpid()}-{secrets.token_hex(3)}.scope"
     closed, opened = os.pipe()
@@ -49,8 +49,9 @@ def started(
                     found = files.in_force(group, disk)
                     if loose := files.missing(limits, found):
                         raise HbfError(
-                            f"systemd does not enforce {' '.join(loose)} for you (in force: {found}); run as "
-                            "root, or give users the controllers: Delegate=io memory for user@.service"
+                            f"systemd does not enforce {' '.join(loose)} for you (in force: {found})",
+                            "run as root, or give users the controllers: Delegate=io memory for "
+                            "user@.service",
                         )
                     os.write(opened, b"1")
                     yield command, found
@@ -76,15 +77,15 @@ def _systemd_run(unit: str, limits: Limits, disk: Disk | None) -> list[str]:
 
 
 def _scope_of(command: "subprocess.Popen[bytes]", unit: str) -> Path:
-    """The group of the scope, once the command is in it."""
+    """The cgroup of the scope, once the command is in it."""
     give_up = time.monotonic() + _PATIENCE_SECONDS
     while command.poll() is None and time.monotonic() < give_up:
         groups = hierarchy.v2_groups(command.pid)
         if groups and groups[1].name == unit:
             return groups[1]
         time.sleep(0.01)
-    raise HbfError("systemd-run could not make a scope with these limits; run as root")
+    raise HbfError("systemd-run could not make a scope with these limits", "run as root")
 
 
 def _nowhere() -> None:
-    """systemd moves the command itself."""
+    """Enters no group: systemd moves the command itself."""

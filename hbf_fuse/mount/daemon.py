@@ -1,16 +1,17 @@
-"""Puts a mount into the background: returns when it answers, or raises what went wrong there.
+"""Puts a mount into the background. Returns when the mount answers, or raises the background process's error.
 
-Fork first, threads after: the server's threads start in the child.
+Forks first and starts threads after: the server's threads start in the child.
 """
 
-import contextlib
+import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from hbf_fuse.errors import HbfError, in_one_line
+from hbf_fuse import signals, streams
+from hbf_fuse.errors import HbfError, of_system
 from hbf_fuse.mount.server import MountConfig, serve
 
 _READY = "ready\n"
@@ -18,10 +19,11 @@ _STDERR = 2
 
 
 def start(config: MountConfig, tell: Callable[[str], None]) -> str:
-    """Serve in a new background process; returns once the mount answers, with a remark on what is served or
+    """Serve in a new background process. Returns once the mount answers, with a remark on what is served, or
     "". HbfError if it cannot begin.
     """
-    _occupy_standard_streams()
+    streams.occupy()
+    signals.unwatch()
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -35,27 +37,19 @@ def start(config: MountConfig, tell: Callable[[str], None]) -> str:
         said = pipe.read()
     if said.startswith(_READY):
         return said.removeprefix(_READY)
-    raise HbfError(said or "the server ended before the mount answered; try -f to see why")
-
-
-def _occupy_standard_streams() -> None:
-    """Whoever started us may have closed some of them: nothing else may come to lie there."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
-        pass
-    os.close(fd)
+    if said:
+        raise HbfError(*json.loads(said))
+    raise HbfError("the server ended before the mount answered", "try -f to see why")
 
 
 def _close_all_but(kept: int) -> None:
-    """Close what was inherited: a lock or a pipe of the script that called is not ours to keep."""
-    for fd in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
-        # One of these was only there to be listed.
-        if fd > _STDERR and fd != kept:
-            with contextlib.suppress(OSError):
-                os.close(fd)
+    """Close inherited descriptors: a lock or a pipe of the calling script must not stay open."""
+    os.closerange(_STDERR + 1, kept)
+    os.closerange(max(_STDERR, kept) + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _detach() -> None:
-    """Become nobody's child, but stay in the process group: no other may enter an automount meanwhile."""
+    """Leave the parent, but stay in the process group: an automount in progress admits no other group."""
     if os.fork():
         os._exit(0)
     os.chdir("/")
@@ -65,7 +59,7 @@ def _detach() -> None:
 
 
 def _run(config: MountConfig, write_end: int, tell: Callable[[str], None]) -> NoReturn:
-    """Serve, telling the waiting parent one thing: ready, or why not. Never returns into its caller."""
+    """Serve, and tell the waiting parent once: ready, or why not. Never returns."""
     os.set_inheritable(write_end, False)
     told = False
 
@@ -76,26 +70,31 @@ def _run(config: MountConfig, write_end: int, tell: Callable[[str], None]) -> No
             os.write(write_end, message.encode(errors="backslashreplace"))
             os.close(write_end)
 
+    def refuse(error: HbfError) -> None:
+        answer(json.dumps(error.args))
+
     def when_ready(remark: str) -> None:
         Path(config.mountpoint).stat()
-        # From here on, no terminal can end it.
+        signals.unwatch()
+        # From here on, a terminal's signals do not reach it.
         os.setsid()
         answer(_READY + remark)
-        # The terminal is the parent's: keep it for remarks only until the mount answers.
+        # Remarks go to the parent's terminal only until the mount answers.
         os.dup2(0, 2)
 
+    signals.watch()
     try:
         serve(config, when_ready, tell)
         code = 0
     except HbfError as error:
-        answer(str(error))
+        refuse(error)
         code = 1
     except OSError as error:
-        answer(in_one_line(error))
+        refuse(of_system(error))
         code = 1
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}"
-        answer(f"the server failed ({reason}): please report it, with what -f prints")
+        refuse(HbfError(f"the server failed ({reason})", "please report it, with what -f prints"))
         code = 1
     sys.stderr.flush()
     os._exit(code)

@@ -1,6 +1,6 @@
-"""Finds the machine's floor: what a read takes beyond the tier and the server.
+"""Measures the machine's floor: what a read takes beyond the tier and the server.
 
-On a small mount of its own, which nobody else can reach: it is detached as soon as its file is open.
+Uses a small mount of its own. No other process can reach it: it is detached as soon as its file is open.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hbf_fuse import compiled, engine, reaper, signals
-from hbf_fuse.errors import HbfError
+from hbf_fuse.errors import HbfError, naming
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.host import machine
 from hbf_fuse.mount import mountpoint, probe
@@ -25,39 +25,39 @@ from hbf_fuse.tier import TierSpec
 from hbf_fuse.traces.trace import RECORD, Read
 
 WAITS_MS = (0.02, 0.1, 0.4, 2.0, 10.0)
-"""How long the probe waits for its reads, so that what waking up costs is known after short sleeps and long
-ones.
-"""
+"""Latencies of the probe's reads. They cover the wake-up time after short and after long sleeps."""
 
 LARGE_MS = 1.0
-"""How long it waits for large ones."""
+"""Latency of large reads."""
 
 PROBE_MS = 30
 """About how long one measurement takes."""
 
 LEAST_READS, MOST_READS = 10, 100
-"""Of one measurement: fewer say little about the usual read, more nothing new."""
+"""Reads of one measurement. Fewer say little about the usual read; more add nothing."""
 
 SMALL = 4096
 LARGE = 1 << 20
 MOST_NS = 500_000
-"""A floor above this is no floor but a machine under load: it is not believed."""
+"""A larger floor comes from load on the machine and is rejected."""
 
 MOST_STARVED_NS = 100_000
-"""A read for which the server's threads waited longer for a CPU; with an idle core it is a tenth of that."""
+"""A floor is rejected if the server's threads waited longer for a CPU per read. With an idle core it is a
+tenth of this.
+"""
 
 ATTEMPTS = 4
 PATIENCE_SECONDS = 5
 
 
 def lean_library() -> str:
-    """What probe.py times reads with."""
+    """The module with which probe.py times reads."""
     source = "mount/lean.py"
     return f"{compiled.PACKAGE}/{source}" if compiled.why_not() else compiled.library(source)
 
 
 def measure(engine_name: str) -> Floor:
-    """Read through a mount from outside for about 0.2 s.
+    """Measure from outside, through a mount, for about 0.2 s.
 
     An unknown floor if the machine is too busy, or nothing can be mounted.
     """
@@ -65,11 +65,11 @@ def measure(engine_name: str) -> Floor:
         with _mounted(engine_name, TierSpec(latency_ms=LARGE_MS)) as (fs, file), _reader(file) as reader:
             large = _usual(fs, reader, LARGE)
             small = _usual(fs, reader, SMALL)
-            per_mib = max(0, large - small) * LARGE // fs.pacer.counters.largest_read
+            per_mib = max(0, large - small) * LARGE // fs.served.pacer.counters.largest_read
             after = [(round(LARGE_MS * 1e6), small)]
             for wait in WAITS_MS:
-                fs.pacer.exchange(TierSpec(latency_ms=wait))
-                # Where one of them is disturbed, its neighbours tell.
+                fs.served.pacer.exchange(TierSpec(latency_ms=wait))
+                # If one measurement is disturbed, the floor is interpolated from its neighbours.
                 with contextlib.suppress(_TooBusy):
                     after.append((round(wait * 1e6), _usual(fs, reader, SMALL)))
             return Floor(sorted(after), per_mib)
@@ -78,20 +78,21 @@ def measure(engine_name: str) -> Floor:
 
 
 class _TooBusy(Exception):
-    """What was measured, if anything, is no floor."""
+    """What was measured, if anything, cannot be a floor."""
 
 
 @contextmanager
 def _mounted(engine_name: str, spec: TierSpec) -> Iterator[tuple[Filesystem, int]]:
-    """A file of LARGE bytes that is served from such a tier, open."""
+    """An open file of LARGE bytes, served from a tier with this spec."""
     with tempfile.TemporaryDirectory(prefix="hbf-floor-") as folder:
         own = Path(folder).resolve()
         source, point = own / "source", own / "mnt"
-        source.write_bytes(os.urandom(LARGE))
+        with naming(source):
+            source.write_bytes(os.urandom(LARGE))
         point.mkdir()
         fs = Filesystem(source, spec)
         mount = engine.create(engine_name, fs, point, allow_other=False)
-        # Interrupted or killed between these, it would be left behind.
+        # A signal or a kill here must not leak the mount.
         with (
             reaper.watching(str(point)) as is_mounted,
             signals.deferred(),
@@ -112,13 +113,15 @@ def _mounted(engine_name: str, spec: TierSpec) -> Iterator[tuple[Filesystem, int
 @contextmanager
 def _reader(file: int) -> "Iterator[subprocess.Popen[str]]":
     """A probe that is ready to read."""
-    # In this process group (see daemon.py on automounts), so Ctrl-C would reach it, too.
+    # It stays in this process group (see daemon._detach), so Ctrl-C must be blocked for it.
     unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         reader = subprocess.Popen(
             probe.command(lean_library(), file),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            # If the mount is ended under it, nobody wants its traceback.
+            stderr=subprocess.DEVNULL,
             text=True,
             pass_fds=[file],
         )
@@ -133,14 +136,14 @@ def _reader(file: int) -> "Iterator[subprocess.Popen[str]]":
 
 
 def _line(reader: "subprocess.Popen[str]") -> str:
-    """The next one that it says. TimeoutError if it says nothing."""
+    """The reader's next line. TimeoutError if it prints none."""
     if reader.stdout is None or not select.select([reader.stdout], [], [], PATIENCE_SECONDS)[0]:
         raise TimeoutError
     return reader.stdout.readline()
 
 
 def _usual(fs: Filesystem, reader: "subprocess.Popen[str]", size: int) -> int:
-    """What _unseen says in a moment that is quiet enough."""
+    """The first result of _unseen that is quiet enough."""
     for _ in range(ATTEMPTS):
         with contextlib.suppress(_TooBusy):
             return _unseen(fs, reader, size)
@@ -148,17 +151,17 @@ def _usual(fs: Filesystem, reader: "subprocess.Popen[str]", size: int) -> int:
 
 
 def _unseen(fs: Filesystem, reader: "subprocess.Popen[str]", size: int) -> int:
-    """Of a usual request's ns, those that pass at the reader and not between the server's arrival and reply.
+    """The part of a usual request's ns that passes at the reader, not between the server's arrival and reply.
 
-    libfuse 2 has several requests, one after the other, to a read of this size.
+    libfuse 2 splits a read of this size into several requests, one after the other.
     """
-    before, starved_before_ns = fs.pacer.ring.count, machine.own_threads_starved_ns()
-    reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / fs.pacer.tiers.tier.spec.latency_ms)))
+    before, starved_before_ns = fs.served.pacer.ring.count, machine.own_threads_starved_ns()
+    reads = max(LEAST_READS, min(MOST_READS, round(PROBE_MS / fs.served.pacer.tiers.tier.spec.latency_ms)))
     if reader.stdin is not None:
         reader.stdin.write(probe.order(size, reads))
         reader.stdin.flush()
     said = json.loads(_line(reader) or "{}")
-    records = fs.pacer.ring.since(before)[0]
+    records = fs.served.pacer.ring.since(before)[0]
     reads_seen = [Read(*fields) for fields in RECORD.iter_unpack(records)]
     unseen = sorted(_differences(said.get("times", []), reads_seen))
     usual = unseen[len(unseen) // 10 : -(len(unseen) // 10)]

@@ -1,4 +1,4 @@
-"""Notices that the whole server stood still, where no compiled loop does."""
+"""Notices that the whole server stood still, for engines without a compiled loop."""
 
 import time
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from hbf_fuse.pacing.pacer import Pacer
 
 
 def watch(pacer: Pacer, ended: Callable[[float], bool]) -> None:
-    """Let the pacer's heart beat. ended: waits for the end of the mount, for so many seconds at most, and
-    says whether it has come; then this returns.
+    """Run the pacer's beats until the mount ends. ended: waits for the end of the mount, at most so many
+    seconds; returns whether it has come.
     """
     now_ns = time.monotonic_ns()
     while True:

@@ -1,4 +1,4 @@
-"""Timed reads; lean.pyx is the same compiled. The interpreter adds 10 to 20 us to each."""
+"""Timed reads; lean.pyx is the same compiled. The interpreter adds 10 to 20 us to each read."""
 
 import mmap
 import os
@@ -8,13 +8,15 @@ import time
 def measure(
     fd: int, size: int, reads: int, start: int, stride: int, pause_ns: int = 0
 ) -> tuple[int, int, list[int]]:
-    """When the first of `reads` reads of `size` bytes began and the last one ended (CLOCK_MONOTONIC, ns), and
-    how long each took: one at a time, piece `start` of the file of fd, then by `stride` pieces on, round and
-    round; between them it computes for pause_ns. fd is opened with O_DIRECT. OSError if one fails.
+    """Read `reads` times `size` bytes, one read at a time: piece `start` of the file, then every `stride`-th
+    piece, again and again; busy for pause_ns between reads. fd is opened with O_DIRECT. OSError if a read
+    fails.
+
+    Returns when the first read began and the last one ended (CLOCK_MONOTONIC, ns), and how long each took.
     """
     pieces = os.fstat(fd).st_size // size
     buffer = mmap.mmap(-1, size)
-    # Memory that is touched for the first time takes milliseconds in some virtual machines.
+    # First touch of memory takes milliseconds in some virtual machines.
     buffer.write(b"\1" * size)
     times = []
     began = ended = time.monotonic_ns()

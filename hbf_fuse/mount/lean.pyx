@@ -1,4 +1,4 @@
-"""Timed reads, with nothing of the interpreter's between the clock and the read; lean.py is the same uncompiled."""
+"""Timed reads without the interpreter between the clock and the read; lean.py is the same uncompiled."""
 
 import os
 from array import array
@@ -29,7 +29,7 @@ def measure(int fd, long long size, long long reads, long long start, long long 
     cdef bint failed = buffer == NULL
     with nogil:
         if not failed:
-            # Memory that is touched for the first time takes milliseconds in some virtual machines.
+            # First touch of memory takes milliseconds in some virtual machines.
             memset(buffer, 1, size)
         began = now()
         for count in range(reads if not failed else 0):

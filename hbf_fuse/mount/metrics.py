@@ -1,7 +1,7 @@
 """A mount's counters for Prometheus; docs/metrics.md names them.
 
-Every user of a machine reaches its loopback. So an answer goes to the mount's own user (and root) alone,
-unless an address was named: then to everybody who reaches that.
+Every user of a machine can reach its loopback address. So only the mount's own user and root get an answer,
+unless an address was named: then everybody who can reach it.
 """
 
 import contextlib
@@ -17,33 +17,49 @@ from typing import Any
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
+from hbf_fuse.observe.histogram import Histogram
+from hbf_fuse.observe.status import Spec, Stats
+from hbf_fuse.tier import TierSpec
 
 try:
     from prometheus_client import CollectorRegistry, MetricsHandler
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+        InfoMetricFamily,
+        Metric,
+    )
     from prometheus_client.registry import Collector
 except ImportError as problem:
-    raise HbfError("--metrics needs prometheus-client; `pip install 'hbf-fuse[metrics]'`") from problem
+    raise HbfError("--metrics needs prometheus-client", "`pip install 'hbf-fuse[metrics]'`") from problem
 
 LOOPBACK = "127.0.0.1"
 _CONNECTIONS = Path("/proc/net/tcp")
 _CONNECTIONS_AT_ONCE = {True: 16, False: 4}
-"""Of those who may have the metrics, and of those who are refused."""
+"""Limits for clients who may have the metrics, and for clients who are refused."""
 
 _CONNECTIONS_EACH = 4
-"""Of one address where everybody is answered."""
+"""Limit per address when everybody is answered."""
 
 _SECONDS_EACH = 10
-"""For all that a client may take."""
+"""Limit for a client's whole connection."""
+
+_POWERS = range(12, 35)
+"""Histograms have buckets that end at these powers of two in ns: 4.1 us to 17 s."""
+
+_STATES = ("agrees", "unsure", "off")
+_MOST_FILES = 100
+"""Files whose verdicts are shown."""
 
 _ESTABLISHED = "01"
-"""The only state that is believed: a socket that its owner has closed is root's, by that table."""
+"""The only state that is trusted: the table shows a socket that its owner has closed as root's."""
 
 
 def serve(fs: Filesystem, where: str) -> None:
     """Answer scrapes at "[ADDRESS:]PORT" from a thread that ends with the process. HbfError if it cannot.
 
-    Without an address: on loopback, and to this process's user and root only.
+    Without an address: on loopback, and only for this process's user and root.
     """
     address, _, port = where.rpartition(":")
     if not port.isdecimal() or not 0 < int(port) < 1 << 16:
@@ -54,12 +70,14 @@ def serve(fs: Filesystem, where: str) -> None:
         kind = _Server6 if ":" in address else _Server
         server = kind((address.strip("[]") or LOOPBACK, int(port)), _handler(registry), bool(address))
     except OSError as error:
-        raise HbfError(f"--metrics {where}: {error.strerror}; use another address or port") from error
+        raise HbfError(f"--metrics {where}: {error.strerror}", "use another address or port") from error
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread per connection, of which there are few: strangers take none of those that are for others."""
+    """A thread per connection, of which there are few. Strangers have their own places and take none of the
+    others'.
+    """
 
     def __init__(self, address: tuple[str, int], handler: type[MetricsHandler], for_everybody: bool) -> None:
         super().__init__(address, handler)
@@ -68,7 +86,7 @@ class _Server(ThreadingHTTPServer):
         self._free = {welcome: threading.Semaphore(count) for welcome, count in _CONNECTIONS_AT_ONCE.items()}
 
     def is_welcome(self, client: Any) -> bool:
-        """Whether whoever made a connection may have the metrics."""
+        """Whether a client may have the metrics."""
         return self._for_everybody or _owner(client, self.server_address) in (0, os.geteuid())
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -82,7 +100,7 @@ class _Server(ThreadingHTTPServer):
         threading.Thread(target=self._answer, args=(request, client_address, free), daemon=True).start()
 
     def _answer(self, request: Any, client_address: Any, free: threading.Semaphore) -> None:
-        # Who sends or takes a byte now and then holds a place no longer than who says nothing.
+        # A slow client must not keep its place longer than a silent one.
         end = threading.Timer(_SECONDS_EACH, _cut_off, (request,))
         end.daemon = True
         try:
@@ -95,7 +113,7 @@ class _Server(ThreadingHTTPServer):
             free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that breaks off is nobody's news."""
+        """Ignore clients that break off."""
 
 
 def _cut_off(connection: socket.socket) -> None:
@@ -120,9 +138,9 @@ def _handler(registry: CollectorRegistry) -> type[MetricsHandler]:
 
 
 def _owner(client: Any, server: Any) -> int | None:
-    """The user id of who made a connection over loopback, or None if nobody of this machine has it open.
+    """The user id of a connection's client over loopback, or None if no process of this machine has it open.
 
-    client, server: IPv4 address and port of its two ends.
+    client, server: IPv4 address and port of the two ends.
     """
     for line in _CONNECTIONS.read_text().splitlines()[1:]:
         _, ours, theirs, state, _, _, _, user, *_ = line.split()
@@ -132,7 +150,7 @@ def _owner(client: Any, server: Any) -> int | None:
 
 
 def _hexadecimal(end: tuple[str, int]) -> str:
-    """An end of a connection as /proc/net/tcp has it: the address in this machine's byte order."""
+    """An end of a connection as in /proc/net/tcp: the address is in this machine's byte order."""
     number = int.from_bytes(socket.inet_aton(end[0]), sys.byteorder)
     return f"{number:08X}:{end[1]:04X}"
 
@@ -144,9 +162,9 @@ class _Collector(Collector):
         self._fs = fs
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric with its present value."""
-        stats = self._fs.stats_document()
-        late_ns = stats["lateness_ns"]
+        """Every metric with its current value."""
+        stats = self._fs.hidden.stats_document()
+        yield from _facts(self._fs.hidden.spec_document())
         yield CounterMetricFamily("hbf_reads", "Reads that arrived.", value=stats["reads"])
         yield CounterMetricFamily("hbf_interrupted_reads", "Readers killed.", value=stats["interrupted"])
         yield CounterMetricFamily("hbf_failed_reads", "Reads that the source failed.", value=stats["failed"])
@@ -161,14 +179,68 @@ class _Collector(Collector):
         for tier, nbytes in stats["tier_bytes"].items():
             served.add_metric([tier], nbytes)
         yield served
-        late = GaugeMetricFamily(
-            "hbf_lateness_seconds", "Data visible after its deadline.", labels=["quantile"]
-        )
-        late.add_metric(["0.5"], late_ns["p50"] / 1e9)
-        late.add_metric(["0.99"], late_ns["p99"] / 1e9)
-        yield late
+        counters = self._fs.served.pacer.counted()
+        yield _histogram("hbf_read_duration_seconds", "From arrival to data.", counters.took)
+        yield _histogram("hbf_lateness_seconds", "Data visible after its deadline.", counters.lateness)
+        yield _histogram("hbf_backlog_seconds", "Deadline passed before the arrival.", counters.backlog)
+        yield from _readers(stats)
+        yield _verdicts(stats)
+        if "phases" in stats:
+            read = CounterMetricFamily("hbf_phase_read_bytes", "Bytes served by phase.", labels=["phase"])
+            took = CounterMetricFamily("hbf_phase_seconds", "Time by phase.", labels=["phase"])
+            for name, phase in stats["phases"].items():
+                read.add_metric([name], phase["bytes_read"])
+                took.add_metric([name], phase["seconds"])
+            yield from (read, took)
         if "resident" in stats:
             held = stats["resident"]
             yield GaugeMetricFamily("hbf_resident_bytes", "In the DRAM.", value=held["resident_bytes"])
             yield GaugeMetricFamily("hbf_resident_budget_bytes", "Its size.", value=held["budget_bytes"])
             yield CounterMetricFamily("hbf_evicted_bytes", "Dropped from it.", value=held["evicted_bytes"])
+
+
+def _facts(spec: Spec) -> Iterator[Metric]:
+    known = {
+        "source": spec["source"],
+        "tier": str(TierSpec.from_dict(spec["tier"])),
+        "engine": spec.get("engine", ""),
+        "version": spec.get("version", ""),
+    }
+    # A path may have bytes that are no text.
+    yield InfoMetricFamily("hbf", "What is served.", {name: _text(value) for name, value in known.items()})
+
+
+def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
+    """A classic histogram, in seconds."""
+    below = zip(_POWERS, histogram.below(_POWERS), strict=True)
+    buckets = [(repr((1 << power) / 1e9), float(count)) for power, count in below]
+    buckets.append(("+Inf", float(histogram.count)))
+    return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=histogram.total / 1e9)
+
+
+def _readers(stats: Stats) -> Iterator[Metric]:
+    reads = CounterMetricFamily("hbf_reader_reads", "Reads by the reader's name.", labels=["comm"])
+    asked = CounterMetricFamily("hbf_reader_bytes", "Bytes asked for by the reader's name.", labels=["comm"])
+    for each in stats["readers"]:
+        reads.add_metric([each["comm"]], each["reads"])
+        asked.add_metric([each["comm"]], each["bytes"])
+    yield reads
+    yield asked
+
+
+def _verdicts(stats: Stats) -> Metric:
+    """The worst first, as there may be many files."""
+    judged = GaugeMetricFamily(
+        "hbf_verdict",
+        "First pass: 0 agrees, 1 unsure, 2 off; code: its main reason.",
+        labels=["file", "verdict", "code"],
+    )
+    found = [(_STATES.index(file["staging"]["verdict"]), name) for name, file in stats["files"].items()]
+    for value, name in sorted(found, reverse=True)[:_MOST_FILES]:
+        reasons = stats["files"][name]["staging"]["reasons"]
+        judged.add_metric([_text(name), _STATES[value], reasons[0] if reasons else ""], value)
+    return judged
+
+
+def _text(name: str) -> str:
+    return os.fsencode(name).decode(errors="replace")

@@ -1,15 +1,14 @@
-"""Reads a source into the page cache before serving it, so that its disk cannot be the bottleneck."""
+"""Reads a source into the page cache before serving, so that its disk is not the bottleneck."""
 
 import mmap
 import os
 import time
 from collections.abc import Callable
 
-import psutil
-
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs.tree import Node, Tree
-from hbf_fuse.host import residency
+from hbf_fuse.fs.node import Node
+from hbf_fuse.fs.tree import Tree
+from hbf_fuse.host import machine, residency
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, mbps
 
@@ -18,12 +17,13 @@ _SAMPLE_SECONDS = 0.3
 
 
 def into_page_cache(tree: Tree, tell: Callable[[str], None]) -> bool:
-    """Read all files once. False, with a word, if they and a reader's copy exceed the memory available.
+    """Read all files once. False, after a remark, if the files and a reader's copy exceed the available
+    memory.
 
     HbfError if a file cannot be read to its end.
     """
     total = sum(node.bytes_on_disk for node in tree.files())
-    available = psutil.virtual_memory().available
+    available = machine.available_bytes()
     if 2 * total > available:
         tell(
             f"not preloading: {format_size(total)} of source and a reader's copy of it exceed the "
@@ -38,7 +38,7 @@ def into_page_cache(tree: Tree, tell: Callable[[str], None]) -> bool:
 
 
 def doubt(tree: Tree, spec: TierSpec) -> str:
-    """Why a source that was not preloaded may be too slow for a tier, or nothing. Takes up to 0.3 s."""
+    """Why the disk of a source that is not preloaded may be too slow for a tier, or "". Up to 0.3 s."""
     if spec.bandwidth_mbps is None:
         return ""
     node = next(tree.files(), None)
@@ -52,7 +52,7 @@ def doubt(tree: Tree, spec: TierSpec) -> str:
 
 
 def _disk_mbps(tree: Tree, node: Node) -> float | None:
-    """What the disk gives uncached, or None if that cannot be asked (tmpfs) or does not matter (cached)."""
+    """Rate of the disk without cache; None if it cannot be measured (tmpfs) or does not matter (cached)."""
     buffer = mmap.mmap(-1, _CHUNK)
     try:
         fd = tree.open(node, os.O_DIRECT)
@@ -60,7 +60,7 @@ def _disk_mbps(tree: Tree, node: Node) -> float | None:
         return None
     try:
         size, done, begin = os.fstat(fd).st_size, 0, time.monotonic()
-        if _is_cached(fd):
+        if residency.is_resident(fd):
             return None
         while done + _CHUNK <= size and time.monotonic() - begin < _SAMPLE_SECONDS:
             done += os.preadv(fd, [buffer], done)
@@ -71,21 +71,16 @@ def _disk_mbps(tree: Tree, node: Node) -> float | None:
         os.close(fd)
 
 
-def _is_cached(fd: int) -> bool:
-    resident = residency.resident_bytes_of(fd)
-    return resident is not None and resident >= os.fstat(fd).st_size
-
-
 def _read_once(tree: Tree, node: Node, buffer: bytearray) -> None:
     try:
         with open(tree.open(node), "rb", buffering=0) as file:
-            if _is_cached(file.fileno()):
+            if residency.is_resident(file.fileno()):
                 return
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             while file.readinto(buffer):
                 pass
     except OSError as error:
         raise HbfError(
-            f"cannot read {node.source} to its end: {error.strerror}; copy it from somewhere else, "
-            "or serve what can be read of it with --no-preload"
+            f"cannot read {node.source} to its end: {error.strerror}",
+            "copy it from somewhere else, or serve what can be read of it with --no-preload",
         ) from error

@@ -1,8 +1,8 @@
-"""Reads through a mount from outside the server, as lean readers do, one read in flight.
+"""Reads through a mount from outside the server, like a real reader, one read in flight.
 
-Run as a script (see `command`), it says "ready", and for each line on stdin (see `order`) prints a JSON
-object: CLOCK_MONOTONIC when the first read began and the last one ended, and each read's time, in ns; an
-empty one if a read failed.
+Run as a script (see `command`), it prints "ready". For each line on stdin (see `order`) it prints a JSON
+object: CLOCK_MONOTONIC when the first read began and when the last one ended, and each read's time, in ns.
+The object is empty if a read failed.
 """
 
 import contextlib
@@ -14,15 +14,15 @@ from importlib.util import module_from_spec, spec_from_file_location
 def command(library: str, fd: int) -> list[str]:
     """The command line that reads from fd.
 
-    library: the compiled form of lean.py, or lean.py itself. fd: to be inherited, opened to be read past the
-    page cache (O_DIRECT).
+    library: the compiled form of lean.py, or lean.py itself. fd: inherited by the probe, opened for reads
+    past the page cache (O_DIRECT).
     """
     return [sys.executable, "-I", "-S", __file__, library, str(fd)]
 
 
 def order(size: int, reads: int, start: int = 0, stride: int = 1) -> str:
-    """The line that lets it read `reads` times `size` bytes: piece `start` of the file, then by `stride`
-    pieces on, round and round.
+    """The line that makes it read `reads` times `size` bytes: piece `start` of the file, then every
+    `stride`-th piece, again and again.
     """
     return f"{size} {reads} {start} {stride}\n"
 

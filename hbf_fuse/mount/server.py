@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hbf_fuse
 from hbf_fuse import compiled, engine, reaper, signals
@@ -18,40 +19,49 @@ from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.filesystem import NO_LAYOUT
+from hbf_fuse.fs.links import TIER
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.host import linux
-from hbf_fuse.mount import floor, heartbeat, iomax, mountpoint, preload
+from hbf_fuse.mount import disk_limit, floor, heartbeat, mountpoint, preload
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.pacer import Pacer
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.traces import trace
 from hbf_fuse.traces.trace import TraceFile
 
+if TYPE_CHECKING:
+    from hbf_fuse.engine.memory.service import Service
+
 DEFAULT_READAHEAD_KIB = 4096
 BUDGET_READAHEAD_KIB = 1024
-"""With a resident budget: readahead of 4 MiB, which FADV_SEQUENTIAL doubles, would fill a small one."""
+"""Used with a resident budget: readahead of 4 MiB, which FADV_SEQUENTIAL doubles, would fill a small one."""
 
+
+_MOST_BROKEN, _MOST_SAID = 10, 300
+_KEPT_FOR_MAPPINGS = frozenset({linux.CAP_SYS_PTRACE})
+"""With the memory engine: to see what a reader with more capabilities than this process has mapped."""
 
 _KEPT = frozenset(
     {
         linux.CAP_SYS_ADMIN,  # to mount and unmount
         linux.CAP_DAC_READ_SEARCH,  # sources
-        linux.CAP_DAC_OVERRIDE,  # a trace, in a folder of somebody else's
-        linux.CAP_FOWNER,  # whether a source of somebody else's is cached (mincore(2))
+        linux.CAP_DAC_OVERRIDE,  # a trace in another user's folder
+        linux.CAP_FOWNER,  # whether another user's source is cached (mincore(2))
         linux.CAP_NET_BIND_SERVICE,  # --metrics
     }
 )
-"""Of what root may do, what a server is for."""
+"""The capabilities that a server needs."""
 
 
 @dataclass(frozen=True)
 class MountConfig:
-    """What a person asked for. Paths are absolute; that of the mountpoint is without links.
+    """The options of a mount. Paths are absolute; the mountpoint is without links.
 
-    readahead_kib: None for the default, which is less with a resident budget. layout: where the model lies.
-    async_dio: see engine.create.
+    readahead_kib: None for the default, which is less with a resident budget.
+    layout: which bytes are in which tier. async_dio: see engine.create.
     trace: a file for every read. metrics: "[ADDRESS:]PORT" for Prometheus.
-    io_max_mbps: what the kernel lets the server read of the source, past the page cache; decimal MB/s.
+    io_max_mbps: kernel limit on the server's reads of the source, past the page cache; decimal MB/s.
+    links: what becomes of links that lead outside, see fs/links.py.
     """
 
     source: Path
@@ -67,6 +77,7 @@ class MountConfig:
     trace: Path | None = None
     metrics: str | None = None
     io_max_mbps: float | None = None
+    links: str = TIER
 
 
 def serve(
@@ -78,92 +89,153 @@ def serve(
     """Mount, call when_ready, and return when the mount has ended: by SIGTERM, SIGINT, SIGHUP or umount.
 
     when_ready: takes a remark on what is served, or "".
-    tell: where remarks go, a line each.
-    until_stdin_closes: end with that, too: the mount of a process that may die without a word.
+    tell: takes remarks, one line each.
+    until_stdin_closes: end then, too: for a mount whose owner may be killed.
     A supervisor such as systemd is told when the mount answers and when it begins to end.
     Raises HbfError if the mount cannot begin.
     """
+    of_memory = config.engine == engine.MEMORY
+    if config.spec.chunk_bytes and not of_memory:
+        raise HbfError("a chunk (--chunk) is what one fault of a mapping brings", "use --engine memory")
     _set_priority(config.priority, tell)
-    # Before there are threads: each has its own.
-    with contextlib.suppress(PermissionError):  # a container may allow nobody to ask for less
-        linux.keep_capabilities(_KEPT)
+    # Before any thread starts: capabilities are per thread.
+    with contextlib.suppress(PermissionError):  # a container may forbid dropping them
+        linux.keep_capabilities(_KEPT | _KEPT_FOR_MAPPINGS if of_memory else _KEPT)
     _raise_descriptors()
     linux.share_one_heap()
     limited = config.io_max_mbps is not None
-    fs = Filesystem(config.source, config.spec, config.layout, uncached=limited)
-    for name in fs.unplaced:
+    fs = Filesystem(
+        config.source,
+        config.spec,
+        config.layout,
+        uncached=limited,
+        links=config.links,
+        shared=config.allow_other,
+    )
+    if fs.tree.remark:
+        tell(fs.tree.remark)
+    for name in fs.served.unplaced:
         tell(f"{name} is not a GGUF: it is served from the one tier, without --place")
-    # A source that the limit is for stays as cold as it is.
+    # With a limit, the source is not read beforehand: it must stay cold.
     remark = "" if limited else fs.tree.doubt()
     is_read = limited or (config.preload and preload.into_page_cache(fs.tree, tell))
     if not is_read and (reason := preload.doubt(fs.tree, config.spec)):
         tell(reason)
+    _report_broken_threads(fs, tell)
     stop = _Stop()
 
     def stood_still() -> None:
-        counters = fs.pacer.counters
+        counters = fs.served.pacer.counters
         counters.stops, counters.blind_ns = counters.stops + 1, time.monotonic_ns()
 
     if until_stdin_closes:
         threading.Thread(target=_stop_when_stdin_closes, args=(stop,), daemon=True).start()
     with (
-        iomax.prepared(fs, config.io_max_mbps, tell) as under_limit,
+        disk_limit.prepared(fs, config.io_max_mbps, tell) as under_limit,
         mounted_here(fs, config, tell, floor.measure(config.engine)) as mount,
         under_limit,
     ):
         when_ready(remark)
-        linux.tell_supervisor("READY=1", f"STATUS=serving {config.source} at {config.mountpoint} ({fs.spec})")
-        threading.Thread(target=_stop_when_ended, args=(mount, fs.pacer, stop), daemon=True).start()
+        linux.tell_supervisor(
+            "READY=1", f"STATUS=serving {config.source} at {config.mountpoint} ({fs.served.spec})"
+        )
+        threading.Thread(target=_stop_when_ended, args=(mount, fs.served.pacer, stop), daemon=True).start()
         stop.wait(stood_still)
         linux.tell_supervisor("STOPPING=1")
         if not mount.join(timeout=0):
             _stop(mount, tell)
 
 
+def _report_broken_threads(fs: Filesystem, tell: Callable[[str], None]) -> None:
+    """A thread that ends with an error would leave no trace: nobody sees a server's stderr."""
+
+    def ended(found: threading.ExceptHookArgs) -> None:
+        name = found.thread.name if found.thread else "a thread"
+        fs.hidden.broken.append(f"{name}: {found.exc_type.__name__}: {found.exc_value}"[:_MOST_SAID])
+        del fs.hidden.broken[_MOST_BROKEN:]
+        tell(f"a thread of the server has ended ({fs.hidden.broken[-1]}): please report it")
+
+    threading.excepthook = ended
+
+
 @contextmanager
 def mounted_here(
     fs: Filesystem, config: MountConfig, tell: Callable[[str], None], floor: Floor
 ) -> Iterator[Engine]:
-    """Serve `fs` from threads of this process; unmounted at the end, and by a watcher if there is no end.
+    """Serve `fs` from threads of this process. Unmounts at the end; if this process is killed, a watcher
+    does.
 
     floor: what this machine adds to a read; see mount/floor.py.
     """
-    fs.pacer.reckon_with(floor)
+    fs.served.pacer.reckon_with(floor)
+    fs.hidden.facts["engine"] = config.engine
+    if config.engine == engine.MEMORY:
+        with _mappings(fs, tell) as service, _mounted(fs, config, tell, floor) as mount:
+            service.known_as(config.mountpoint.stat().st_dev)
+            yield mount
+    else:
+        with _mounted(fs, config, tell, floor) as mount:
+            yield mount
+
+
+@contextmanager
+def _mappings(fs: Filesystem, tell: Callable[[str], None]) -> Iterator["Service"]:
+    """The memory engine's side of a mount."""
+    from hbf_fuse.engine.memory import floor
+    from hbf_fuse.engine.memory.service import Service
+
+    known = floor.measure(expect.mapped_wait_ms(fs.served.spec))
+    if not known.known:
+        tell("cannot measure what a fault takes (the machine is too busy): figures are unsure")
+    fs.served.mapped = service = Service(fs.served)
+    service.reckon_with(known)
+    with service.answering() as place:
+        fs.hidden.facts["memory_socket"] = str(place)
+        yield service
+
+
+@contextmanager
+def _mounted(
+    fs: Filesystem, config: MountConfig, tell: Callable[[str], None], floor: Floor
+) -> Iterator[Engine]:
     mount = engine.create(config.engine, fs, config.mountpoint, config.allow_other, config.async_dio)
-    with reaper.watching(str(config.mountpoint)) as is_mounted:
+    with contextlib.ExitStack() as ending, reaper.watching(str(config.mountpoint)) as is_mounted:
         try:
             # A signal between the mount and the note of it would leak the mount.
             with signals.deferred(), mountpoint.claimed(config.mountpoint) as directory:
                 if config.trace:
-                    fs.trace = _traced(config.trace, fs)
+                    fs.hidden.trace = _traced(config.trace, fs)
+                    if -1 not in (kept := fs.hidden.trace.descriptors()):
+                        ending.enter_context(reaper.watching(reads=kept))
                 mount.start(directory, is_mounted)
             _settle(fs, config, tell)
             if not floor.known:
                 tell(
-                    "cannot find out what a read takes beyond the tier (the machine is too busy): "
-                    "figures are unsure wherever the tier is not busy all the time"
+                    "cannot measure what this machine adds to a read (it is too busy): "
+                    "figures are unsure unless the tier is busy all the time"
                 )
             yield mount
         finally:
             with signals.deferred():
                 if not mount.join(timeout=0):
                     mount.stop(lazy=True)
-                if fs.trace:
-                    fs.trace.close()
-            if fs.trace and fs.trace.stopped:
-                tell(f"the trace {config.trace} lacks reads: {fs.trace.stopped}")
+                if fs.hidden.trace:
+                    fs.hidden.trace.close()
+            if fs.hidden.trace and fs.hidden.trace.stopped:
+                tell(f"the trace {config.trace} lacks reads: {fs.hidden.trace.stopped}")
 
 
 def _settle(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) -> None:
-    """What can only be done once the mount answers: readahead, metrics."""
-    fs.mount_facts.update(
-        engine=config.engine,
-        uncompiled=compiled.why_not(),
-        pid=os.getpid(),
-        pid_namespace=linux.pid_namespace(),
-        start_time=linux.start_time(os.getpid()),
-        version=hbf_fuse.__version__,
-        readahead_kib=_raise_readahead(config, tell),
+    """Steps that need an answering mount: readahead, metrics."""
+    fs.hidden.facts.update(
+        {
+            "uncompiled": str(compiled.why_not() or ""),
+            "pid": os.getpid(),
+            "pid_namespace": linux.pid_namespace(),
+            "start_time": linux.start_time(os.getpid()),
+            "version": hbf_fuse.__version__,
+            "readahead_kib": _raise_readahead(config, tell),
+        }
     )
     if config.metrics is not None:
         from hbf_fuse.mount import metrics
@@ -173,24 +245,24 @@ def _settle(fs: Filesystem, config: MountConfig, tell: Callable[[str], None]) ->
 
 def _traced(file: Path, fs: Filesystem) -> TraceFile:
     if not trace.may_be_written(file):
-        raise HbfError(f"{file} is there and no trace; name another file (--trace)")
+        raise HbfError(f"{file} exists and is not a trace", "name another file (--trace)")
     try:
-        return TraceFile(file, fs.spec_document(), fs.pacer.ring)
+        return TraceFile(file, fs.hidden.spec_document(), fs.served.ring)
     except BlockingIOError as error:
-        raise HbfError(f"another mount writes the trace {file}; name another file (--trace)") from error
+        raise HbfError(f"another mount is writing the trace {file}", "name another file (--trace)") from error
     except OSError as error:
         raise HbfError(
-            f"cannot write the trace {file}: {error.strerror}; name a file that can be made (--trace)"
+            f"cannot write the trace {file}: {error.strerror}", "name a file that can be made (--trace)"
         ) from error
 
 
 class _Stop:
-    """What the main thread waits for: SIGTERM, SIGINT or SIGHUP, or that somebody says now(). Notes SIGCONT.
+    """What the main thread waits for: SIGTERM, SIGINT, SIGHUP, or a call of now(). Reports SIGCONT.
 
-    A pipe, not an Event or a queue. The kernel may hand a signal to any thread; Python then runs its handler
-    only when the main thread wakes up, which in the wait for a lock may be never (5 of 100 servers did not
-    end while the machine was busy). What Python writes into the pipe wakes it, whichever thread was
-    interrupted.
+    A pipe, not an Event or a queue. The kernel may deliver a signal to any thread, but Python runs its
+    handler only in the main thread, when that wakes up. In a wait for a lock that may be never (5 of 100
+    servers did not end while the machine was busy). Python's write into the pipe wakes the main thread,
+    whichever thread was interrupted.
     """
 
     def __init__(self) -> None:
@@ -226,7 +298,7 @@ def _set_priority(nice: int, tell: Callable[[str], None]) -> None:
 
 
 def _raise_descriptors() -> None:
-    """As many as are permitted: every file that anybody has open takes two."""
+    """Raise the descriptor limit to the maximum: every open file takes two."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -245,7 +317,7 @@ def _stop_when_stdin_closes(stop: _Stop) -> None:
 
 
 def _raise_readahead(config: MountConfig, tell: Callable[[str], None]) -> int:
-    """Set the mount's readahead and return what the kernel has now, in KiB."""
+    """Set the mount's readahead. Returns the kernel's value afterwards, in KiB."""
     file = mountpoint.readahead_file(config.mountpoint)
     usual = DEFAULT_READAHEAD_KIB if config.layout.resident_bytes is None else BUDGET_READAHEAD_KIB
     wanted = config.readahead_kib or usual

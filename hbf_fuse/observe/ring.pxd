@@ -1,11 +1,11 @@
 cimport cython
 
-cdef long long RING_RECORDS, _WORDS
+cdef long long RING_RECORDS, _WORDS, _COUNT
 
 @cython.final
 cdef class Ring:
     cdef readonly long long count
-    cdef object _memory
+    cdef object _memory, _file
     cdef long long[::1] _words
     @cython.locals(at=cython.longlong)
     cpdef void add(

@@ -1,3 +1,3 @@
-"""When a read is due and what the machine adds to it: accounts of reads, one source, compiled or not. No
+"""When a read is due, and what the machine adds to it: accounting of reads, one source, compiled or not. No
 FUSE.
 """

@@ -1,7 +1,7 @@
-"""Bounds of what is given back. Not compiled, so that anybody can import them."""
+"""Limits on lateness that is given back. Not compiled, so that any module can import them."""
 
 LIFETIME_NS = 100_000_000
-"""Lateness older than this is forgotten: a reader back after a pause must see the full latency again."""
+"""Older lateness is forgotten: a reader that returns after a pause must see the full latency again."""
 
 MAX_OWED_NS = 1_000_000_000
 """More than a second is never given back: a suspended machine must not answer with a burst."""

@@ -3,8 +3,9 @@ cimport cython
 from hbf_fuse.observe.counters cimport Counters
 from hbf_fuse.pacing.credit cimport Credit
 from hbf_fuse.pacing.idle cimport Idle
+from hbf_fuse.pacing.pages cimport Pages
 
-cdef long long _PAGE, _BLIND_NS, _MOMENTS, _FIGURES
+cdef long long _PAGE, _BLIND_NS, _MOMENTS, _FIGURES, _NAMED
 
 @cython.final
 cdef class Coverage:
@@ -12,7 +13,7 @@ cdef class Coverage:
     cdef Counters _counters
     cdef Credit _credit
     cdef Idle _idle
-    cdef unsigned char[::1] _seen
+    cdef Pages _seen
     cdef long long[::1] _sizes, _pages, _first_page, _arrived, _uncounted, _in_flight, _begun, _first_ns, _owed_ns
     cdef long long[::1] _complete_ns, _complete_due_ns, _timed_ns, _unsure_ns, _most_unsure_ns
     cdef long long[::1] _late_ns, _quarters, _before, _after
@@ -26,7 +27,9 @@ cdef class Coverage:
     @cython.locals(at=cython.longlong)
     cdef void _note_figures(self, long long[::1] figures, long long file) noexcept nogil
     cpdef void abandon(self, long long file) noexcept nogil
-    @cython.locals(page=cython.longlong, fresh=cython.longlong, quarter=cython.longlong, base=cython.longlong, size=cython.longlong,
+    @cython.locals(place=cython.longlong)
+    cpdef void copy_pass(self, long long file, long long[::1] figures) noexcept nogil
+    @cython.locals(fresh=cython.longlong, quarter=cython.longlong, base=cython.longlong, size=cython.longlong,
                    first=cython.longlong, end=cython.longlong, end_byte=cython.longlong)
     cpdef void add(
         self,

@@ -1,8 +1,9 @@
-"""Credit for late replies: a reader whose reply came late is late with its next read, which is not its doing.
+"""Credit for late replies: a late reply delays the reader's next read, too, and that is not the reader's
+doing.
 
-On the real device it would have come back sooner by just that lateness, so its next arrival counts as that
-much earlier. Think time stays the reader's own, and deadlines are absolute, so that nothing adds up: a
-reader that has caught up is owed nothing.
+On the real device the reader would have come back earlier by that lateness. So its next arrival counts as
+that much earlier. Think time stays the reader's own. Deadlines are absolute, so nothing adds up: a reader
+that has caught up is owed nothing.
 """
 
 from array import array
@@ -15,25 +16,25 @@ _UNKNOWN = -1
 
 
 class Credit:
-    """How late each reader's newest reply was. Keeps some thousand readers; of those that share a bucket, the
-    one whose reply is oldest goes. Not safe for concurrent callers.
+    """The lateness of each reader's newest reply. Keeps up to MAX_READERS readers. When a bucket is full, the
+    reader with the oldest reply is dropped. Not safe for concurrent callers.
 
     forgiven_ns: lateness that was never given back (too old, or too much). It belongs to the emulator's
-    error: a schedule that excludes it would flatter the emulator.
+    error: a schedule without it would make the emulator look better than it is.
     """
 
     def __init__(self) -> None:
         self.forgiven_ns = 0
         places = _WAYS * _BUCKETS
-        # Per place: the reader's number + 1 (0 for a free place), when its newest read came, when its reply
-        # was due, and when that was there (0 while it is on its way).
+        # Per place: the reader's id + 1 (0 for a free place), when its newest read arrived, when the reply
+        # was due, and when the reply was visible (0 until then).
         self._names = array("q", bytes(8 * places))
         self._came = array("q", bytes(8 * places))
         self._due = array("q", bytes(8 * places))
         self._done = array("q", bytes(8 * places))
 
     def sending(self, reader: int, arrival_ns: int, due_ns: int) -> None:
-        """A reply that was due at due_ns is about to be sent to `reader`, whose read came at arrival_ns."""
+        """A reply that was due at due_ns is about to be sent. Its read arrived at arrival_ns."""
         place = self._find(reader)
         if place == _UNKNOWN:
             place = self._oldest(reader)
@@ -43,27 +44,27 @@ class Credit:
         self._done[place] = 0
 
     def sent(self, reader: int, due_ns: int, done_ns: int) -> None:
-        """It was there at done_ns. Ignored if a newer one is on its way."""
+        """The reply was visible at done_ns. Ignored if the reader has a newer reply."""
         place = self._find(reader)
         if place != _UNKNOWN and self._due[place] == due_ns:
             self._done[place] = done_ns
 
     def nothing_owed(self, reader: int) -> None:
-        """The newest reply came from no tier, or never came: how long it took is nobody's lateness."""
+        """The newest reply came from an unthrottled tier, or never came: its duration earns no credit."""
         place = self._find(reader)
         if place != _UNKNOWN:
             self._names[place] = 0
 
     def owed(self, reader: int, arrival_ns: int) -> int:
-        """By how many ns this arrival would have been earlier on the real device. Negative after a reply that
-        was early.
+        """By how many ns this arrival would have been earlier on the real device. Negative after an early
+        reply.
         """
         place = self._find(reader)
         if place == _UNKNOWN:
             return 0
         done_ns = self._done[place]
         if not done_ns:
-            # The reader is back before whoever served it could look at the clock: it had no time to think.
+            # The reader returned before its server could read the clock: its think time is 0.
             done_ns = arrival_ns
         late_ns = done_ns - self._due[place]
         if arrival_ns - done_ns > LIFETIME_NS or late_ns > MAX_OWED_NS:
@@ -73,12 +74,12 @@ class Credit:
         return late_ns
 
     def waited(self, reader: int) -> int:
-        """How long a reader's newest reply took by the tier; 0 if there is none."""
+        """How long the tier took for a reader's newest reply, in ns; 0 if there is none."""
         place = self._find(reader)
         return self._due[place] - self._came[place] if place != _UNKNOWN else 0
 
     def readers(self, since_ns: int) -> list[int]:
-        """Those whose newest reply was due since then."""
+        """Readers whose newest reply was due after since_ns."""
         found = []
         for place in range(_WAYS * _BUCKETS):
             if self._names[place] and self._due[place] > since_ns:

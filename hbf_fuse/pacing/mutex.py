@@ -4,17 +4,15 @@ import threading
 
 
 class Mutex:
-    """Not re-entrant. Held for some microseconds at most, and never while anybody waits for the
-    interpreter.
-    """
+    """Not re-entrant. Held for some microseconds at most; its holder never waits for the interpreter."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
 
     def acquire(self) -> None:
-        """Wait for it and take it."""
+        """Wait for the lock and take it."""
         self._lock.acquire()
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._lock.release()

@@ -1,17 +1,18 @@
 cimport cython
 
 from hbf_fuse.observe.counters cimport Counters
+from hbf_fuse.observe.readers cimport Readers
 from hbf_fuse.observe.ring cimport Ring
 from hbf_fuse.pacing.coverage cimport Coverage
 from hbf_fuse.pacing.credit cimport Credit
-from hbf_fuse.pacing.floor cimport Floor, unsure_ns
+from hbf_fuse.pacing.floor cimport Floor
 from hbf_fuse.pacing.idle cimport Idle
 from hbf_fuse.pacing.mutex cimport Mutex
 from hbf_fuse.pacing.resident cimport Resident
 from hbf_fuse.pacing.tiers cimport Rank, Regions
 from hbf_fuse.tier.device cimport Tier
 
-cdef long long _UNSEEN_NS, _LINK_WAIT_NS, _BEAT_NS, _REST_NS, _LATE_BEAT_NS, _LIVELY_NS
+cdef long long _PAGE, _UNSEEN_NS, _LINK_WAIT_NS, _BEAT_NS, _REST_NS, _LATE_BEAT_NS, _LIVELY_NS
 
 @cython.final
 cdef class Pacer:
@@ -22,12 +23,14 @@ cdef class Pacer:
     cdef readonly Credit credit
     cdef readonly Idle idle
     cdef readonly Ring ring
+    cdef readonly Readers readers
     cdef readonly Coverage coverage
     cdef readonly Resident resident
     cdef readonly Rank tiers
     cdef Regions _regions
     cdef list _names
-    cdef long long[::1] _inodes
+    cdef long long[::1] _inodes, _sizes, _padded_end, _model, _base
+    cdef readonly list models
     cdef Mutex _mutex
     @cython.locals(waited_ns=cython.longlong, arrived_ns=cython.longlong, owed_ns=cython.longlong, began_ns=cython.longlong,
                    due_ns=cython.longlong, ready_ns=cython.longlong, piece_end=cython.longlong, end=cython.longlong)
@@ -36,7 +39,8 @@ cdef class Pacer:
     ) noexcept nogil
     cpdef void sending(self, long long reader, long long arrival_ns, long long due_ns) noexcept nogil
     @cython.locals(at=cython.longlong, end=cython.longlong, piece_end=cython.longlong, place=cython.longlong,
-                   took_ns=cython.longlong, timed=cython.bint)
+                   took_ns=cython.longlong, timed=cython.bint, model=cython.longlong, begin=cython.longlong,
+                   covered=cython.longlong)
     cpdef void complete(
         self,
         long long file,
@@ -55,6 +59,8 @@ cdef class Pacer:
     cpdef long long next_beat(self, long long now_ns) noexcept nogil
     @cython.locals(seen_ns=cython.longlong, steady=cython.bint, others_ran=cython.bint)
     cpdef void beat(self, long long due_ns, long long now_ns) noexcept nogil
+    cdef void _name_reader(self, long long thread, long long slot) noexcept
+    cdef void _sum_readers(self, long long[::1] reads, long long[::1] nbytes) noexcept
     cdef void _exchange(self, Tier heir, bint throttled, long long least_wait_ns) noexcept
     @cython.locals(named=cython.bint)
     cpdef bint next_drop(self) noexcept nogil

@@ -1,48 +1,54 @@
-"""The books of a mount's reads: each one is admitted, which gives it a time to be due, and ends in one way.
+"""The accounting of a mount's reads: each read is admitted, which sets its deadline, and then completed or
+abandoned.
 
-An arrival counts as earlier by what the reader waited before the server could see it: the machine's floor
-(floor.py), and what its newest reply was late (credit.py). None of that is the tier's.
+An arrival counts as earlier by the time that its reader waited before the server could see it: the machine's
+floor (floor.py) and the lateness of its newest reply (credit.py). The tier is charged for neither.
 """
 
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from hbf_fuse.observe.bounds import MAX_READER_NAMES, MOST_NAMED_AT_ONCE, MOST_THREADS
 from hbf_fuse.observe.counters import Counters
+from hbf_fuse.observe.readers import Readers
 from hbf_fuse.observe.ring import Ring
-from hbf_fuse.pacing.coverage import Coverage
+from hbf_fuse.observe.status import PacerStatus, ReaderStatus
+from hbf_fuse.pacing.coverage import PASS_FIGURES, Coverage
 from hbf_fuse.pacing.credit import Credit
-from hbf_fuse.pacing.floor import Floor, unsure_ns
+from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.idle import Idle
 from hbf_fuse.pacing.mutex import Mutex
 from hbf_fuse.pacing.resident import Resident
 from hbf_fuse.pacing.tiers import Rank, Regions
 from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.spec import TierSpec
+from hbf_fuse.verdict import Evidence
 
+_PAGE = 4096
 _UNSEEN_NS = 1_000_000
 
 _BEAT_NS = 5_000_000
 _REST_NS = 100_000_000
-"""Between beats when no read has come for a second."""
+"""Interval of beats after a second without reads."""
 
 _LATE_BEAT_NS = 10_000_000
-"""A beat that comes later than this was kept from coming."""
+"""A beat that is later than this shows that its thread was kept from running."""
 
 _LIVELY_NS = 1_000_000_000
 
 _LINK_WAIT_NS = 500_000
-"""Of tiers that are a link alone, the floor is at least that after so long a wait. What a reader that wakes
-up slowly loses, a link does not make up for; and none gives more than it carries, whatever is taken off
+"""If all tiers have bandwidth only, the floor is at least that after a wait of this length. A link does not
+make up for what a slowly waking reader loses. No link carries more than its rate, whatever is taken off
 arrivals.
 """
 
 
 class Pacer:
-    """The tiers' schedules, and what becomes of the reads. Safe for concurrent callers.
+    """The tiers' schedules, and the accounting of reads. Safe for concurrent callers.
 
-    specs: the tiers by name, the first of them the mount's own. files: (inode, size in bytes) each; reads
-    name a file by its place there. placed: see Regions. resident: None for no budget.
+    specs: the tiers by name; the first is the mount's own. files: (inode, size in bytes) each; reads name a
+    file by its place in this list. placed: see Regions. resident: None for no budget. sets: places of files
+    that are one model together; each other file is one by itself. Coverage is of models.
     """
 
     def __init__(
@@ -51,12 +57,20 @@ class Pacer:
         files: Sequence[tuple[int, int]],
         placed: Mapping[int, Sequence[tuple[int, int]]],
         resident: Resident | None = None,
+        sets: Sequence[Sequence[int]] = (),
     ) -> None:
         self.throttled = any(spec.throttled for spec in specs.values())
         self._least_wait_ns = 0 if any(map(_waits, specs.values())) else _LINK_WAIT_NS
         self.floor = Floor()
         self.counters, self.credit, self.idle, self.ring = Counters(), Credit(), Idle(), Ring()
-        self.coverage = Coverage([size for _, size in files], self.counters, self.credit, self.idle)
+        self.readers = Readers()
+        sizes = [size for _, size in files]
+        self.models = models_of(len(files), sets)
+        """Places of files, by model."""
+        self._sizes, self._padded_end = array("q", sizes), array("q", sizes)
+        self._model, self._base = array("q", sizes), array("q", sizes)
+        whole = [self._laid_out(model, places, sizes) for model, places in enumerate(self.models)]
+        self.coverage = Coverage(whole, self.counters, self.credit, self.idle)
         self.resident = resident
         self.tiers = Rank([Tier(spec) for spec in specs.values()])
         self._regions = Regions(len(files), placed)
@@ -64,23 +78,36 @@ class Pacer:
         self._inodes = array("q", [ino for ino, _ in files])
         self._mutex = Mutex()
 
+    def _laid_out(self, model: int, places: Sequence[int], sizes: Sequence[int]) -> int:
+        """Lay a model's files one behind the other, each at a page; returns the whole size in bytes."""
+        size = 0
+        for place in places:
+            self._model[place], self._base[place] = model, -(-size // _PAGE) * _PAGE
+            size = self._base[place] + sizes[place]
+        for place in places:
+            # A last page that the file fills in part is whole, but for the model's own last one.
+            end = -(-sizes[place] // _PAGE) * _PAGE
+            self._padded_end[place] = min(end, size - self._base[place])
+        return size
+
     def reckon_with(self, floor: Floor) -> None:
-        """Take this floor off every read. Before the first one."""
+        """Take this floor off every read. Call it before the first read."""
         self.floor = floor
 
     def admit(self, file: int, offset: int, nbytes: int, reader: int, direct: bool, arrival_ns: int) -> int:
-        """A read has come: reserve its place in the tiers' schedules. Returns when its data is due.
+        """A read has arrived: reserve its place in the tiers' schedules. Returns when its data is due.
 
         reader: the thread that waits for it. direct: whether it goes past the page cache.
         """
         self._mutex.acquire()
         self.counters.began(arrival_ns, nbytes, reader)
+        self.readers.count(reader, nbytes, arrival_ns)
         waited_ns = max(self._least_wait_ns, self.credit.waited(reader))
         self.counters.floored_ns += self.floor.of(0, waited_ns)
         arrived_ns = arrival_ns - self.floor.of(nbytes, waited_ns)
         owed_ns = self.credit.owed(reader, arrived_ns)
         began_ns = arrived_ns - owed_ns
-        self.idle.ended(began_ns, owed_ns, unsure_ns(nbytes))
+        self.idle.ended(began_ns, owed_ns, self.floor.unsure(nbytes))
         end, due_ns = offset + nbytes, 0
         while True:
             piece_end = self._regions.piece_end(file, offset, end)
@@ -90,15 +117,15 @@ class Pacer:
             offset = piece_end
             if offset >= end:
                 break
-        self.coverage.begin(file, arrival_ns, began_ns, owed_ns, reader)
+        self.coverage.begin(self._model[file], arrival_ns, began_ns, owed_ns, reader)
         if self.resident is not None and not direct:
             self.resident.coming(file, end - nbytes, nbytes)
         self._mutex.release()
         return due_ns
 
     def sending(self, reader: int, arrival_ns: int, due_ns: int) -> None:
-        """The reply that is due then, to a read that arrived then, is about to be sent. The reader may be
-        back before it counts as sent.
+        """A reply is about to be sent: due at due_ns, to a read that arrived at arrival_ns. Its reader may be
+        back before `complete` is called.
         """
         self._mutex.acquire()
         self.credit.sending(reader, arrival_ns, due_ns)
@@ -116,10 +143,14 @@ class Pacer:
         started_ns: int,
         done_ns: int,
     ) -> None:
-        """The reply, whose sending began at started_ns, was with the reader at done_ns."""
+        """The reply, sent from started_ns on, was visible to the reader at done_ns."""
         self._mutex.acquire()
         self.counters.finished(arrival_ns, due_ns, started_ns, done_ns, nbytes)
         at, end, timed = offset, offset + nbytes, False
+        model, begin = self._model[file], self._base[file] + offset
+        covered = nbytes
+        if nbytes > 0 and end == self._sizes[file]:
+            covered = self._padded_end[file] - offset
         while True:
             piece_end = self._regions.piece_end(file, at, end)
             place = self._regions.tier
@@ -140,15 +171,16 @@ class Pacer:
             if at >= end:
                 break
         if timed:
+            self.counters.backlog.add(arrival_ns - due_ns)
             self.credit.sent(reader, due_ns, done_ns)
             self.idle.replied(done_ns, done_ns - due_ns)
             took_ns = done_ns - arrival_ns
-            self.coverage.add(file, offset, nbytes, due_ns, done_ns, took_ns, unsure_ns(nbytes))
+            self.coverage.add(model, begin, covered, due_ns, done_ns, took_ns, self.floor.unsure(nbytes))
         else:
             self.credit.nothing_owed(reader)
             if self.throttled:
                 self.idle.untimed(done_ns - arrival_ns)
-            self.coverage.add(file, offset, nbytes, due_ns, done_ns, 0, 0)
+            self.coverage.add(model, begin, covered, due_ns, done_ns, 0, 0)
         if self.resident is not None and not direct:
             self.resident.came(file, offset, nbytes)
             if self.resident.is_overfull():
@@ -156,17 +188,19 @@ class Pacer:
         self._mutex.release()
 
     def abandon(self, file: int, nbytes: int, reader: int, direct: bool, interrupted: bool) -> None:
-        """A read ended without data. interrupted: because its reader was killed."""
+        """A read ended without data. interrupted: its reader was killed."""
         self._mutex.acquire()
         self.counters.abandoned(interrupted)
         self.credit.nothing_owed(reader)
-        self.coverage.abandon(file)
+        self.coverage.abandon(self._model[file])
         if self.resident is not None and not direct:
             self.resident.abandoned(nbytes)
         self._mutex.release()
 
     def was_blind(self, since_ns: int, until_ns: int) -> None:
-        """Nobody was left to see reads arrive meanwhile. Less than a millisecond is what a reply may take."""
+        """No thread was free to see reads arrive in this time. Below 1 ms it does not count: a reply may take
+        that long.
+        """
         if until_ns - since_ns < _UNSEEN_NS:
             return
         self._mutex.acquire()
@@ -175,15 +209,15 @@ class Pacer:
         self._mutex.release()
 
     def next_beat(self, now_ns: int) -> int:
-        """When the next beat is due: a sign that the server does not stand still, as in a frozen cgroup or on
-        a paused machine. No signal tells that.
+        """When the next beat is due. Beats show that the server runs: no signal tells of a frozen cgroup or a
+        paused machine.
         """
         lively = now_ns - self.counters.last_seen_ns < _LIVELY_NS
         return now_ns + (_BEAT_NS if lively else _REST_NS)
 
     def beat(self, due_ns: int, now_ns: int) -> None:
-        """A thread that waited for due_ns is back. If reads were seen meanwhile, only this thread was kept
-        waiting; but one that was seen just now, after none had been for a while, may have waited as well.
+        """A thread that waited until due_ns is back. If reads were seen in the meantime, only this thread was
+        delayed. But a read seen just now, the first after a while, may have been delayed as well.
         """
         seen_ns = self.counters.last_seen_ns
         steady = self.counters.gap_end_ns <= due_ns and now_ns - seen_ns < _LATE_BEAT_NS
@@ -201,12 +235,12 @@ class Pacer:
         return named
 
     def inode(self, file: int) -> int:
-        """Of the file in a place."""
+        """The inode number of the file at a place."""
         return self._inodes[file]
 
     def exchange(self, spec: TierSpec) -> None:
-        """Serve from another tier in place of the mount's own; reads in flight keep their deadlines."""
-        # Kept until the mutex is free: nothing that runs Python code may come between, not even to free it.
+        """Replace the mount's own tier. Reads in flight keep their deadlines."""
+        # Keep the old tier until the mutex is free: no Python code may run under it, not even a deallocation.
         before = self.tiers.tier
         heir, throttled = before.succeeded_by(spec), spec.throttled
         self._exchange(heir, throttled, 0 if _waits(spec) else self._least_wait_ns)
@@ -219,18 +253,73 @@ class Pacer:
         self._least_wait_ns = least_wait_ns
         self._mutex.release()
 
-    def stats(self) -> dict[str, Any]:
-        """As stats.json holds them."""
-        planes = self.tiers.tier.planes
-        return {
-            **self.counters.to_dict(),
+    def first_pass(self, model: int) -> Evidence:
+        """Evidence on a model's first pass, all of one moment."""
+        figures = array("q", bytes(8 * PASS_FIGURES))
+        self._mutex.acquire()
+        self.coverage.copy_pass(model, figures)
+        self._mutex.release()
+        return self.coverage.evidence_of(model, figures)
+
+    def name_readers(self) -> None:
+        """Look up the processes of threads that began to read: while they wait for their first reads, they
+        live. So many at a time that a crowd of thousands does not keep the interpreter from everything else.
+        Called from Python's threads; safe for several.
+        """
+        for thread in self.readers.unnamed()[:MOST_NAMED_AT_ONCE]:
+            slot = self.readers.slot_of(thread)
+            self._name_reader(thread, slot)
+
+    def _name_reader(self, thread: int, slot: int) -> None:
+        self._mutex.acquire()
+        self.readers.give(thread, slot)
+        self._mutex.release()
+
+    def reader_counts(self) -> list[ReaderStatus]:
+        """Who read how much, all of one moment."""
+        for _ in range(MOST_THREADS // MOST_NAMED_AT_ONCE):
+            self.name_readers()
+        reads, nbytes = (array("q", bytes(8 * (MAX_READER_NAMES + 3))) for _ in range(2))
+        self._sum_readers(reads, nbytes)
+        return self.readers.status(reads, nbytes)
+
+    def _sum_readers(self, reads: "array[int]", nbytes: "array[int]") -> None:
+        self._mutex.acquire()
+        self.readers.sum_into(reads, nbytes)
+        self._mutex.release()
+
+    def counted(self) -> Counters:
+        """The counters of one moment. Nothing that runs Python code comes between taking and freeing the
+        mutex.
+        """
+        now = Counters()
+        self._mutex.acquire()
+        self.counters.copy_to(now)
+        self._mutex.release()
+        return now
+
+    def status(self) -> PacerStatus:
+        """As stats.json holds it."""
+        # mypy cannot know that the counters hold no key of planes.
+        status: PacerStatus = {
+            **self.counted().status(),  # type: ignore[typeddict-item]
             "tier_bytes": dict(zip(self._names, self.tiers.bytes_by_place(), strict=True)),
-            **(planes.to_dict() if planes else {}),
+            "readers": self.reader_counts(),
             "forgiven_seconds": self.credit.forgiven_ns / 1e9,
-            "floor": self.floor.to_dict(),
+            "floor": self.floor.status(),
         }
+        if planes := self.tiers.tier.planes:
+            status["flash_bytes_sensed"] = planes.bytes_sensed
+            status["read_amplification"] = planes.read_amplification
+        return status
+
+
+def models_of(files: int, sets: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Every file's place once: the sets, and each other file by itself."""
+    within = {place for places in sets for place in places}
+    return [*map(list, sets), *([place] for place in range(files) if place not in within)]
 
 
 def _waits(spec: TierSpec) -> bool:
-    """Whether reads wait for more than the link."""
+    """Whether the tier has more than bandwidth: latency, planes, jitter or seeks."""
     return bool(spec.latency_ns or spec.planes or spec.jitter or spec.seek_ms)

@@ -1,4 +1,4 @@
-"""One read from its beginning to its end, for engines that serve it from a thread of its own."""
+"""One read from beginning to end, for engines that serve each read in a thread."""
 
 import errno
 import os
@@ -9,12 +9,12 @@ from collections.abc import Callable
 from hbf_fuse.pacing.pacer import Pacer
 
 _INTERRUPTIBLE_NS = 50_000_000
-"""Whoever is killed may wait this long for the tier."""
+"""The reader of a killed read may have to wait this long for the tier."""
 
 
 class Read:
-    """What was asked: nbytes from offset on, of the file in this place; by the thread `reader`; past the page
-    cache if direct; seen at arrival_ns (CLOCK_MONOTONIC).
+    """A read: nbytes from offset on, of the file in this place. reader: id of the thread that waits. direct:
+    past the page cache. arrival_ns: when it was seen (CLOCK_MONOTONIC).
     """
 
     __slots__ = ("_killed", "arrival_ns", "direct", "file", "nbytes", "offset", "reader")
@@ -31,22 +31,25 @@ class Read:
         self._killed = threading.Event()
 
     def kill(self) -> None:
-        """Its reader is dying: wait no longer."""
+        """The reader is dying: stop waiting."""
         self._killed.set()
 
     def serve(
         self, pacer: Pacer, send: Callable[[], object], booked: Callable[[], object] = lambda: None
     ) -> None:
-        """Admit it, wait until it is due, send its data, and complete it. Whatever happens, it ends in the
-        books. booked: called when it has begun in the books, and when it has ended.
+        """Admit the read, wait until it is due, send its data, and complete it. Whatever happens, it is
+        completed or abandoned. booked: called after it is admitted, and after it has ended.
 
         Raises OSError EINTR if it was killed meanwhile, and what `send` raises.
         """
         coverage, moments = pacer.coverage, pacer.coverage.moments
+        fresh = pacer.readers.fresh
         due_ns = pacer.admit(self.file, self.offset, self.nbytes, self.reader, self.direct, self.arrival_ns)
         sent = False
         try:
             booked()
+            if pacer.readers.fresh != fresh:
+                pacer.name_readers()
             if coverage.moments != moments:
                 coverage.look()
             if pacer.throttled:

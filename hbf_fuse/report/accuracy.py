@@ -1,12 +1,12 @@
 """The map of hbf calibrate: as Markdown, and as a heat map for terminals and SVG."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from hbf_fuse.report.summary import cell_text
+from hbf_fuse.calibrate.envelope import Envelope, EnvelopeCell
+from hbf_fuse.report.tables import cell_text
 
 _COLUMNS = (
     "tier_mbps",
@@ -23,7 +23,7 @@ _COLUMNS = (
 )
 
 
-def markdown(envelope: dict[str, Any], engine: str) -> str:
+def markdown(envelope: Envelope, engine: str) -> str:
     """Every cell of one engine as a Markdown table."""
     lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + " ---: |" * len(_COLUMNS)]
     for cell in _cells(envelope, engine):
@@ -45,7 +45,7 @@ def markdown(envelope: dict[str, Any], engine: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def heat_map(envelope: dict[str, Any], engine: str) -> Table:
+def heat_map(envelope: Envelope, engine: str) -> Table:
     """Errors in percent: rows are bandwidth and latency, columns are request size and readers."""
     cells = [cell for cell in _cells(envelope, engine) if cell["mbps"]]
     shapes = sorted({(cell["size"], cell["readers"]) for cell in cells})
@@ -59,7 +59,7 @@ def heat_map(envelope: dict[str, Any], engine: str) -> Table:
     return table
 
 
-def findings(envelope: dict[str, Any]) -> Iterator[str]:
+def findings(envelope: Envelope) -> Iterator[str]:
     """A line per engine: the share of cells within tolerance, ceiling and floor."""
     for engine, facts in envelope["engines"].items():
         cells = list(_cells(envelope, engine))
@@ -70,11 +70,11 @@ def findings(envelope: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _cells(envelope: dict[str, Any], engine: str) -> list[dict[str, Any]]:
+def _cells(envelope: Envelope, engine: str) -> list[EnvelopeCell]:
     return [cell for cell in envelope["cells"] if cell["engine"] == engine]
 
 
-def _heat(cell: dict[str, Any]) -> Text:
+def _heat(cell: EnvelopeCell) -> Text:
     size = abs(cell["error_pct"])
     colour = "green" if cell["valid"] else "yellow" if size < 5 else "red"
     return Text(f"{cell['error_pct']:+.2f}", style=f"bold {colour}")

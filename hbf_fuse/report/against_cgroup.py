@@ -1,9 +1,9 @@
 """FUSE and the kernel's io.max side by side, where both were the same tier: a bandwidth without latency."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from hbf_fuse.report.summary import Point, Series, series_of
+from hbf_fuse.documents import Row
+from hbf_fuse.report.summary import Point, series_of
 from hbf_fuse.runs.run import Run
 
 TITLE = "FUSE against cgroup"
@@ -23,32 +23,27 @@ _SIDES = tuple(f"{side}_{name}" for name in [*_FIGURES, "valid"] for side in ("f
 COLUMNS = ("tier_mbps", "fuse_mode", "llama_bench", *_SIDES)
 
 
-def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def rows(runs: Sequence[Run]) -> list[Row]:
     """One row, under the names of COLUMNS, for each point of a FUSE mode that mode cgroup has, too."""
     series = series_of(runs)
     kernel = {
-        (_bench(each), point.spec): point
+        (each.bench, point.spec): point
         for each in series
         if each.mode == "cgroup"
         for point in each.points
         if point.metrics
     }
     return [
-        _row(_bench(each), point, kernel[_bench(each), point.spec])
+        _row(each.bench, point, kernel[each.bench, point.spec])
         for each in series
         if each.mode in _FUSE
         for point in each.points
-        if point.metrics and (_bench(each), point.spec) in kernel
+        if point.metrics and (each.bench, point.spec) in kernel
     ]
 
 
-def _bench(series: Series) -> str:
-    threads = f" -t {series.threads}" if series.threads else ""
-    return f"-p {series.n_prompt} -n {series.n_gen}{threads}"
-
-
-def _row(bench: str, fuse: Point, cgroup: Point) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def _row(bench: str, fuse: Point, cgroup: Point) -> Row:
+    row: Row = {
         "tier_mbps": fuse.spec.bandwidth_mbps,
         "fuse_mode": fuse.mode,
         "llama_bench": bench,

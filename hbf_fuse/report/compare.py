@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from hbf_fuse.documents import Row
 from hbf_fuse.report.statistics import Spread
-from hbf_fuse.report.summary import Point, Series, series_of, table
+from hbf_fuse.report.summary import Point, Series, series_of
+from hbf_fuse.report.tables import table
 from hbf_fuse.runs.run import Run, RunLayout
 from hbf_fuse.tier import TierSpec
 
@@ -15,7 +17,7 @@ LEAST_VALUES = 3
 _SHARED = ("model", "engine")
 
 
-def rows(first: Sequence[Run], second: Sequence[Run]) -> list[dict[str, Any]]:
+def rows(first: Sequence[Run], second: Sequence[Run]) -> list[Row]:
     """One row per point that both have: medians of both, and second against first in percent.
 
     `<metric>_differs` is whether the intervals of the medians are apart; see Spread.
@@ -24,7 +26,7 @@ def rows(first: Sequence[Run], second: Sequence[Run]) -> list[dict[str, Any]]:
     return [_row(*key, here[key], there[key]) for key in here if key in there]
 
 
-def markdown(compared: list[dict[str, Any]], first: str, second: str) -> str:
+def markdown(compared: list[Row], first: str, second: str) -> str:
     """The rows as a Markdown table; an asterisk marks differences beyond chance."""
     if not compared:
         return f"{first} and {second} have no point in common.\n"
@@ -67,9 +69,9 @@ def _name(series: Series) -> str:
     return series.title
 
 
-def _row(mode: str, tier: str, here: Point, there: Point) -> dict[str, Any]:
+def _row(mode: str, tier: str, here: Point, there: Point) -> Row:
     valid = " -> ".join(f"{point.valid_count}/{len(point.runs)}" for point in (here, there))
-    row: dict[str, Any] = {"mode": mode, "tier": tier, "valid": valid}
+    row: Row = {"mode": mode, "tier": tier, "valid": valid}
     for metric in METRICS:
         before, after = here.spread(metric), there.spread(metric)
         row[f"{metric}_first"] = before and before.median
@@ -87,7 +89,7 @@ def _apart(one: Spread | None, other: Spread | None) -> bool:
     return one.high < other.low or other.high < one.low
 
 
-def _change(row: dict[str, Any], metric: str) -> str:
+def _change(row: Row, metric: str) -> str:
     if row[f"{metric}_change_pct"] is None:
         return "-"
     mark = " *" if row[f"{metric}_differs"] else ""

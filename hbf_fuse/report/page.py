@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from hbf_fuse.documents import Row
 from hbf_fuse.host import machine
-from hbf_fuse.report import against_cgroup, findings, summary
-from hbf_fuse.report.summary import Series, inert
+from hbf_fuse.report import against_cgroup, credibility, findings, levels, summary, tables
+from hbf_fuse.report.finding import Finding
+from hbf_fuse.report.summary import Series
+from hbf_fuse.report.tables import inert
 from hbf_fuse.runs.run import Finished, Git, Run
 from hbf_fuse.units import format_size
 from hbf_fuse.verdict import words
@@ -26,6 +28,7 @@ _TITLES = {
     "stream": "Weights that stay in the tier",
     "cgroup": "Weights mapped from the real file, throttled by the kernel",
 }
+_SERVED = ", served by llama-server"
 
 
 @dataclass(frozen=True)
@@ -34,22 +37,22 @@ class Section:
 
     title: str
     series: Series
-    rows: list[dict[str, Any]]
-    meaning: list[str]
-    checks: list[str]
-    details: list[str]
+    rows: list[Row]
+    meaning: list[Finding]
+    checks: list[Finding]
+    details: list[Finding]
 
 
 def sections(runs: Sequence[Run], target_seconds: float | None = None) -> list[Section]:
     """One per series."""
     return [
         Section(
-            title=f"{_TITLES[series.mode]} ({series.title})",
+            title=f"{_TITLES[series.mode]}{_SERVED if series.serves else ''} ({series.title})",
             series=series,
             rows=[point.row() for point in series.points],
             meaning=findings.meaning(series, target_seconds),
-            checks=findings.checks(series),
-            details=findings.details(series),
+            checks=credibility.checks(series),
+            details=credibility.details(series),
         )
         for series in summary.series_of(runs)
     ]
@@ -60,14 +63,21 @@ def markdown(runs: Sequence[Run], target_seconds: float | None = None) -> str:
     parts = ["# Sweep", "", LEGEND, ""]
     for section in sections(runs, target_seconds):
         parts += [f"## {inert(section.title)}", "", *map(inert, section.meaning[:1]), ""]
-        parts += [summary.table(section.series.columns, section.rows)]
-        parts += ["### What it means", "", *_list(section.meaning[1:] or ["Nothing more."]), ""]
+        parts += [tables.table(section.series.columns, section.rows)]
+        if section.series.levels:
+            parts += [
+                "### By users",
+                "",
+                tables.table(levels.columns(section.series.levels), section.series.levels),
+            ]
+        if section.meaning[1:]:
+            parts += ["### What it means", "", *_list(section.meaning[1:]), ""]
         parts += ["### Whether to believe it", "", *_list(section.checks), ""]
         parts += ["<details><summary>Repeats, outliers, other processes</summary>", ""]
         parts += [*_list(section.details), "", "</details>", ""]
     if compared := against_cgroup.rows(runs):
         parts += [f"## {against_cgroup.TITLE}", "", against_cgroup.LEGEND, ""]
-        parts += [summary.table(against_cgroup.COLUMNS, compared)]
+        parts += [tables.table(against_cgroup.COLUMNS, compared)]
     parts += ["## Notable runs", "", *_list(remarks(runs) or ["None."]), ""]
     parts += ["## Measured on", "", *_list(environment(runs)), ""]
     return "\n".join(parts)
@@ -106,7 +116,8 @@ def _machine(run: Finished) -> str:
 
 def _program(run: Finished) -> str:
     ours = f"hbf-fuse {run.environment.hbf_fuse}{_commit(run.conditions.git)}"
-    return f"{ours}, engine {run.cell.engine}, llama-bench {run.llama_bench.version}"
+    program = "llama-server" if run.cell.serve else "llama-bench"
+    return f"{ours}, engine {run.cell.engine}, {program} {run.llama_bench.version}"
 
 
 def _placement(run: Run) -> str:
@@ -153,5 +164,5 @@ def _drift(runs: list[Finished]) -> list[str]:
     return lines
 
 
-def _list(lines: list[str]) -> list[str]:
+def _list(lines: Sequence[str]) -> list[str]:
     return [f"- {inert(line)}" for line in lines]

@@ -1,60 +1,39 @@
-"""The plots of a sweep, as SVG that takes its text colour from the page around it.
+"""The plots of a sweep, as SVG that takes its text colour from the page around it."""
 
-Each is drawn about as wide as a telephone's screen, so that its text can be read there.
-"""
-
-import io
-from collections.abc import Iterator, Sequence
+import re
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
+from hbf_fuse.report import serving_plots
+from hbf_fuse.report.drawing import (
+    COLOURS,
+    HEIGHT_INCHES,
+    INK,
+    STYLE,
+    WIDTH_INCHES,
+    by_latency,
+    colours,
+    figure_of,
+    from_zero,
+    log_axis,
+    mbps_of,
+    svg_of,
+    with_range,
+)
 from hbf_fuse.report.findings import parts_of
-from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series
-from hbf_fuse.runs.run import Attribution
+from hbf_fuse.runs.metrics import Attribution
 from hbf_fuse.verdict import tolerance_pct
 
-WIDTH_INCHES = 4.6
-HEIGHT_INCHES = 3.4
 MOST_BARS = 20
 MOST_ROWS = 256
 """Of the heat map."""
 
 _LONGEST_NAME = 40
-
-_INK = "#010203"
-"""Replaced by currentColor: matplotlib knows colours only."""
-
-_COLOURS = ("#3b82c4", "#d9822b", "#2f9e6e", "#b5599c", "#8a7a2f", "#6f6fc9")
-"""Readable on white and on black."""
-
-_FONT = "DejaVu Sans"
-"""What matplotlib measures text with; the drawing asks for any font without serifs."""
-
 _GOOD, _BAD, _TEXT_ON_THEM = "#b7dfc5", "#f2b8ae", "#111111"
-STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hbf",
-    "font.family": "sans-serif",
-    "font.sans-serif": [_FONT],
-    "font.size": 9,
-    # A layer's name is no formula.
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.constrained_layout.use": True,
-}
 
 
 @dataclass(frozen=True)
@@ -71,11 +50,18 @@ def of_series(series: Series) -> list[Plot]:
     points = [point for point in series.points if point.metrics]
     if not points:
         return []
-    threads = f"-t{series.threads}" if series.threads else ""
-    memory = f"-{series.memory.replace(' ', '-')}" if series.memory else ""
-    suffix = f"{series.mode}{memory}-p{series.n_prompt}-n{series.n_gen}{threads}"
+    options = f"-{re.sub(r'[^A-Za-z0-9.]+', '-', series.options).strip('-')}" if series.options else ""
+    memory = f"-{re.sub(r'[, ]+', '-', series.memory)}" if series.memory else ""
+    served = "serve-" if series.serves else ""
+    suffix = f"{served}{series.mode}{memory}-p{series.n_prompt}-n{series.n_gen}{options}"
     linked = [point for point in points if point.spec.bandwidth_mbps]
-    if series.mode == "stream":
+    if series.serves:
+        drawings = [
+            ("ttft", "Time to first token, cold, against bandwidth", serving_plots.ttft, linked),
+            ("batch", "Decode against users", serving_plots.batch, points),
+            ("itl", "Time between tokens against users", serving_plots.between_tokens, points),
+        ]
+    elif series.mode == "stream":
         traced = [point for point in points if point.metrics[-1].attribution]
         # The slowest comes first: its reads are shown.
         traced.sort(key=lambda point: point.median("tg") or 0.0)
@@ -103,13 +89,13 @@ def of_series(series: Series) -> list[Plot]:
 
 
 def _stage_time(points: list[Point]) -> Figure:
-    figure, axes = _figure()
-    for colour, (latency, line) in zip(colours(), _by_latency(points), strict=False):
-        ideal = [(_mbps(p), _size(p) / p.ideal_mbps / 1e6) for p in line if p.ideal_mbps]
+    figure, axes = figure_of()
+    for colour, (latency, line) in zip(colours(), by_latency(points), strict=False):
+        ideal = [(mbps_of(p), _size(p) / p.ideal_mbps / 1e6) for p in line if p.ideal_mbps]
         axes.plot(*zip(*ideal, strict=True), color=colour, linewidth=1, linestyle="--")
         spreads = [point.spread("stage_seconds") for point in line]
-        _with_range(axes, [_mbps(point) for point in line], spreads, colour, f"{latency:g} ms")
-    _log_axis(axes, points)
+        with_range(axes, [mbps_of(point) for point in line], spreads, colour, f"{latency:g} ms")
+    log_axis(axes, points)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
@@ -120,16 +106,16 @@ def _stage_time(points: list[Point]) -> Figure:
 
 
 def _requested_achieved(points: list[Point]) -> Figure:
-    figure, axes = _figure()
+    figure, axes = figure_of()
     ends = [min(p.ideal_mbps or 0 for p in points) * 0.8, max(p.ideal_mbps or 0 for p in points) * 1.25]
-    axes.plot(ends, ends, color=_INK, linewidth=0.7, linestyle="--")
-    for colour, (latency, line) in zip(colours(), _by_latency(points), strict=False):
+    axes.plot(ends, ends, color=INK, linewidth=0.7, linestyle="--")
+    for colour, (latency, line) in zip(colours(), by_latency(points), strict=False):
         spreads = [point.spread("stage_effective_mbps") for point in line]
-        _with_range(axes, [p.ideal_mbps or 0 for p in line], spreads, colour, f"{latency:g} ms", joined=False)
+        with_range(axes, [p.ideal_mbps or 0 for p in line], spreads, colour, f"{latency:g} ms", joined=False)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(FixedLocator(sorted({_mbps(point) for point in points})))
+        axis.set_major_locator(FixedLocator(sorted({mbps_of(point) for point in points})))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("what the tier comes to, MB/s")
@@ -139,7 +125,7 @@ def _requested_achieved(points: list[Point]) -> Figure:
 
 
 def _first_run(points: list[Point]) -> Figure:
-    figure, axes = _figure(height=max(HEIGHT_INCHES, 0.9 + 0.24 * len(points)))
+    figure, axes = figure_of(height=max(HEIGHT_INCHES, 0.9 + 0.24 * len(points)))
     left = [0.0] * len(points)
     labels = [point.label for point in points]
     parts = [parts_of(point) for point in points]
@@ -158,24 +144,24 @@ def _speeds(points: list[Point]) -> Figure:
     figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
     upper, lower = figure.subplots(2, 1, sharex=True)
     places = list(range(len(points)))
-    for axes, metric, colour in ((upper, "pp", _COLOURS[0]), (lower, "tg", _COLOURS[1])):
-        _with_range(axes, places, [point.spread(metric) for point in points], colour, metric, joined=False)
+    for axes, metric, colour in ((upper, "pp", COLOURS[0]), (lower, "tg", COLOURS[1])):
+        with_range(axes, places, [point.spread(metric) for point in points], colour, metric, joined=False)
         axes.set_ylabel(f"{metric}, tokens/s")
-        axes.set_ylim(bottom=0)
+        from_zero(axes)
     lower.set_xticks(places, [point.label for point in points], rotation=60)
     lower.set_xlabel("MB/s / ms")
     return figure
 
 
 def _errors(points: list[Point]) -> Figure:
-    columns = sorted({_mbps(point) for point in points})
+    columns = sorted({mbps_of(point) for point in points})
     rows = sorted({point.spec.latency_ms for point in points})
-    figure, axes = _figure(height=1.1 + 0.42 * len(rows))
+    figure, axes = figure_of(height=1.1 + 0.42 * len(rows))
     for point in points:
         error = point.median("tier_error_pct")
         if error is None:
             continue
-        column, row = columns.index(_mbps(point)), rows.index(point.spec.latency_ms)
+        column, row = columns.index(mbps_of(point)), rows.index(point.spec.latency_ms)
         good = point.valid and abs(error) <= tolerance_pct(point.spec)
         axes.add_patch(_square(column, row, _GOOD if good else _BAD))
         text = f"{error:+.2f}" + ("" if point.valid else f"\n{point.state}")
@@ -191,16 +177,16 @@ def _errors(points: list[Point]) -> Figure:
 
 def _decode(points: list[Point]) -> Figure:
     """Measured tokens/s, what the model predicts, and what memory alone would give."""
-    figure, axes = _figure()
-    for colour, (latency, line) in zip(colours(), _by_latency(points), strict=False):
-        places = [_mbps(point) for point in line]
+    figure, axes = figure_of()
+    for colour, (latency, line) in zip(colours(), by_latency(points), strict=False):
+        places = [mbps_of(point) for point in line]
         predicted = [point.median("predicted_tg") or 0.0 for point in line]
         axes.plot(places, predicted, color=colour, linewidth=1, linestyle="--")
         spreads = [point.spread("tg") for point in line]
-        _with_range(axes, places, spreads, colour, f"{latency:g} ms", joined=False)
+        with_range(axes, places, spreads, colour, f"{latency:g} ms", joined=False)
     ceiling = [point.median("compute_tg") or 0.0 for point in points]
-    axes.axhline(max(ceiling), color=_INK, linewidth=0.7, linestyle=":")
-    _log_axis(axes, points)
+    axes.axhline(max(ceiling), color=INK, linewidth=0.7, linestyle=":")
+    log_axis(axes, points)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_xlabel("bandwidth, MB/s")
@@ -214,7 +200,7 @@ def _heat(points: list[Point]) -> Figure:
     heat = _attribution(points).heat
     layers = [name[:_LONGEST_NAME] for name in heat.layers[:MOST_ROWS]]
     rows = heat.bytes[:MOST_ROWS]
-    figure, axes = _figure(height=max(HEIGHT_INCHES, 0.9 + 0.16 * len(layers)))
+    figure, axes = figure_of(height=max(HEIGHT_INCHES, 0.9 + 0.16 * len(layers)))
     if heat.seconds:
         extent = (0, heat.seconds[-1], len(layers) - 0.5, -0.5)
         axes.imshow(rows, aspect="auto", interpolation="nearest", cmap="viridis", extent=extent)
@@ -243,8 +229,8 @@ def _bars(counts: dict[str, int], label: str) -> Figure:
     """The most frequent values, in their order."""
     kept = sorted(counts, key=lambda value: -counts[value])[:MOST_BARS]
     shown = [value for value in counts if value in kept]
-    figure, axes = _figure(height=2.6)
-    axes.bar(shown, [counts[value] for value in shown], color=_COLOURS[0])
+    figure, axes = figure_of(height=2.6)
+    axes.bar(shown, [counts[value] for value in shown], color=COLOURS[0])
     axes.set_xticks(range(len(shown)), shown, rotation=60, fontsize=7)
     axes.set_xlabel(label)
     axes.set_ylabel("reads")
@@ -255,68 +241,5 @@ def _square(column: int, row: int, colour: str) -> mpl.patches.Rectangle:
     return mpl.patches.Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, color=colour, linewidth=0)
 
 
-def _figure(height: float = HEIGHT_INCHES) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH_INCHES, height))
-    return figure, figure.subplots()
-
-
-def _with_range(
-    axes: Axes,
-    places: Sequence[float],
-    spreads: Sequence[Spread | None],
-    colour: str,
-    label: str,
-    joined: bool = True,
-) -> None:
-    """Medians, with bars from the least to the most."""
-    known = [(x, spread) for x, spread in zip(places, spreads, strict=True) if spread]
-    if not known:
-        return
-    below = [spread.median - spread.least for _, spread in known]
-    above = [spread.most - spread.median for _, spread in known]
-    axes.errorbar(
-        [x for x, _ in known],
-        [spread.median for _, spread in known],
-        yerr=[below, above],
-        color=colour,
-        label=label,
-        marker="o",
-        markersize=4,
-        capsize=2,
-        linewidth=1,
-        linestyle="" if not joined else ":",
-    )
-
-
-def _log_axis(axes: Axes, points: list[Point]) -> None:
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted({_mbps(point) for point in points})))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-
-
-def _by_latency(points: list[Point]) -> Iterator[tuple[float, list[Point]]]:
-    for latency in sorted({point.spec.latency_ms for point in points}):
-        yield latency, [point for point in points if point.spec.latency_ms == latency]
-
-
-def colours() -> Iterator[str]:
-    while True:
-        yield from _COLOURS
-
-
-def _mbps(point: Point) -> float:
-    return point.spec.bandwidth_mbps or 0.0
-
-
 def _size(point: Point) -> int:
     return point.runs[0].cell.model.size
-
-
-def svg_of(figure: Figure, title: str) -> str:
-    """The drawing alone, to stand in a page or a file; the title is for those who cannot see it."""
-    written = io.StringIO()
-    figure.savefig(written, format="svg", transparent=True, metadata={"Date": None, "Title": title})
-    drawn = written.getvalue()
-    drawn = drawn[drawn.index("<svg") :].replace(_INK, "currentColor").replace(f"'{_FONT}'", "sans-serif")
-    return drawn.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)

@@ -7,12 +7,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hbf_fuse.report.plots import HEIGHT_INCHES, STYLE, WIDTH_INCHES, colours, svg_of
+from hbf_fuse.documents import Row
+from hbf_fuse.report.drawing import HEIGHT_INCHES, STYLE, WIDTH_INCHES, colours, svg_of
 
 _LINE: Any = {"marker": "o", "markersize": 4, "linewidth": 1}
 
 
-def speeds(rows: list[dict[str, Any]]) -> str:
+def speeds(rows: list[Row]) -> str:
     """tokens/s against bandwidth, p50 with p5 to p95; a line per context, latency and jitter. As SVG.
 
     rows: of kv.sim.Simulated.to_dict.
@@ -32,7 +33,7 @@ def speeds(rows: list[dict[str, Any]]) -> str:
         return _finished(figure, axes, "Decode speed against bandwidth")
 
 
-def requirements(rows: list[dict[str, Any]]) -> str:
+def requirements(rows: list[Row]) -> str:
     """Bandwidth needed against context, a line per target. As SVG.
 
     rows: of kv.requirements.table.
@@ -47,9 +48,9 @@ def requirements(rows: list[dict[str, Any]]) -> str:
         return _finished(figure, axes, "Bandwidth needed")
 
 
-def _lines(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> Iterable[tuple[str, list[dict[str, Any]]]]:
+def _lines(rows: list[Row], keys: tuple[str, ...]) -> Iterable[tuple[str, list[Row]]]:
     """Rows that agree in these keys, each with a colour."""
-    sorted_in: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    sorted_in: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         sorted_in.setdefault(tuple(row[key] for key in keys), []).append(row)
     return zip(colours(), sorted_in.values(), strict=False)

@@ -1,14 +1,17 @@
 """Runs, sorted into series and points; and the summary table: the reference's columns by name, then ours."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from hbf_fuse.documents import Row
+from hbf_fuse.report import levels
 from hbf_fuse.report.statistics import Spread
-from hbf_fuse.runs.run import Finished, Metrics, Run, RunLayout
+from hbf_fuse.report.tables import inert, table
+from hbf_fuse.runs.metrics import Metrics
+from hbf_fuse.runs.run import Finished, Run, RunLayout
 from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.units import format_size
 from hbf_fuse.verdict import AGREES
@@ -47,7 +50,7 @@ STREAM_COLUMNS = (
 )
 """Of mode stream: what decode comes to with the weights in the tier."""
 
-_SERIES = ("mode", "memory", "n_prompt", "n_gen", "threads")
+_SERIES = ("workload", "mode", "memory", "n_prompt", "n_gen", "options")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,11 @@ class Point:
     spec: TierSpec
     mode: str
     runs: tuple[Run, ...]
+
+    @property
+    def serves(self) -> bool:
+        """Whether llama-server was measured, not llama-bench."""
+        return self.runs[0].cell.workload == "serve"
 
     @property
     def label(self) -> str:
@@ -108,7 +116,8 @@ class Point:
     def _bound_pct(self) -> float | None:
         name = "tg_bound_pct" if self.mode == "stream" else "tier_bound_pct"
         bounds = [getattr(run, name) for run in self.metrics if run.state == AGREES]
-        return max((bound for bound in bounds if bound is not None), default=None)
+        # 0.1.0 knew no bound: of such a run nobody can tell.
+        return None if None in bounds else max(bounds, default=None)
 
     @property
     def ideal_mbps(self) -> float | None:
@@ -125,12 +134,16 @@ class Point:
         spread = self.spread(metric)
         return spread.median if spread else None
 
-    def row(self) -> dict[str, Any]:
+    @property
+    def tier_columns(self) -> Row:
+        """The tier, as in every table."""
+        return {"tier_mbps": self.spec.bandwidth_mbps, "tier_lat_ms": self.spec.latency_ms}
+
+    def row(self) -> Row:
         """The point under the names of COLUMNS."""
         stage = self.spread("stage_seconds")
         return {
-            "tier_mbps": self.spec.bandwidth_mbps,
-            "tier_lat_ms": self.spec.latency_ms,
+            **self.tier_columns,
             "repeats": len(self.runs),
             "stage_seconds_median": stage and stage.median,
             "stage_eff_median": self.median("stage_effective_mbps"),
@@ -146,10 +159,10 @@ class Point:
             "verdict": self.verdict,
             "valid": f"{self.valid_count}/{len(self.runs)}",
             "stage_seconds_interval": stage and [stage.low, stage.high],
-            **(self._decode() if self.mode == "stream" else {}),
+            **(levels.row(self.metrics) if self.serves else self._decode() if self.mode == "stream" else {}),
         }
 
-    def _decode(self) -> dict[str, Any]:
+    def _decode(self) -> Row:
         tg = self.spread("tg")
         return {
             "predicted_tg_median": self.median("predicted_tg"),
@@ -166,26 +179,51 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """All tiers measured in one mode with one set of llama-bench's axes. memory: the emulated DRAM."""
+    """All tiers measured in one mode with one workload and its axes. memory: the emulated DRAM. options:
+    those of llama-bench or llama-server that are not usual.
+    """
 
+    workload: str
     mode: str
     memory: str
     n_prompt: int
     n_gen: int
-    threads: int
+    options: str
     points: tuple[Point, ...]
 
     @property
     def title(self) -> str:
         """As headings have it."""
-        threads = f" -t {self.threads}" if self.threads else ""
         memory = f", {self.memory}" if self.memory else ""
-        return f"{self.mode}{memory}, -p {self.n_prompt} -n {self.n_gen}{threads}"
+        served = "serve, " if self.serves else ""
+        return f"{served}{self.mode}{memory}, {self.bench}"
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is of llama-server."""
+        return self.workload == "serve"
+
+    @property
+    def bench(self) -> str:
+        """The options of the workload."""
+        tokens = f"-p {self.n_prompt} -n {self.n_gen}"
+        if self.serves:
+            tokens = f"--input-tokens {self.n_prompt} --output-tokens {self.n_gen}"
+        return " ".join(filter(None, (tokens, self.options)))
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Those of its table."""
+        if self.serves:
+            return levels.COLUMNS
         return STREAM_COLUMNS if self.mode == "stream" else COLUMNS
+
+    @property
+    def levels(self) -> list[Row]:
+        """Of the workload serve: the second table, by users."""
+        if not self.serves:
+            return []
+        return [row for point in self.points for row in levels.rows(point.metrics, point.tier_columns)]
 
 
 def series_of(runs: Sequence[Run]) -> list[Series]:
@@ -193,12 +231,14 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
     sorted_in: dict[tuple[Any, ...], dict[tuple[float, float], list[Run]]] = defaultdict(dict)
     for run in sorted(runs, key=lambda each: each.cell.repeat):
         cell = run.cell
-        series = cell.mode, _memory(cell.layout), cell.bench.n_prompt, cell.bench.n_gen, cell.bench.threads
+        bench = cell.bench
+        options = " ".join(filter(None, (cell.serve.label if cell.serve else "", bench.label)))
+        series = cell.workload, cell.mode, _memory(cell.layout), bench.n_prompt, bench.n_gen, options
         tier = cell.tier_mbps or float("inf"), cell.tier_lat_ms
         sorted_in[series].setdefault(tier, []).append(run)
     return [
-        Series(mode, memory, n_prompt, n_gen, threads, _points(mode, tiers))
-        for (mode, memory, n_prompt, n_gen, threads), tiers in sorted(
+        Series(workload, mode, memory, n_prompt, n_gen, options, _points(mode, tiers))
+        for (workload, mode, memory, n_prompt, n_gen, options), tiers in sorted(
             sorted_in.items(), key=lambda item: item[0]
         )
     ]
@@ -206,14 +246,16 @@ def series_of(runs: Sequence[Run]) -> list[Series]:
 
 def _memory(layout: RunLayout) -> str:
     budget = layout.resident_bytes
-    return f"{format_size(budget)} {layout.policy}" if budget is not None else ""
+    memory = [f"{format_size(budget)} {layout.policy}"] if budget is not None else []
+    ahead = [f"readahead {layout.readahead_kib} KiB"] if layout.readahead_kib is not None else []
+    return ", ".join(memory + ahead)
 
 
 def _points(mode: str, tiers: dict[tuple[float, float], list[Run]]) -> tuple[Point, ...]:
     return tuple(Point(tiers[tier][0].cell.tier, mode, tuple(tiers[tier])) for tier in sorted(tiers))
 
 
-def summarize(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def summarize(runs: Sequence[Run]) -> list[Row]:
     """One row per point of every series; failed runs count in `valid`, as in "2/3", and in no figure."""
     return [
         {**point.row(), **{axis: getattr(series, axis) for axis in _SERIES}}
@@ -226,39 +268,7 @@ def markdown(runs: Sequence[Run]) -> str:
     """A Markdown table per series."""
     tables = [
         f"### {inert(series.title)}\n\n{table(series.columns, [point.row() for point in series.points])}"
+        + (f"\n{table(levels.columns(rows), rows)}" if (rows := series.levels) else "")
         for series in series_of(runs)
     ]
     return "\n".join(tables)
-
-
-def table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
-    """Rows as a Markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " ---: |" * len(columns)]
-    lines += [
-        "| " + " | ".join(inert(cell_text(row[column], column)) for column in columns) + " |" for row in rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def inert(text: str) -> str:
-    """Text for Markdown that may quote others: no HTML, no links or pictures, no further line or column."""
-    plain = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return _MARKUP.sub(lambda found: _ENTITIES[found[0]], plain)
-
-
-_ENTITIES = {"<": "&lt;", "|": "&#124;", "[": "&#91;", "]": "&#93;"}
-_MARKUP = re.compile("[" + re.escape("".join(_ENTITIES)) + "]")
-
-
-def cell_text(value: Any, column: str = "") -> str:
-    """A figure as tables show it: three decimals, or three digits if it is small; a dash for none.
-
-    No bandwidth is unlimited.
-    """
-    if value is None:
-        return "max" if column == "tier_mbps" else "-"
-    if isinstance(value, float):
-        if 0 < abs(value) < 0.1:
-            return f"{value:.3g}"
-        return f"{value:.3f}".rstrip("0").rstrip(".")
-    return str(value)

@@ -9,13 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from hbf_fuse import documents
+from hbf_fuse.documents import Row
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import ENCODING_ERRORS, Folder
-from hbf_fuse.runs.run import Decoding, Finished, Run, Running, Shares, Staging, Waiting
+from hbf_fuse.runs.metrics import (
+    Decoding,
+    Percentiles,
+    Running,
+    Served,
+    ServeLevel,
+    Shares,
+    Staging,
+    Waiting,
+)
+from hbf_fuse.runs.run import Finished, Run
 from hbf_fuse.runs.schema import checked
 from hbf_fuse.units import format_size
 
-CSV, RUNS = "cells.csv", "runs"
+CSV, LEVELS_CSV, RUNS = "cells.csv", "levels.csv", "runs"
 
 MOST_RUNS, MOST_BYTES = 20_000, 512 << 20
 """Of a folder: all of it is held in memory."""
@@ -26,6 +37,9 @@ MAX_CSV_BYTES = 64 << 20
 _AXES = ("tier_mbps", "tier_lat_ms", "repeat", "mode")
 _LAYOUT = ("resident_bytes", "policy")
 _BENCH = ("n_prompt", "n_gen", "threads")
+_FURTHER = ("load_mode", "llama")
+_SERVED = tuple(Served.model_fields)
+_LISTS = ("errors", "reasons")
 _METRICS = (*Staging.model_fields, *Running.model_fields, *Shares.model_fields)
 _STREAM, _STALLS = tuple(Decoding.model_fields), tuple(Waiting.model_fields)
 
@@ -58,8 +72,8 @@ class Results:
         text = json.dumps(run.to_dict(), indent=1) + "\n"
         if len(text) > documents.MAX_JSON_BYTES:
             raise Unstorable(
-                f"the run {path.stem} takes {format_size(len(text))}, too much to be read again; "
-                "use a model with fewer layers"
+                f"the run {path.stem} takes {format_size(len(text))}, too much to be read again",
+                "use a model with fewer layers",
             )
         documents.write_in(self._runs(), path.name, text)
         known[run.cell.name] = run
@@ -81,7 +95,7 @@ class Results:
             raise self._no_folder(error) from error
 
     def _no_folder(self, error: OSError) -> HbfError:
-        return HbfError(f"{self.folder / RUNS} is no folder ({error.strerror}); use another results folder")
+        return HbfError(f"{self.folder / RUNS} is no folder ({error.strerror})", "use another results folder")
 
     def has(self, name: str) -> bool:
         """Whether a cell was measured; one that failed was not."""
@@ -96,13 +110,13 @@ class Results:
         return sorted(self._all().values(), key=_order)
 
     def write_csv(self) -> Path:
-        """cells.csv: one row per run, ordered by mode, tier, llama-bench's axes and repeat."""
+        """cells.csv: one row per run, ordered by mode, tier, llama-bench's axes and repeat. Of the workload
+        serve also levels.csv: one row for each number of users in each run.
+        """
         rows = [row(run) for run in self.all()]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns(rows), restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        documents.write_in(self.opened, CSV, text.getvalue())
+        documents.write_in(self.opened, CSV, _as_csv(rows))
+        if levels := [each for run in self.all() for each in level_rows(run)]:
+            documents.write_in(self.opened, LEVELS_CSV, _as_csv(levels))
         return self.csv_path
 
     def set_aside_edited_csv(self) -> Path | None:
@@ -140,8 +154,8 @@ class Results:
                 names = [name for name in runs.names() if name.endswith(".json") and not name.startswith(".")]
                 if len(names) > MOST_RUNS or runs.nbytes(names) > MOST_BYTES:
                     raise HbfError(
-                        f"{runs.path} holds more than {MOST_RUNS} runs, or {format_size(MOST_BYTES)} of "
-                        "them; move some to another folder"
+                        f"{runs.path} holds more than {MOST_RUNS} runs, or {format_size(MOST_BYTES)} of them",
+                        "move some to another folder",
                     )
                 self._known = {name.removesuffix(".json"): _read(runs, name) for name in names}
         return self._known
@@ -152,15 +166,15 @@ def _read(runs: Folder, name: str) -> Run:
     try:
         run = checked(documents.read_json_in(runs, name), path)
     except HbfError as error:
-        raise HbfError(f"{error}; move it away to measure this cell again") from error
+        raise HbfError(str(error), "move it away to measure this cell again") from error
     except OSError as error:
-        raise HbfError(f"cannot read {path}: {error.strerror}; move it away") from error
+        raise HbfError(f"cannot read {path}: {error.strerror}", "move it away") from error
     if run.cell.name != path.stem:
-        raise HbfError(f"{path} holds the run of another cell; move it away to measure this one again")
+        raise HbfError(f"{path} holds the run of another cell", "move it away to measure this one again")
     return run
 
 
-def _as_text(values: dict[str, Any]) -> dict[str, str]:
+def _as_text(values: Row) -> dict[str, str]:
     texts = {key: "" if value is None else str(value) for key, value in values.items()}
     return {key: text.encode(errors=ENCODING_ERRORS).decode() for key, text in texts.items()}
 
@@ -169,25 +183,60 @@ def _is_among(found: dict[Any, Any], derived: list[dict[str, str]]) -> bool:
     return any(all(known.get(key, "") == value for key, value in found.items()) for known in derived)
 
 
-def row(run: Run) -> dict[str, Any]:
+def row(run: Run) -> Row:
     """A run as a row of cells.csv. pp and tg carry their token counts in their names, as in pp256."""
     cell, metrics = run.cell, run.metrics if isinstance(run, Finished) else None
     names = {"pp": f"pp{cell.bench.n_prompt}", "tg": f"tg{cell.bench.n_gen}"}
-    figures = {key: _short(getattr(metrics, key, None)) for key in (*_METRICS, *_STREAM, *_STALLS)}
+    every = (*_METRICS, *_STREAM, *_STALLS, *_SERVED)
+    figures = {key: _short(getattr(metrics, key, None)) for key in every}
     figures["reasons"] = " ".join(metrics.reasons if metrics else ())
     figures["valid"], figures["why"] = (metrics.valid, metrics.why) if metrics else (False, run.error)
-    streams = cell.mode == "stream"
+    serves = cell.workload == "serve"
+    streams = cell.mode == "stream" and not serves
     values = {
         **{key: getattr(cell, key) for key in _AXES},
-        **{names.get(key, key): figures[key] for key in _METRICS},
+        **{names.get(key, key): figures[key] for key in _METRICS if not (serves and key in names)},
         **{key: getattr(cell.bench, key) for key in _BENCH},
-        **({key: getattr(cell.layout, key) for key in _LAYOUT} if streams else {}),
+        **({key: getattr(cell.layout, key) for key in _LAYOUT} if cell.mode == "stream" else {}),
         **{key: figures[key] for key in (*(_STREAM if streams else ()), *_STALLS)},
+        **{key: getattr(cell.bench, key) for key in _FURTHER},
+        "workload": cell.workload,
+        **({key: figures[key] for key in _SERVED} if serves else {}),
     }
     return {key: documents.inert_cell(value) for key, value in values.items()}
 
 
-def columns(rows: list[dict[str, Any]]) -> list[str]:
+def level_rows(run: Run) -> list[Row]:
+    """Of the workload serve, a row for each number of users."""
+    if not isinstance(run, Finished):
+        return []
+    return [_level_row(run, level) for level in run.metrics.levels]
+
+
+def _level_row(run: Finished, level: ServeLevel) -> Row:
+    cell = run.cell
+    values: Row = {key: getattr(cell, key) for key in _AXES}
+    values |= {key: getattr(cell.layout, key) for key in _LAYOUT}
+    for name in ServeLevel.model_fields:
+        value = getattr(level, name)
+        if isinstance(value, Percentiles):
+            values |= {f"{name}_{key}": _short(figure) for key, figure in value}
+        elif name in _LISTS:
+            values[name] = " ".join(value)
+        else:
+            values[name] = _short(value)
+    return {key: documents.inert_cell(value) for key, value in values.items()}
+
+
+def _as_csv(rows: list[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns(rows), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def columns(rows: list[Row]) -> list[str]:
     """The columns of all rows, in order."""
     return list(dict.fromkeys(key for each in rows for key in each))
 
@@ -200,4 +249,4 @@ def _order(run: Run) -> tuple[Any, ...]:
     cell = run.cell
     tier = cell.tier_mbps or float("inf"), cell.tier_lat_ms
     memory = cell.layout.resident_bytes or 0, cell.layout.policy
-    return cell.mode, *memory, *tier, *(getattr(cell.bench, key) for key in _BENCH), cell.repeat
+    return cell.mode, *memory, *tier, *(getattr(cell.bench, key) for key in (*_BENCH, *_FURTHER)), cell.repeat

@@ -3,23 +3,27 @@
 docs/definitions.md says what each figure means. Fields that nobody here knows are kept.
 """
 
+import shlex
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
-    WrapValidator,
+    field_validator,
     model_validator,
 )
-from pydantic import ValidatorFunctionWrapHandler as Check
 
 from hbf_fuse.fs.placement import POLICIES
+from hbf_fuse.runs.fields import Document, Figure, Positive, Text, Whole
+from hbf_fuse.runs.metrics import (
+    Metrics,
+)
 from hbf_fuse.tier import TierSpec
-from hbf_fuse.verdict import AGREES, UNSURE
+from hbf_fuse.workload.llama import MMAP
 
 SCHEMA = 2
 Mode = Literal["mmap", "stage", "stream", "cgroup"]
@@ -27,14 +31,8 @@ Mode = Literal["mmap", "stage", "stream", "cgroup"]
 mapped from a mount with a resident budget, so that every token reads the tier; mapped from the real file,
 with the kernel's io.max in the place of the tier.
 """
-
-MAX_FIGURE = 1e18
-
-
-def _as_written(value: Any, check: Check) -> Any:
-    """Checked, and kept as it is: 5 does not become 5.0."""
-    check(value)
-    return value
+Workload = Literal["bench", "serve"]
+"""What runs on them: llama-bench, or llama-server under load."""
 
 
 def _tier(value: Any) -> TierSpec:
@@ -52,38 +50,66 @@ def _known_policy(name: str) -> str:
     return name
 
 
-Figure = Annotated[float, Field(ge=-MAX_FIGURE, le=MAX_FIGURE, strict=True), WrapValidator(_as_written)]
-Positive = Annotated[float, Field(gt=0, le=MAX_FIGURE, strict=True), WrapValidator(_as_written)]
-Whole = Annotated[int, Field(ge=0, le=1 << 62, strict=True)]
-Number = Annotated[int, Field(ge=0, lt=10**18)]
-"""A key of a JSON object, which is a text there."""
-Text = Annotated[str, Field(max_length=1 << 16)]
-State = Literal["agrees", "unsure", "off"]
 Tier = Annotated[TierSpec, PlainValidator(_tier), PlainSerializer(TierSpec.to_dict)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class RunModel(_Part):
+class RunModel(Document):
     name: Text
     size: Annotated[int, Field(ge=1, le=1 << 62, strict=True)]
     sha256: Text
 
 
-class RunBench(_Part):
+class RunBench(Document):
     n_prompt: Whole
     n_gen: Whole
     threads: Whole
     repack: Whole | None = None
+    load_mode: Text = MMAP
+    extra: list[Text] = []
+
+    @property
+    def label(self) -> str:
+        """Threads, load mode and further options where they are not the usual ones, as a command line."""
+        threads = ["-t", str(self.threads)] if self.threads else []
+        load = ["-lm", self.load_mode] if self.load_mode != MMAP else []
+        return shlex.join([*threads, *load, *self.extra])
+
+    @property
+    def llama(self) -> str:
+        """The further options as a command line."""
+        return shlex.join(self.extra)
 
 
-class RunLayout(_Part):
+class RunServe(Document):
+    """How llama-server was loaded; see workload/serve.py."""
+
+    concurrency: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    requests: Whole
+    ctx_size: Whole
+    parallel: Whole
+    seed: Figure
+    request_timeout: Figure
+
+    @field_validator("concurrency", mode="before")
+    @classmethod
+    def _as_json_has_it(cls, value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    @property
+    def label(self) -> str:
+        """What it was asked for, as options."""
+        slots = f" --parallel {self.parallel}" if self.parallel else ""
+        context = f" --ctx-size {self.ctx_size}" if self.ctx_size else ""
+        users = ",".join(map(str, self.concurrency))
+        return f"--concurrency {users} --requests {self.requests}{slots}{context}"
+
+
+class RunLayout(Document):
     resident_bytes: Whole | None = None
     policy: Annotated[str, AfterValidator(_known_policy)] = ""
     place: list[Text] = []
     tiers: dict[Text, Tier] = {}
+    readahead_kib: Whole | None = None
 
     @model_validator(mode="after")
     def _is_whole(self) -> "RunLayout":
@@ -92,7 +118,7 @@ class RunLayout(_Part):
         return self
 
 
-class RunCell(_Part):
+class RunCell(Document):
     """What was measured, as far as it can be told on another machine."""
 
     name: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^/\x00]+$")]
@@ -105,7 +131,13 @@ class RunCell(_Part):
     tier_sha256: Text = ""
     model: RunModel
     bench: RunBench
+    serve: RunServe | None = None
     layout: RunLayout = RunLayout()
+
+    @property
+    def workload(self) -> Workload:
+        """What ran."""
+        return "serve" if self.serve else "bench"
 
     @model_validator(mode="after")
     def _has_a_budget(self) -> "RunCell":
@@ -114,124 +146,7 @@ class RunCell(_Part):
         return self
 
 
-class Heat(_Part):
-    layers: list[Text]
-    seconds: list[Figure]
-    bytes: list[list[Figure]]
-
-    @model_validator(mode="after")
-    def _is_a_table(self) -> "Heat":
-        if len(self.bytes) != len(self.layers) or {len(row) for row in self.bytes} - {len(self.seconds)}:
-            raise ValueError("it has a row for each layer, and in it a figure for each second")
-        return self
-
-
-class Attribution(_Part):
-    """What was read of what, by phase, layer, tier and tensor: bytes, reads, stall_seconds."""
-
-    phases: dict[Text, dict[Text, Any]] = {}
-    layers: dict[Text, dict[Text, Any]] = {}
-    tiers: list[dict[Text, Any]] = []
-    heat: Heat
-    read_sizes: dict[Number, Whole]
-    queue_depths: dict[Number, Whole]
-
-
-# The fields of the next classes, in their order, are columns of cells.csv.
-
-
-class Staging(_Part):
-    stage_seconds: Figure
-    stage_effective_mbps: Figure | None = None
-    model_mbps: Figure | None = None
-    tier_error_pct: Figure | None = None
-    tier_bound_pct: Figure | None = None
-    verdict: State | None = None
-    reasons: list[Text] = []
-    valid: Annotated[bool, Field(strict=True)]
-    why: Text
-
-    @property
-    def state(self) -> str:
-        """How it was judged. Runs of older versions knew valid or not, and nothing between."""
-        return self.verdict or (AGREES if self.valid else UNSURE)
-
-
-class Throttled(Staging):
-    """Of mode cgroup."""
-
-    io_max_in_force_mbps: Figure | None = None
-
-
-class Running(_Part):
-    pp: Positive | None
-    tg: Positive | None
-    bench_wall_seconds: Figure
-    total_first_run_seconds: Figure
-    tier_bytes_read: Whole | None = None
-    stall_seconds: Figure | None = None
-    major_faults: Whole | None = None
-    load_seconds: Figure
-    prefill_seconds: Figure
-    decode_seconds: Figure
-    lateness_p50_us: Figure | None = None
-    lateness_p99_us: Figure | None = None
-    in_flight_max: Whole | None = None
-    resident_before_bytes: Whole | None = None
-    harness_seconds: Figure | None = None
-    other_cpu_seconds: Figure | None = None
-
-
-class Shares(_Part):
-    busy_share: Figure | None = None
-    window_share: Figure | None = None
-    pause_share: Figure | None = None
-
-
-class Decoding(_Part):
-    """Of mode stream; without any figure where llama-bench does not say when it decoded."""
-
-    compute_tg: Positive | None = None
-    bytes_per_token: Figure | None = None
-    tier_seconds_per_token: Figure | None = None
-    predicted_tg: Figure | None = None
-    overlapped_tg: Figure | None = None
-    hiding_bytes: Figure | None = None
-    tg_error_pct: Figure | None = None
-    tg_bound_pct: Figure | None = None
-    bound: Text | None = None
-    break_even_mbps: Figure | None = None
-
-
-class Waiting(_Part):
-    delay_blkio_seconds: Figure | None = None
-    delay_swapin_seconds: Figure | None = None
-    delay_reclaim_seconds: Figure | None = None
-    delay_thrashing_seconds: Figure | None = None
-    delays: Text | None = None
-    psi_io_some_seconds: Figure | None = None
-    psi_io_full_seconds: Figure | None = None
-    psi_memory_some_seconds: Figure | None = None
-    peak_rss_bytes: Whole | None = None
-    bench_cpu_seconds: Figure | None = None
-
-
-class Streamed(Decoding):
-    bytes_per_token_by_tier: dict[Text, Figure] = {}
-    attribution: Attribution | None = None
-
-
-class Metrics(Throttled, Running, Shares, Streamed, Waiting):
-    """Every figure of a finished cell."""
-
-    @classmethod
-    def of(cls, *parts: _Part) -> "Metrics":
-        """All that the parts say."""
-        said = {name: value for part in parts for name, value in part if name in part.model_fields_set}
-        return cls.model_validate(said)
-
-
-class RunPhase(_Part):
+class RunPhase(Document):
     model_config = ConfigDict(extra="forbid")
 
     name: Text
@@ -246,7 +161,7 @@ class RunPhase(_Part):
         return self
 
 
-class LlamaBench(_Part):
+class LlamaBench(Document):
     """flags: those that it knows; records: what it printed."""
 
     version: Text
@@ -255,13 +170,15 @@ class LlamaBench(_Part):
     phases: list[RunPhase] = []
 
 
-class Moment(_Part):
+class Moment(Document):
     time: Text
     throttle_count: Whole | None
     stolen_seconds: Figure
 
 
-class Environment(_Part):
+class Environment(Document):
+    """compiled: whether the tier's modules were; None of hbf 0.1.0, which had no such modules."""
+
     cpu: Text
     virtual: bool
     cores: Whole | None
@@ -269,21 +186,22 @@ class Environment(_Part):
     kernel: Text
     python: Text
     hbf_fuse: Text
+    compiled: Annotated[bool, Field(strict=True)] | None = None
     before: Moment
     after: Moment
 
 
-class Git(_Part):
+class Git(Document):
     commit: Text
     changed: bool
 
 
-class Conditions(_Part):
+class Conditions(Document):
     concerns: list[Text] = []
     git: Git | None = None
 
 
-class Run(_Part):
+class Run(Document):
     """A cell that was measured: one with all its figures is Finished, the others have an error."""
 
     schema_number: Annotated[int, Field(ge=SCHEMA, le=SCHEMA, strict=True)] = Field(
@@ -305,4 +223,15 @@ class Finished(Run):
     command: list[Text]
     llama_bench: LlamaBench
     environment: Environment
-    tier_stats: dict[str, Any] | None = None
+    tier_stats: Mapping[str, Any] | None = None
+
+    @property
+    def outdated(self) -> str:
+        """What hbf 0.1.0 computed in another way, so that the run cannot be mixed with today's; "" if
+        nothing.
+        """
+        if self.environment.compiled is not None:
+            return ""
+        if any(tier.planes for tier in (self.cell.tier, *self.cell.layout.tiers.values())):
+            return "deadlines of flash planes"
+        return "predictions of tokens/s" if self.cell.mode == "stream" else ""

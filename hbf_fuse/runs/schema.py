@@ -1,5 +1,6 @@
 """From a run's JSON, of this version or an older one, to the model of it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ from pydantic import ValidationError
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.runs.run import SCHEMA, Finished, Run
+from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier.spec import MODULO
+from hbf_fuse.verdict import UNSURE, words
 
 
 def run_of(document: Any) -> Run:
@@ -16,9 +20,31 @@ def run_of(document: Any) -> Run:
     if not {"metrics", "error"} & known.keys():
         raise ValueError("it has neither metrics nor an error")
     try:
-        return (Finished if "metrics" in known else Run).model_validate(known)
+        if "metrics" not in known:
+            return Run.model_validate(known)
+        run = Finished.model_validate(known)
     except ValidationError as error:
         raise ValueError(first_of(error)) from error
+    if run.outdated:
+        _mark(run)
+    return run
+
+
+def _mark(run: Finished) -> None:
+    """State what 0.1.0 left out of an `outdated` run."""
+    cell, metrics = run.cell, run.metrics
+    cell.tier = _of_0_1_0(cell.tier)
+    if cell.layout.tiers:
+        cell.layout.tiers = {name: _of_0_1_0(tier) for name, tier in cell.layout.tiers.items()}
+    if cell.mode == "stream" and metrics.valid:
+        # It judged the first pass only.
+        metrics.verdict, metrics.reasons = UNSURE, ["older-prediction"]
+        metrics.valid, metrics.why = False, words.sentence(metrics.reasons)
+
+
+def _of_0_1_0(tier: TierSpec) -> TierSpec:
+    """Page N was always in plane N % planes."""
+    return dataclasses.replace(tier, interleave=MODULO) if tier.planes else tier
 
 
 def _converted(document: dict[str, Any]) -> dict[str, Any]:

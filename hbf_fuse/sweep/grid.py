@@ -1,31 +1,52 @@
 """What a sweep measures: every combination of some lists, from the command line or a TOML file."""
 
+import dataclasses
 import itertools
 import math
 import random
+import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs.placement import DEFAULT_POLICY, POLICIES, Layout
-from hbf_fuse.runs.run import Mode
+from hbf_fuse.runs.run import Mode, Workload
 from hbf_fuse.sweep.cell import Cell, ModelFile
 from hbf_fuse.sweep.modes import cgroup
 from hbf_fuse.tier import TierSpec, expect, profiles
 from hbf_fuse.units import parse_size
-from hbf_fuse.workload.llama import BenchOptions
+from hbf_fuse.workload.llama import MMAP, BenchOptions
+from hbf_fuse.workload.serve import INPUT_TOKENS, OUTPUT_TOKENS, ServeOptions
 
 MAX_CELLS = 100_000
 MAX_TIMEOUT = 1e6
 """Eleven days."""
 
-_AXES = ("mode", "mbps", "lat", "resident", "policy", "n_prompt", "n_gen", "threads")
 _GRID_OF_ITS_OWN = {"bandwidth_mbps": "mbps", "latency_ms": "lat"}
 
+ONLY_MAPPED = "mode stream decodes from a mapping: its load mode is mmap"
+
 Count = Annotated[int, Field(ge=0, le=1 << 20)]
+Users = Annotated[int, Field(ge=1, le=1024)]
+
+
+class Point(NamedTuple):
+    """A combination of the axes"""
+
+    workload: Workload
+    mode: Mode
+    mbps: float | Literal["max"]
+    lat: float
+    resident: str | None
+    policy: str
+    n_prompt: int
+    n_gen: int
+    threads: int
+    load_mode: str
+    llama: str
 
 
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -44,14 +65,18 @@ def _known(engine: str) -> str:
 
 
 class Grid(BaseModel):
-    """Every combination of mode, mbps, lat, n_prompt, n_gen and threads, `repeats` times; in mode stream of
-    resident and policy, too.
+    """Every combination of workload, mode, mbps, lat, n_prompt, n_gen, threads, load_mode and llama,
+    `repeats` times. In mode stream of resident and policy, too. The workload serve has input_tokens and
+    output_tokens for n_prompt and n_gen.
 
     mbps in decimal MB/s, "max" for unthrottled; lat in ms; n_prompt, n_gen and threads as llama-bench has
     them (threads 0 leaves it to llama-bench); timeout in seconds for each llama-bench. tier: what all tiers
     of the grid have in common, with the names of TierSpec, and `profile` to begin with a profile's values.
     resident: the emulated DRAM as "256M" or as "25%" of the model; policy: what stays in it. place and
-    tiers: which tensors come from where, see fs.placement.Layout. An unknown key is an error.
+    tiers: which tensors come from where, see fs.placement.Layout. readahead: of the mounts, in KiB.
+    load_mode: llama-bench's -lm; llama: its further options, a command line each. concurrency, requests,
+    ctx_size, parallel and request_timeout: of the workload serve, see workload/serve.py. An unknown key is an
+    error.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,9 +90,20 @@ class Grid(BaseModel):
     n_prompt: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (256,)
     n_gen: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (256,)
     threads: Annotated[tuple[Count, ...], AfterValidator(_unique)] = (0,)
+    load_mode: Annotated[tuple[str, ...], AfterValidator(_unique)] = (MMAP,)
+    llama: Annotated[tuple[str, ...], AfterValidator(_unique)] = ("",)
+    workload: Annotated[tuple[Workload, ...], AfterValidator(_unique)] = ("bench",)
+    concurrency: Annotated[tuple[Users, ...], AfterValidator(_unique)] = (1, 4, 8)
+    requests: Users = 8
+    input_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = INPUT_TOKENS
+    output_tokens: Annotated[int, Field(ge=2, le=1 << 20)] = OUTPUT_TOKENS
+    ctx_size: Count = 0
+    parallel: Count = 0
+    request_timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] = 600.0
     repeats: Annotated[int, Field(ge=1)] = 3
     seed: int = 0
     engine: Annotated[str, AfterValidator(_known)] = "kernel"
+    readahead: Annotated[int, Field(ge=4, le=1 << 20)] | None = None
     timeout: Annotated[float, Field(ge=1, le=MAX_TIMEOUT)] = 3600.0
     tier: dict[str, Any] = {}
     place: tuple[str, ...] = ()
@@ -101,6 +137,8 @@ class Grid(BaseModel):
         for policy in self.policy:
             if policy not in POLICIES:
                 raise ValueError(f"unknown policy {policy!r}; there are: {', '.join(POLICIES)}")
+        if self.engine == "memory" and not {"mmap", "stream"}.issuperset(self.mode):
+            raise ValueError("engine memory serves mappings: mode mmap or stream")
         layout = self._layout()
         if "cgroup" in self.mode:
             for mbps, lat in itertools.product(self.mbps, self.lat):
@@ -108,10 +146,28 @@ class Grid(BaseModel):
                     raise ValueError(why)
         return self
 
+    @model_validator(mode="after")
+    def _llama_bench_can(self) -> Self:
+        for text in self.llama:
+            shlex.split(text)
+        if "stream" in self.mode and set(self.load_mode) != {MMAP}:
+            raise ValueError(ONLY_MAPPED)
+        return self
+
+    @model_validator(mode="after")
+    def _fits_into_the_context(self) -> Self:
+        if "serve" in self.workload:
+            self._served().context(self.input_tokens + self.output_tokens)
+        return self
+
+    def _served(self) -> ServeOptions:
+        names = [field.name for field in dataclasses.fields(ServeOptions)]
+        return ServeOptions(**{name: getattr(self, name) for name in names})
+
     @property
     def size(self) -> int:
         """How many cells there are at most."""
-        return math.prod(len(getattr(self, axis)) for axis in _AXES) * self.repeats
+        return math.prod(len(getattr(self, axis)) for axis in Point._fields) * self.repeats
 
     def _layout(self, resident_bytes: int | None = None, policy: str = DEFAULT_POLICY) -> Layout:
         specs = {name: profiles.tier_of(fields) for name, fields in self.tiers.items()}
@@ -130,33 +186,44 @@ class Grid(BaseModel):
         gives free memory back to its host gets it again slowly: a cell after a change of mode would be
         measuring that.
         """
-        every = itertools.product(*(getattr(self, axis) for axis in _AXES))
-        # Only mode stream has a budget: elsewhere its values are no points of their own.
-        points = list(
-            dict.fromkeys(
-                point if point[0] == "stream" else (*point[:3], None, None, *point[5:]) for point in every
-            )
-        )
+        every = itertools.product(*(getattr(self, axis) for axis in Point._fields))
+        points = list(dict.fromkeys(self._only_what_counts(Point(*values)) for values in every))
         order = random.Random(self.seed)  # noqa: S311 - an order, not a secret
         ordered = []
         for repeat in range(1, self.repeats + 1):
             order.shuffle(points)
-            points.sort(key=lambda point: self.mode.index(point[0]))  # stable: the order within stays
-            ordered += [
-                Cell(
-                    model=model,
-                    spec=self.spec(mbps, lat),
-                    repeat=repeat,
-                    mode=mode,
-                    engine=self.engine,
-                    bench=BenchOptions(n_prompt, n_gen, threads),
-                    layout=self._layout(budget(resident, model.size), policy) if resident else self._layout(),
-                    timeout_seconds=self.timeout,
-                )
-                for mode, mbps, lat, resident, policy, n_prompt, n_gen, threads in points
-            ]
+            # Stable: the order within stays.
+            points.sort(key=lambda point: (self.mode.index(point.mode), self.workload.index(point.workload)))
+            ordered += [self._cell(model, point, repeat) for point in points]
         _check_names(ordered)
         return ordered
+
+    def _only_what_counts(self, point: Point) -> Point:
+        """Only mode stream has a budget, and the tokens of the workload serve are no axes: elsewhere such
+        values are no points of their own.
+        """
+        if point.mode != "stream":
+            point = point._replace(resident=None, policy=DEFAULT_POLICY)
+        if point.workload == "serve":
+            point = point._replace(n_prompt=self.input_tokens, n_gen=self.output_tokens)
+        return point
+
+    def _cell(self, model: ModelFile, point: Point, repeat: int) -> Cell:
+        extra = tuple(shlex.split(point.llama))
+        bench = BenchOptions(point.n_prompt, point.n_gen, point.threads, None, point.load_mode, extra)
+        resident = budget(point.resident, model.size) if point.resident else None
+        return Cell(
+            model=model,
+            spec=self.spec(point.mbps, point.lat),
+            repeat=repeat,
+            mode=point.mode,
+            engine=self.engine,
+            bench=bench,
+            layout=self._layout(resident, point.policy),
+            timeout_seconds=self.timeout,
+            serve=self._served() if point.workload == "serve" else None,
+            readahead_kib=self.readahead,
+        )
 
 
 def _check_names(cells: list[Cell]) -> None:
@@ -165,7 +232,7 @@ def _check_names(cells: list[Cell]) -> None:
     for cell in cells:
         if cell.name in seen:
             raise HbfError(
-                f"two cells of the grid would be called {cell.name}; move their values further apart"
+                f"two cells of the grid would be called {cell.name}", "move their values further apart"
             )
         seen.add(cell.name)
 

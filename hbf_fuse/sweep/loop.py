@@ -9,6 +9,7 @@ from typing import Any
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import answers
 from hbf_fuse.runs.results import Results, Unstorable
 from hbf_fuse.runs.run import SCHEMA, Conditions, Finished, Run
 from hbf_fuse.sweep import measuring, workspace
@@ -84,11 +85,12 @@ def locked(folder: Path) -> Iterator[Results]:
 
     HbfError if another process holds it.
     """
+    answers.require(folder)
     results = Results(folder)
     try:
         fcntl.flock(results.opened.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise HbfError(f"another process measures into {folder}; use another folder (-o)") from error
+        raise HbfError(f"another process measures into {folder}", "use another folder (-o)") from error
     try:
         yield results
     finally:
@@ -103,15 +105,18 @@ def require_same(results: Results, first: Cell) -> None:
         if results.all():
             raise _another_sweep(results, "runs of hbf bench")
         if foreign := next(filter(results.opened.has, _OVERWRITTEN), None):
-            raise HbfError(f"{results.folder} has a {foreign} of something else; use another folder (-o)")
+            raise HbfError(f"{results.folder} has a {foreign} of something else", "use another folder (-o)")
         return
     try:
         known = documents.read_json_in(results.opened, SWEEP_FILE)
     except (HbfError, OSError) as error:
-        raise HbfError(f"{path} is damaged; use another results folder") from error
+        raise HbfError(f"{path} is damaged", "use another results folder") from error
     for key, value in _identity(first).items():
         if not isinstance(known, dict) or known.get(key) != value:
             raise _another_sweep(results, f"another {key}")
+    for run in results.all():
+        if isinstance(run, Finished) and (what := run.outdated):
+            raise _another_sweep(results, f"hbf 0.1.0 computed {what} in another way")
 
 
 def _claim(results: Results, first: Cell) -> None:
@@ -133,4 +138,4 @@ def _identity(cell: Cell) -> dict[str, Any]:
 
 
 def _another_sweep(results: Results, what: str) -> HbfError:
-    return HbfError(f"{results.folder} holds another sweep ({what}); use another folder (-o)")
+    return HbfError(f"{results.folder} holds another sweep ({what})", "use another folder (-o)")

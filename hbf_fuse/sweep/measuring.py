@@ -7,34 +7,28 @@ import dataclasses
 import os
 import resource
 import time
-from typing import Any
 
 from pydantic import ValidationError
 
+from hbf_fuse import gguf
 from hbf_fuse.errors import HbfError
 from hbf_fuse.host import machine
+from hbf_fuse.observe.status import FileStatus, Stats
+from hbf_fuse.runs.fields import Document
+from hbf_fuse.runs.metrics import Metrics, Running, Serving, Shares, Staging, Streamed, Waiting
 from hbf_fuse.runs.results import Unstorable
-from hbf_fuse.runs.run import (
-    SCHEMA,
-    Environment,
-    Finished,
-    LlamaBench,
-    Metrics,
-    Running,
-    RunPhase,
-    Shares,
-    Staging,
-    Streamed,
-    Waiting,
-)
+from hbf_fuse.runs.run import SCHEMA, Environment, Finished, LlamaBench, RunPhase
 from hbf_fuse.runs.schema import first_of
-from hbf_fuse.sweep import decode
+from hbf_fuse.sweep import decode, serving, workloads
 from hbf_fuse.sweep.cell import Cell, describe
 from hbf_fuse.sweep.modes import cgroup, mmap, stage, stream
 from hbf_fuse.sweep.modes.served import Measured
+from hbf_fuse.sweep.recorded import Recorded
 from hbf_fuse.sweep.workspace import Workspace
 from hbf_fuse.verdict import AGREES, UNSURE, tolerance_pct, words
-from hbf_fuse.workload import llama
+from hbf_fuse.workload.llama import BenchRun
+from hbf_fuse.workload.program import settings
+from hbf_fuse.workload.serve import ServeRun
 
 _MODES = {
     "mmap": mmap.measure,
@@ -45,7 +39,7 @@ _MODES = {
 
 
 def run(cell: Cell, workspace: Workspace) -> Finished:
-    """Run llama-bench as the mode wants it, on a fresh mount or none; what was measured.
+    """Run the workload as the mode wants it, on a fresh mount or none; what was measured.
 
     Raises HbfError if the cell cannot be run, Unstorable for figures that cannot be.
     """
@@ -57,26 +51,29 @@ def run(cell: Cell, workspace: Workspace) -> Finished:
 
 
 def _run(cell: Cell, workspace: Workspace) -> Finished:
-    binary = llama.find()
+    program = workloads.program_of(cell)
+    binary = program.find()
     cell.model.require_unchanged()
     begin, before, busy = time.monotonic(), machine.now(), _busy_seconds()
-    measured = _MODES[cell.mode](cell, workspace, binary)
+    memory = workloads.from_memory(cell, workspace)
+    measured = _MODES[cell.mode](cell, workspace)
     cell.model.require_unchanged()
     bench = measured.bench
     wall = time.monotonic() - begin
     machine_busy, ours = (after - was for after, was in zip(_busy_seconds(), busy, strict=True))
     running = _running(cell, measured)
-    running.harness_seconds = wall - bench.wall_seconds - measured.besides_seconds
+    programs = sum(each.lifetime_seconds for each in (bench, memory) if each)
+    running.harness_seconds = wall - programs - measured.besides_seconds
     running.other_cpu_seconds = max(0.0, machine_busy - ours)
-    figures = Metrics.of(*_judged(cell, measured), running, Waiting.model_validate(bench.stalls))
+    figures = Metrics.of(*_judged(cell, measured, memory), running, Waiting.model_validate(bench.stalls))
     return Finished(
         schema=SCHEMA,
         cell=describe(cell),
         metrics=figures,
-        command=[*llama.settings(), *bench.command],
+        command=[*settings(), *bench.command],
         llama_bench=LlamaBench(
-            version=llama.version(binary),
-            flags=sorted(llama.flags(binary)),
+            version=program.version(binary),
+            flags=sorted(program.flags(binary)),
             records=bench.records,
             phases=[RunPhase(**dataclasses.asdict(phase)) for phase in bench.phases],
         ),
@@ -85,20 +82,49 @@ def _run(cell: Cell, workspace: Workspace) -> Finished:
     )
 
 
-def _judged(cell: Cell, measured: Measured) -> tuple[Staging | Shares | Streamed, ...]:
-    """The staging, what it was judged, and the decode of mode stream."""
+def _judged(cell: Cell, measured: Measured, memory: BenchRun | None) -> tuple[Document, ...]:
+    """The staging and its verdict; of mode stream also decode's, and of a server what its users waited for.
+
+    memory: the same workload with the model in memory, where that was run.
+    """
     if measured.staging:
-        return (measured.staging,)
+        return (measured.staging, *_served(cell, measured, memory, measured.staging))
     if measured.stats is None:
         return ()
     staging, shares = _staging(cell, measured.stats, measured.resident)
-    if measured.decoding is None:
-        return staging, shares
-    judged = decode.judged(staging, measured.decoding, measured.stats["overfills"])
-    return judged, shares, measured.decoding
+    if measured.trace is None:
+        return staging, shares, *_served(cell, measured, memory, staging, shares)
+    model = gguf.read_whole(cell.model.parts)
+    recorded = Recorded.of(measured.trace, cell.model.served_names, model)
+    if cell.serve is None:
+        assert memory is not None  # noqa: S101 - for the type
+        decoding = decode.metrics(measured.bench, memory, recorded)
+        return decode.judged(staging, decoding, measured.stats["overfills"]), shares, decoding
+    (served,) = _served(cell, measured, memory, staging, shares, recorded)
+    shown = decode.attribution_of(recorded, measured.bench)
+    judged = serving.judged(staging, served, measured.stats["overfills"])
+    return judged, shares, served, Streamed(attribution=shown)
 
 
-def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> tuple[Staging, Shares]:
+def _served(
+    cell: Cell,
+    measured: Measured,
+    memory: BenchRun | None,
+    staging: Staging,
+    shares: Shares | None = None,
+    recorded: Recorded | None = None,
+) -> tuple[Serving, ...]:
+    """A server's figures; nothing of llama-bench."""
+    if not isinstance(measured.bench, ServeRun) or not isinstance(memory, ServeRun):
+        return ()
+    before = staging.stage_seconds if cell.mode == "stage" else 0.0
+    tier = None
+    if shares is not None and shares.busy_share is not None and shares.window_share is not None:
+        tier = (shares.busy_share + shares.window_share) * staging.stage_seconds
+    return (serving.metrics(measured, measured.bench, memory, tier, before, recorded),)
+
+
+def _staging(cell: Cell, stats: Stats, resident: int | None) -> tuple[Staging, Shares]:
     """The mount's own verdict on the model file."""
     file = _file(cell, stats)
     staging = file["staging"]
@@ -125,14 +151,13 @@ def _staging(cell: Cell, stats: dict[str, Any], resident: int | None) -> tuple[S
     return judged, Shares(**{f"{name}_share": share for name, share in staging["shares"].items()})
 
 
-def _file(cell: Cell, stats: dict[str, Any]) -> dict[str, Any]:
+def _file(cell: Cell, stats: Stats) -> FileStatus:
     try:
         (file,) = stats["files"].values()
     except ValueError:
-        reader = "the copy" if cell.mode == "stage" else "llama-bench"
+        reader = "the copy" if cell.mode == "stage" else workloads.program_of(cell).name
         raise HbfError(f"{reader} did not read the model from the mount") from None
-    found: dict[str, Any] = file
-    return found
+    return file
 
 
 def _running(cell: Cell, measured: Measured) -> Running:

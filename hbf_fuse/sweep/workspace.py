@@ -7,11 +7,9 @@ import mmap
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.folder import Folder
@@ -33,19 +31,14 @@ class Workspace:
     seconds to get it from its host; it has no name and is gone with this process.
     """
 
-    def __init__(self, mountpoint: Path, memory: int) -> None:
+    def __init__(self, mountpoint: Path, memory: list[int]) -> None:
         self.mountpoint = mountpoint
         self.trace = mountpoint.with_name(TRACE)
         """Where a cell's mount writes every read, if that is wanted; the next cell writes over it."""
         self.traced = False
         """Whether it is wanted in any mode."""
-        self.memory = memory
-        """A descriptor of what is in memory; its path is memory_path here and in children that get it."""
-
-    @property
-    def memory_path(self) -> Path:
-        """Where a process that has the descriptor finds the copy."""
-        return Path(f"/proc/self/fd/{self.memory}")
+        self._memory = memory
+        """A descriptor for each file that was copied into memory."""
 
     def warm(self, nbytes: int) -> None:
         """Touch this much fresh memory and let it go, so that a host gives it now, and not while a tier is
@@ -53,24 +46,54 @@ class Workspace:
         """
         if not machine.facts()["virtual"]:
             return
-        size = min(nbytes, psutil.virtual_memory().available // 2)
+        size = min(nbytes, machine.available_bytes() // 2)
         with contextlib.suppress(OSError), mmap.mmap(-1, size) as fresh:
             fresh.madvise(_MADV_POPULATE_WRITE)
 
-    def copy(self, file: Path) -> float:
-        """Copy a file from a mount into the memory, CHUNK_BYTES in flight; returns the seconds it took.
+    def copy(self, files: Sequence[Path]) -> float:
+        """Copy files from a mount into the memory one after the other, CHUNK_BYTES in flight; returns the
+        seconds it took.
 
-        HbfError if it cannot be copied.
+        HbfError if one cannot be copied.
         """
-        line = [sys.executable, "-I", "-S", str(_COPIER), str(file), str(self.memory_path)]
-        said = child.run_group([*line, str(CHUNK_BYTES)], pass_fds=(self.memory,), unprivileged=True)
+        while len(self._memory) < len(files):
+            self._memory.append(os.memfd_create("hbf-stage", os.MFD_CLOEXEC))
+        memory = self._memory[: len(files)]
+        line = [sys.executable, "-I", "-S", str(_COPIER), str(CHUNK_BYTES)]
+        for file, descriptor in zip(files, memory, strict=True):
+            line += [str(file), str(_path_of(descriptor))]
+        said = child.run_group(line, pass_fds=memory, unprivileged=True)
         try:
             answer = json.loads(said.stdout)
         except ValueError:
-            raise HbfError(f"copying {file} ended without a result: {said.stderr[-300:]}") from None
+            raise HbfError(f"copying {files[0]} ended without a result: {said.stderr[-300:]}") from None
         if "error" in answer:
             raise HbfError(f"copying the model into memory failed: {answer['error']}")
         return float(answer["seconds"])
+
+    @contextmanager
+    def copies(self, names: Sequence[str]) -> Iterator[tuple[Path, Sequence[int]]]:
+        """What was copied, for a child that gets the descriptors: the first file's path, and the descriptors.
+
+        llama.cpp finds the parts of a model by their names, so several have links of these names meanwhile.
+        """
+        memory = self._memory[: len(names)]
+        if len(names) == 1:
+            yield _path_of(memory[0]), memory
+            return
+        links = [self.mountpoint.with_name(name) for name in names]
+        try:
+            for link, descriptor in zip(links, memory, strict=True):
+                link.symlink_to(_path_of(descriptor))
+            yield links[0], memory
+        finally:
+            for link in links:
+                link.unlink(missing_ok=True)
+
+
+def _path_of(descriptor: int) -> Path:
+    """Where a process that has the descriptor finds its file."""
+    return Path(f"/proc/self/fd/{descriptor}")
 
 
 @contextmanager
@@ -79,12 +102,13 @@ def lent() -> Iterator[Workspace]:
     that was killed has left goes now.
     """
     _remove_left_behind()
-    own, memory = _made(), os.memfd_create("hbf-stage", os.MFD_CLOEXEC)
+    own, memory = _made(), list[int]()
     try:
         own.below(_MOUNTPOINT)
         yield Workspace(own.path / _MOUNTPOINT, memory)
     finally:
-        os.close(memory)
+        for descriptor in memory:
+            os.close(descriptor)
         _remove(own)
 
 

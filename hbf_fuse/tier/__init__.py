@@ -1,4 +1,4 @@
-"""The emulated device: pure arithmetic on integers. No clock, no I/O, nothing of ours imported."""
+"""The emulated device: pure arithmetic on integers. No clock, no I/O, no other imports of hbf_fuse."""
 
 from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.errors import SpecError

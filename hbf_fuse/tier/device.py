@@ -1,9 +1,9 @@
-"""The device: one function from (arrival, offset, size) to the time when the data may be seen.
+"""The device: one function from (arrival, offset, size) to the time when the data is visible.
 
-The link is one pipe and each read waits until it is free: next-available-time, as NVMeVirt and FEMU have it
-for theirs, not a token bucket, which would allow bursts. Latency follows the transfer and overlaps between
-reads in flight. Flash planes and an arm are our own; see Planes and TierSpec. Who reads, and how late the
-emulator was, the device does not know.
+The link is one pipe. Each read waits until it is free: next-available-time, as in NVMeVirt and FEMU, not a
+token bucket, which would allow bursts. Latency follows the transfer and overlaps between reads in flight.
+Flash planes and the arm are this project's own; see Planes and TierSpec. The device knows neither the reader
+nor the emulator's lateness.
 """
 
 from hbf_fuse.tier import jitter
@@ -16,19 +16,19 @@ from hbf_fuse.tier.spec import TierSpec
 _NOWHERE = -1
 _SECOND_NS = 1_000_000_000
 _PIECE_BYTES = 9_000_000_000
-"""What can be turned into ns x bytes/s at once within 64 bits."""
+"""Most bytes whose ns x bytes/s fits into 64 bits."""
 
 
 class Tier:
-    """A device in the making of its schedule. Deterministic; not safe for concurrent callers.
+    """A device with its schedule. Deterministic; not safe for concurrent callers.
 
-    Times are integers in ns on one monotonic scale of the caller's choosing, up to FOREVER_NS.
+    Times are integers in ns on one monotonic scale of the caller's choice, up to FOREVER_NS.
     """
 
     def __init__(self, spec: TierSpec) -> None:
         self.spec = spec
         parts = jitter.parse(spec.jitter)
-        # Where there are pages, it is a page that is read again, by its plane.
+        # With planes, a retry is per page, in its plane.
         retries = [(part.values[0], part.values[1]) for part in parts if part.kind == jitter.RETRY]
         self.planes = Planes(spec, retries) if spec.planes else None
         by_read = [part for part in parts if not (spec.planes and part.kind == jitter.RETRY)]
@@ -45,10 +45,10 @@ class Tier:
         self._arm_ns = 0
         self._arm_at = _NOWHERE
         self.carried_ns = 0
-        """When the link has carried all that was asked for so far."""
+        """When the link has carried everything that was requested so far."""
 
     def succeeded_by(self, spec: TierSpec) -> "Tier":
-        """A device of another kind in its place: what the link is carrying, it goes on carrying."""
+        """A device with another spec that replaces this one. The transfers on its link go on."""
         heir = Tier(spec)
         heir._link = self._link
         if self.planes is not None and heir.planes is not None:
@@ -56,9 +56,9 @@ class Tier:
         return heir
 
     def reserve(self, arrival_ns: int, offset: int, nbytes: int) -> int:
-        """Put one read into the schedule and return its deadline in ns. nbytes: up to 2^44.
+        """Put one read into the schedule. Returns its deadline in ns. nbytes: up to 2^44.
 
-        A read that comes after later ones takes link time that they left idle; see Link.
+        A read that arrives after later reads takes link time that they left idle; see Link.
         """
         taken_ns = min(arrival_ns, FOREVER_NS)
         if self._depth:
@@ -80,7 +80,7 @@ class Tier:
         return deadline_ns
 
     def _carried(self, start_ns: int, nbytes: int, now_ns: int) -> int:
-        """When the link has carried nbytes, which it could have from start_ns on."""
+        """When the link has carried nbytes that are ready from start_ns on."""
         if not self._rate:
             return start_ns
         transfer_ns = 0
@@ -94,12 +94,12 @@ class Tier:
         return self._link.carry(start_ns, transfer_ns, now_ns)
 
     def _sought(self, taken_ns: int, offset: int) -> int:
-        """When the one arm is over a read's first byte: reads come one after the other."""
+        """When the single arm is at a read's first byte: it serves one read at a time."""
         free_ns = max(taken_ns, self._arm_ns)
         return free_ns if offset == self._arm_at else min(free_ns + self._seek_ns, FOREVER_NS)
 
     def _admitted(self, arrival_ns: int) -> int:
-        """When the device takes the read: with `depth` of them at work, when the first of those is done."""
+        """When the device takes the read. If `depth` reads are in work: when the first of them is done."""
         if self._working.count < self._depth:
             return arrival_ns
         done_ns = self._working.first_key()

@@ -1,4 +1,4 @@
-"""Numbers by chance: the same ones for the same seed, compiled or not."""
+"""Random numbers: the same for the same seed, compiled or not."""
 
 from array import array
 from collections.abc import Sequence
@@ -14,31 +14,31 @@ _SECOND = 0x94D049BB133111EB
 _TURN = 6.283185307179586
 _UNIT = 2.0**-52
 _MOST_NS = 1e18
-"""31 years: no draw is longer, so that times fit into 64 bits."""
+"""31 years: the longest draw, so that times fit into 64 bits."""
 
 
 class Draws:
-    """A stream of numbers. SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): period 2^64.
+    """A stream of random numbers. SplitMix64 (Steele, Lea and Flood, OOPSLA 2014): period 2^64.
 
-    seed: any number of 64 bits, signed or not; each begins elsewhere in the period.
+    seed: any number of 64 bits, signed or not. Each seed starts elsewhere in the period.
     """
 
     def __init__(self, seed: int) -> None:
-        # Mixed once, so that seeds that differ by a step are no copies of each other.
+        # Mixed once: streams of seeds that differ by _STEP would be shifted copies of each other.
         self._state = seed & _MASK
         self._state = self._bits()
 
     def uniform(self) -> float:
-        """Between 0 and 1, neither of them, in steps of 2^-52."""
+        """Between 0 and 1, both excluded, in steps of 2^-52."""
         return ((self._bits() >> 12) + 0.5) * _UNIT
 
     def normal(self) -> float:
-        """From the bell curve with deviation 1 (Box and Muller, 1958)."""
+        """From the normal distribution with deviation 1 (Box and Muller, 1958)."""
         far = sqrt(-2.0 * log(self.uniform()))
         return far * cos(_TURN * self.uniform())
 
     def exponential(self) -> float:
-        """1 on average."""
+        """From the exponential distribution with mean 1."""
         return -log(self.uniform())
 
     def _bits(self) -> int:
@@ -50,9 +50,9 @@ class Draws:
 
 
 class Latencies:
-    """Latencies that vary around latency_ms by the sum of several parts.
+    """Latencies that vary around latency_ms by a sum of random parts.
 
-    parts: each as (one of KINDS, its first parameter as in jitter.FORMS, its last one).
+    parts: each as (one of KINDS, its first parameter as in jitter.FORMS, its last parameter).
     """
 
     def __init__(self, latency_ms: float, parts: Sequence[tuple[str, float, float]], seed: int) -> None:
@@ -64,11 +64,11 @@ class Latencies:
         self._lasts = array("d", [last for _, _, last in parts])
         for place in range(self._count):
             if self._kinds[place] == _LOGNORMAL:
-                # From the mean to the median, which is what the exponential of a deviation multiplies.
+                # From the mean to the median: _of_part multiplies the median.
                 self._firsts[place] *= exp(-self._lasts[place] * self._lasts[place] / 2.0)
 
     def draw(self) -> int:
-        """The next one, in ns, never below 0."""
+        """The next latency in ns, never below 0."""
         drawn_ms = self._latency_ms
         for place in range(self._count):
             drawn_ms += self._of_part(self._kinds[place], self._firsts[place], self._lasts[place])

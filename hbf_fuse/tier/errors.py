@@ -1,5 +1,5 @@
-"""What the device refuses."""
+"""The error of the device."""
 
 
 class SpecError(ValueError):
-    """A tier that cannot be: says which parameter, its value and what is allowed."""
+    """An impossible tier: names the parameter, its value and what is allowed."""

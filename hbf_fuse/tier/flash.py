@@ -1,4 +1,4 @@
-"""Planes: flash senses whole pages, each plane one at a time, before the link can carry anything."""
+"""Flash planes: each plane senses one whole page at a time, before the link can carry it."""
 
 from array import array
 from collections.abc import Sequence
@@ -10,31 +10,31 @@ from hbf_fuse.tier.spec import HASHED, TierSpec
 _NO_PAGE = -1
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-"""2^64 over the golden ratio: multiples of it fall evenly between each other (Knuth, TAOCP 3, 6.4)."""
+"""2^64 over the golden ratio: its multiples are spread evenly (Knuth, TAOCP 3, 6.4)."""
 
 _MOST_PAGES = 1 << 20
-"""Of one read that are looked at one by one; of longer ones, as many at both ends."""
+"""Most pages of a read that are simulated one by one. Of a longer read: half of them at each end."""
 
 
 class Planes:
-    """When each plane is free again, and which page its register holds.
+    """When each plane is free, and which page its register holds.
 
-    Pages lie across the planes in rows, as SSDs stripe them: page N is in row N // planes, in plane N %
-    planes, turned by a hash of the row where the interleave is hashed, so that no stride falls on few planes
-    alone. A plane senses the next page while the link carries the last one (cache read); the page sensed last
-    stays in its register and is not sensed again.
+    Pages are striped across the planes in rows, as in SSDs: page N is in row N // planes, in plane N %
+    planes. With a hashed interleave, each row is rotated by a hash of its number, so that no stride hits only
+    a few planes. A plane senses the next page while the link carries the last one (cache read). The page
+    sensed last stays in the plane's register and is not sensed again.
 
-    Left out: a plane never waits for its registers to be carried. With two of them (data and cache), random
-    64 KiB reads of 8 readers would be 23% slower where planes and link are equally fast. And a read crosses
+    Simplified: a plane never waits until its registers are carried. With two registers (data and cache),
+    random 64 KiB reads of 8 readers would be 23% slower if planes and link are equally fast. A read crosses
     the link in one piece: beside large reads, small ones are 4 to 15% slower than if the link took the oldest
     page that is there. Single reads are exact, and rates of equal reads within 1%: see
     tests/flash_reference.py.
 
-    bytes_sensed: what the planes have sensed so far, whole pages; bytes_asked: what was wanted of them.
+    bytes_sensed: bytes sensed so far, in whole pages. bytes_asked: bytes requested of them.
     """
 
     def __init__(self, spec: TierSpec, retries: Sequence[tuple[float, float]] = ()) -> None:
-        """retries: how a page may take longer, each as (probability, ms more)."""
+        """retries: when a page takes longer, each as (probability, additional ms)."""
         self.bytes_sensed = 0
         self.bytes_asked = 0
         self._page = spec.page_bytes
@@ -50,9 +50,9 @@ class Planes:
         self._rows_looked_at = max(2, _MOST_PAGES // 2 // spec.planes) if spec.planes else 0
 
     def sense(self, start_ns: int, offset: int, nbytes: int, rate: int) -> int:
-        """Bring the pages under a range into the registers, from start_ns on. Returns when a link of `rate`
-        bytes/s (0 for no limit) may begin to carry the range in one go: from then on every page is there when
-        its turn comes. All is there at the largest of (sensed + bytes still to carry / rate).
+        """Sense the pages of a range, from start_ns on. rate: of the link in bytes/s, 0 for no limit. Returns
+        when the link may begin to carry the range without a gap: from then on, every page is ready at its
+        turn. The range has arrived at the maximum over its pages of (sensed + bytes still to carry / rate).
 
         A page that is read in part is sensed as a whole.
         """
@@ -99,7 +99,7 @@ class Planes:
         return ready_ns
 
     def _skip(self, rows: int) -> None:
-        """Sense whole rows without looking at each page: with the retries that there are on average."""
+        """Sense whole rows without simulating each page, with the mean number of retries."""
         each_ns = float(self._sense_ns)
         for retry in range(self._retries):
             each_ns += self._chances[retry] * self._more_ns[retry]
@@ -109,17 +109,17 @@ class Planes:
         self.bytes_sensed += rows * self._planes * self._page
 
     def _turn(self, row: int) -> int:
-        """By how many planes a row is turned."""
+        """By how many planes a row is rotated."""
         if not self._hashed:
             return 0
         mixed = (row * _GOLDEN) & _MASK
         return ((mixed >> 32) * self._planes) >> 32
 
     def count_on_from(self, before: "Planes") -> None:
-        """Take over what another's counters say."""
+        """Take over the counters of another one."""
         self.bytes_sensed, self.bytes_asked = before.bytes_sensed, before.bytes_asked
 
-    def to_dict(self) -> dict[str, float]:
-        """As stats.json holds it. Read amplification is sensed over asked."""
-        amplification = self.bytes_sensed / self.bytes_asked if self.bytes_asked else 1.0
-        return {"flash_bytes_sensed": self.bytes_sensed, "read_amplification": amplification}
+    @property
+    def read_amplification(self) -> float:
+        """Bytes sensed over bytes asked for."""
+        return self.bytes_sensed / self.bytes_asked if self.bytes_asked else 1.0

@@ -1,4 +1,4 @@
-"""The smallest of a bounded number of entries, first."""
+"""A bounded heap: the smallest entry first."""
 
 from array import array
 
@@ -8,9 +8,9 @@ _NEVER = (1 << 63) - 1
 
 
 class Heap:
-    """Entries of a key and an item, both of 64 bits, in the order of (key, item), as heapq has it.
+    """Entries of a key and an item, 64 bits each, ordered by (key, item), as heapq orders them.
 
-    count: entries in it, at most `room`.
+    count: number of entries, at most `room`.
     """
 
     def __init__(self, room: int) -> None:
@@ -20,7 +20,7 @@ class Heap:
         self._items = array("q", bytes(8 * room))
 
     def push(self, key: int, item: int) -> bool:
-        """Put an entry in. False, and nothing done, where there is no room."""
+        """Add an entry. False, and no change, if there is no room."""
         if self.count == self._room:
             return False
         self.count += 1
@@ -28,7 +28,7 @@ class Heap:
         return True
 
     def pop(self) -> int:
-        """Take the first entry out; returns its item, NOTHING if there is none."""
+        """Remove the first entry. Returns its item; NOTHING if there is none."""
         if not self.count:
             return NOTHING
         item = self._items[0]
@@ -36,15 +36,15 @@ class Heap:
         return item
 
     def first_key(self) -> int:
-        """The smallest key; the largest number of 64 bits if there is none."""
+        """The smallest key; the largest signed 64-bit number if there is none."""
         return self._keys[0] if self.count else _NEVER
 
     def item(self, at: int) -> int:
-        """One of the items, for whoever wants to see all `count` of them, in no order."""
+        """The item at a place from 0 to count - 1, in no order."""
         return self._items[at]
 
     def remove(self, item: int) -> bool:
-        """Take an entry with this item out, wherever it is. False if there is none. Looks at each."""
+        """Remove the entry with this item. False if there is none. Searches all entries."""
         for at in range(self.count):
             if self._items[at] == item:
                 self._take(at)
@@ -52,7 +52,7 @@ class Heap:
         return False
 
     def _take(self, at: int) -> None:
-        """Take out the entry at a place: the last one goes there, and then up or down."""
+        """Remove the entry at a place: the last entry moves there, then up or down."""
         self.count -= 1
         if at == self.count:
             return

@@ -1,4 +1,4 @@
-"""Latency that varies: distributions by name, each drawn from a seeded generator, so that runs repeat."""
+"""Latency that varies: named distributions, drawn from a seeded generator, so that runs repeat."""
 
 import math
 from collections.abc import Sequence
@@ -17,27 +17,27 @@ FORMS = {
         "adds X ms with probability P: flash read retry, of each page that is sensed where --planes is",
     ),
 }
-"""Every distribution: its parameters (ms, but for P and lognormal's S) and what it does."""
+"""Every distribution: its parameters (ms, except for P and lognormal's S) and what it does."""
 
 RETRY = "tail"
 
 NORMAL_REACH = 4
-"""A normal deviation may be at most a quarter of the latency: beyond, cutting off at zero would show."""
+"""A normal deviation may be at most a quarter of the latency. With more, the cut at zero would show."""
 
 
 MAX_PARTS = 16
-"""Each costs every read a draw."""
+"""Each part costs every read a draw."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Component:
     """One distribution with its parameters."""
 
     kind: str
     values: tuple[float, ...]
 
     def mean_ms(self) -> float:
-        """What it adds to the latency on average."""
+        """Mean addition to the latency."""
         match self.kind:
             case "exponential" | "lognormal":
                 return self.values[0]
@@ -46,7 +46,7 @@ class Part:
         return 0.0
 
     def deviation_ms(self) -> float:
-        """Its standard deviation."""
+        """Standard deviation."""
         match self.kind:
             case "uniform":
                 return self.values[0] / math.sqrt(3)
@@ -58,11 +58,11 @@ class Part:
         return self.values[0]
 
     def below_ms(self) -> float:
-        """How far under the latency it may reach."""
+        """How far below the latency it may reach."""
         return {"uniform": 1, "normal": NORMAL_REACH}.get(self.kind, 0) * self.values[0]
 
 
-def parse(text: str) -> tuple[Part, ...]:
+def parse(text: str) -> tuple[Component, ...]:
     """The parts of "normal:0.1+tail:1e-4,2"; empty for no jitter. SpecError says which part is wrong."""
     pieces = text.split("+") if text.strip() else []
     if len(pieces) > MAX_PARTS:
@@ -70,13 +70,13 @@ def parse(text: str) -> tuple[Part, ...]:
     return tuple(_part(piece.strip()) for piece in pieces)
 
 
-def latencies(parts: Sequence[Part], latency_ms: float, seed: int) -> Latencies:
-    """Latencies with jitter, drawn one by one."""
+def latencies(parts: Sequence[Component], latency_ms: float, seed: int) -> Latencies:
+    """A generator of latencies with jitter."""
     coded = [(part.kind, part.values[0], part.values[-1]) for part in parts]
     return Latencies(latency_ms, coded, seed)
 
 
-def _part(piece: str) -> Part:
+def _part(piece: str) -> Component:
     kind, _, numbers = piece.partition(":")
     if kind not in FORMS:
         raise SpecError(
@@ -94,4 +94,4 @@ def _part(piece: str) -> Part:
         raise SpecError(f"jitter {piece!r}: {values[0]:g} is not a probability")
     if kind == "lognormal" and values[1] > 4:
         raise SpecError(f"jitter {piece!r}: a deviation of the logarithm above 4 has no usable mean")
-    return Part(kind, values)
+    return Component(kind, values)

@@ -1,4 +1,4 @@
-"""The link: one pipe, busy or idle, on the device's own time scale."""
+"""The link: one pipe, busy or idle, on the device's time scale."""
 
 from array import array
 
@@ -8,29 +8,29 @@ _ROOM = 2 * MAX_GAPS
 
 
 class Link:
-    """When the pipe is taken. Carries one read at a time, in the order of their ideal arrivals.
+    """The schedule of the pipe. It carries one read at a time, in the order of ideal arrivals.
 
-    A read that the emulator brought late, whose ideal arrival lies in the past, takes the time that the
-    link has stood idle since then: on the real device it would have had it. Reads that come in order
-    never find such time, so this is plain next-available-time for them. No moment is given twice.
+    A read that the emulator brought late has its ideal arrival in the past. It takes time in which the link
+    has been idle since then: on the real device it would have had that time. Reads in order never find such
+    idle time; for them this is plain next-available-time. No moment is given twice.
     """
 
     def __init__(self) -> None:
         self._free_ns = 0
-        # Idle times, oldest first, in the places from _first up to _end.
+        # Idle times, oldest first, at places _first up to _end.
         self._starts = array("q", bytes(8 * _ROOM))
         self._ends = array("q", bytes(8 * _ROOM))
         self._first = self._end = 0
 
     def carry(self, arrival_ns: int, duration_ns: int, now_ns: int) -> int:
-        """Take the pipe for duration_ns from arrival_ns on, as early as it is idle; returns the end.
+        """Take the pipe for duration_ns, as early as it is idle from arrival_ns on. Returns the end.
 
-        now_ns: when this was asked for. arrival_ns may be ahead of it (a plane that has yet to read). None
-        may be beyond FOREVER_NS; nor is what is returned.
+        now_ns: when this was requested. arrival_ns may be later (a plane still has to sense). Arguments and
+        result are at most FOREVER_NS.
         """
         free_ns = self._free_ns
         if arrival_ns >= free_ns:
-            # Before the first read there was nothing that anybody could have used.
+            # Idle time before the first read cannot be used.
             if arrival_ns > free_ns > 0:
                 self._remember(free_ns, arrival_ns, now_ns)
             self._free_ns = min(arrival_ns + duration_ns, FOREVER_NS)
@@ -47,7 +47,7 @@ class Link:
         return end_ns
 
     def idle_times(self) -> list[tuple[int, int]]:
-        """Those that can still be used, oldest first, each as (start, end) in ns."""
+        """Idle times that can still be used, oldest first, each as (start, end) in ns."""
         return [(self._starts[at], self._ends[at]) for at in range(self._first, self._end)]
 
     def _remember(self, start_ns: int, end_ns: int, now_ns: int) -> None:
@@ -57,7 +57,7 @@ class Link:
             self._first += 1
 
     def _use(self, at: int, begin_ns: int, end_ns: int) -> int:
-        """Take the time from begin_ns to end_ns out of an idle time; returns the place of the next one."""
+        """Remove begin_ns to end_ns from an idle time. Returns the place of the next one."""
         start_ns, stop_ns = self._starts[at], self._ends[at]
         if start_ns == begin_ns and end_ns == stop_ns:
             self._remove(at)
@@ -68,13 +68,13 @@ class Link:
         self._ends[at] = begin_ns
         if end_ns == stop_ns:
             return at + 1
-        # Using the middle of one leaves two. Places move when the oldest make room, but not from the end.
+        # Using the middle leaves two. Dropping the oldest moves places, but not as counted from the end.
         behind = self._end - at - 1
         self._insert(at + 1, end_ns, stop_ns)
         return self._end - behind
 
     def _first_after(self, moment_ns: int) -> int:
-        """The place of the first idle time that ends after a moment."""
+        """The place of the first idle time that ends after this moment."""
         low, high = self._first, self._end
         while low < high:
             middle = (low + high) // 2
@@ -85,7 +85,7 @@ class Link:
         return low
 
     def _insert(self, at: int, start_ns: int, end_ns: int) -> None:
-        """Put an idle time at a place; of more than MAX_GAPS the oldest goes."""
+        """Put an idle time at a place. Beyond MAX_GAPS, the oldest is dropped."""
         if self._end == _ROOM:
             at -= self._first
             self._to_the_front()

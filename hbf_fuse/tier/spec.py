@@ -1,4 +1,4 @@
-"""What a tier is: its parameters, checked once, in the units of the arithmetic."""
+"""The parameters of a tier, checked once, in the units of the arithmetic."""
 
 import dataclasses
 import reprlib
@@ -10,15 +10,16 @@ from hbf_fuse.tier import jitter as jitters
 from hbf_fuse.tier.errors import SpecError
 
 MAX_MBPS = 1e9
-"""1 PB/s: past any announced memory; a larger figure is a slip of the unit."""
+"""1 PB/s: more than any announced memory; a larger figure is a wrong unit."""
 
 MAX_LATENCY_MS = 60_000.0
-"""One minute: longer than any device answers; a larger figure is a slip of the unit."""
+"""One minute: longer than any device; a larger figure is a wrong unit."""
 
 MAX_PLANES = 65_536
 MAX_PAGE_BYTES = 1 << 24
 MAX_DEPTH = 65_536
 MAX_SEED = (1 << 63) - 1
+MIN_CHUNK, MAX_CHUNK = 4096, 2 << 20
 HASHED, MODULO = "hashed", "modulo"
 INTERLEAVES = (HASHED, MODULO)
 _KINDS = {str: "a text", int: "a whole number"}
@@ -28,8 +29,11 @@ _SHORT = {
     "page_bytes": "page",
     "t_read_us": "t_read",
     "seek_ms": "seek",
+    "chunk_bytes": "chunk",
 }
-"""What people call a field, where that is not its own name: on the command line and in control messages."""
+"""Short names of fields, on the command line and in control messages, where they differ from the field's
+name.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,15 @@ class TierSpec:
     """An emulated device.
 
     bandwidth_mbps: decimal MB/s of the link, None for unlimited.
-    latency_ms: from the end of a read's transfer to its data being visible; overlaps between reads.
+    latency_ms: from the end of a read's transfer until its data is visible; overlaps between reads.
     jitter: how the latency varies, such as "normal:0.1+tail:1e-4,2"; see jitter.FORMS. Empty for none.
     seed: of the jitter.
-    planes, page_bytes, t_read_us, interleave: flash detail. A page is sensed by its plane into a register in
+    planes, page_bytes, t_read_us, interleave: flash detail. A plane senses a page into its register in
         t_read_us before the link may carry it; 0 planes for none. Page N is in plane N % planes (modulo), or
-        that turned by a hash of N // planes (hashed).
+        that rotated by a hash of N // planes (hashed).
     depth: reads that the device works on at once; 0 for any number.
-    seek_ms: of the one arm, before a read that does not begin where the one before it ended; 0 for no arm.
+    seek_ms: of the single arm, before a read that does not begin where the last one ended; 0 for no arm.
+    chunk_bytes: what one fault of a mapping brings under the memory engine, in pages; 0 for its default.
 
     Raises SpecError for values that no device can have.
     """
@@ -59,6 +64,7 @@ class TierSpec:
     depth: int = 0
     interleave: str = HASHED
     seek_ms: float = 0.0
+    chunk_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.bandwidth_mbps is not None:
@@ -74,10 +80,15 @@ class TierSpec:
                 f"unknown interleave {reprlib.repr(self.interleave)} (--interleave); "
                 f"there are: {', '.join(INTERLEAVES)}"
             )
-        for name in ("jitter", "seed", "planes", "page_bytes", "depth"):
+        for name in ("jitter", "seed", "planes", "page_bytes", "depth", "chunk_bytes"):
             wanted = str if name == "jitter" else int
             if not isinstance(getattr(self, name), wanted):
                 raise SpecError(f"{name} must be {_KINDS[wanted]}, got {reprlib.repr(getattr(self, name))}")
+        if self.chunk_bytes and (self.chunk_bytes % MIN_CHUNK or not 0 < self.chunk_bytes <= MAX_CHUNK):
+            raise SpecError(
+                f"chunk (--chunk) must be whole pages of {MIN_CHUNK} bytes, at most {MAX_CHUNK}, "
+                f"got {reprlib.repr(self.chunk_bytes)}"
+            )
         if not -MAX_SEED <= self.seed <= MAX_SEED:
             raise SpecError("seed (--seed) must fit into 64 bits")
         if self.planes and not self.page_bytes:
@@ -103,7 +114,7 @@ class TierSpec:
 
     @property
     def mean_latency_ms(self) -> float:
-        """Latency with what the jitter adds on average; retries of pages are no part of it."""
+        """Latency with the jitter's mean; page retries are not part of it."""
         parts = jitters.parse(self.jitter)
         return self.latency_ms + sum(
             part.mean_ms() for part in parts if not (self.planes and part.kind == jitters.RETRY)
@@ -111,22 +122,28 @@ class TierSpec:
 
     @property
     def throttled(self) -> bool:
-        """Whether a read ever waits for this tier."""
+        """Whether reads wait for this tier."""
         times = self.mean_latency_ms, self.t_read_us, self.seek_ms
         return self.bandwidth_mbps is not None or max(times) > 0
 
     @property
+    def most_mbps(self) -> float | None:
+        """What it carries at most: the link's bandwidth, or what all planes sense. None for no limit."""
+        sensed = self.planes * self.page_bytes / self.t_read_us if self.t_read_us else None
+        return min((rate for rate in (self.bandwidth_mbps, sensed) if rate), default=None)
+
+    @property
     def plain(self) -> bool:
-        """Whether bandwidth and latency are all there is: no jitter, flash planes, queue depth or arm."""
+        """Whether the tier has only bandwidth and latency: no jitter, flash planes, queue depth or arm."""
         return not (self.jitter or self.planes or self.depth or self.seek_ms)
 
     def chunked_mbps(self, chunk_bytes: int, depth: int = 1) -> float | None:
         """Steady rate, in decimal MB/s, of a reader that keeps `depth` reads of `chunk_bytes` in flight.
 
-        Each read is away for transfer + latency, so the rate is depth x chunk / (chunk / bandwidth +
-        latency), and never more than the link. With one read of 4 MiB in flight this is the model
-        that the reference experiment was held against. Knows no jitter and no flash detail: for those
-        there is expect.closed_loop. None where neither bounds it.
+        Each read takes transfer + latency, so the rate is depth x chunk / (chunk / bandwidth + latency), at
+        most the link's. With one read of 4 MiB in flight this is the model that the reference experiment was
+        compared with. Ignores jitter and flash detail: use expect.closed_loop for those. None if neither
+        limits the rate.
         """
         link = self.bandwidth_mbps
         round_trip_us = self.latency_ms * 1e3 + (chunk_bytes / link if link else 0.0)
@@ -140,8 +157,8 @@ class TierSpec:
         return dataclasses.replace(self, **{NAMES[name]: value for name, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it. Newer fields are left out where they say nothing: what was stored before there
-        were any is still the same tier.
+        """As JSON. Newer fields with their defaults are left out: then documents stored before these fields
+        existed still describe the same tier.
         """
         fields = dataclasses.asdict(self)
         return {name: value for name, value in fields.items() if (name, value) not in _NEWER.items()}
@@ -169,20 +186,22 @@ class TierSpec:
             parts.append(f"depth {self.depth}")
         if self.seek_ms:
             parts.append(f"seek {self.seek_ms:g} ms")
+        if self.chunk_bytes:
+            parts.append(f"chunks of {self.chunk_bytes >> 10} KiB")
         return " + ".join(parts)
 
 
-_NEWER = {"interleave": HASHED, "seek_ms": 0.0}
+_NEWER = {"interleave": HASHED, "seek_ms": 0.0, "chunk_bytes": 0}
 
 NAMES = {_SHORT.get(field.name, field.name): field.name for field in dataclasses.fields(TierSpec)}
-"""Every field of TierSpec by the name that people give it: mbps, lat, jitter, seed, planes, page, ..."""
+"""Every field of TierSpec by its short name: mbps, lat, jitter, seed, planes, page, ..."""
 
 
 def _check(name: str, value: Any, most: float, unit: str, least: float = 0) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise SpecError(f"{name} must be a number, got {reprlib.repr(value)}")
-    # Compared as it is: a whole number may be too long for a float. NaN is in no range.
+    # Compared without conversion: a whole number may be too large for a float. NaN is in no range.
     if not least <= value <= most:
         bounds = f"above 0 and at most {most:g}" if least else f"from 0 to {most:g}"
-        shown = f"{value:g}" if abs(value) < 1e300 else "one beyond all of them"
+        shown = f"{value:g}" if abs(value) < 1e300 else "a number out of any range"
         raise SpecError(f"{name} must be {bounds} {unit}, got {shown}")

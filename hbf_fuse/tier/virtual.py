@@ -16,19 +16,20 @@ START = -1
 class Request:
     """A read in a chain. after: what it waits for, each as (place in the list, think time in ns): it arrives
     when the data of all of them was there and each think time is over. Or START. 0 bytes pass no tier: a mark
-    in time.
+    in time. tier: its place among those that a replay is made on.
     """
 
     after: tuple[tuple[int, int], ...]
     offset: int
     nbytes: int
+    tier: int = 0
 
 
 class Replay:
     """Requests as flat arrays, to be replayed on any number of tiers.
 
-    IndexError for a request that waits for one that does not exist. What is beyond FOREVER_NS, or as many
-    bytes, is taken to be there.
+    IndexError for a request that waits for one that does not exist, or has no place of a tier. What is beyond
+    FOREVER_NS, or as many bytes, is taken to be there.
     """
 
     def __init__(self, requests: Sequence[Request], start_ns: int = 0) -> None:
@@ -36,6 +37,11 @@ class Replay:
         self._count = count
         self._offsets = array("q", [min(request.offset, FOREVER_NS) for request in requests])
         self._nbytes = array("q", [request.nbytes for request in requests])
+        places = [request.tier for request in requests]
+        if min(places, default=0) < 0:
+            raise IndexError("a tier has a place below 0")
+        self._tiers = array("q", places)
+        self._most_tiers = max(places, default=0) + 1
         # When each could arrive at the earliest, and for how many others it waits.
         self._arrivals = array("q", [start_ns]) * count
         self._waits = array("q", bytes(8 * count))
@@ -66,17 +72,25 @@ class Replay:
                     self._thinks[at] = min(think_ns, FOREVER_NS)
                     self._firsts[parent + 1] = at + 1
 
-    def on(self, tier: Tier) -> list[int]:
+    def on(self, *tiers: Tier) -> list[int]:
         """When each read's data is there, in ns. 0 for those that wait for each other in a circle.
 
-        Reads reach the tier in the order of their arrivals there, which need not be that of the list.
+        tiers: by their places; IndexError if a read's is not among them. Reads reach them in the order of
+        their arrivals there, which need not be that of the list.
         """
+        if self._most_tiers > len(tiers):
+            raise IndexError(f"a read of tier {self._most_tiers - 1}; there are {len(tiers)}")
         done = array("q", bytes(8 * self._count))
-        self._run(tier, Heap(self._count), self._arrivals[:], self._waits[:], done)
+        self._run(tiers, Heap(self._count), self._arrivals[:], self._waits[:], done)
         return done.tolist()
 
     def _run(
-        self, tier: Tier, ready: Heap, arrivals: "array[int]", waits: "array[int]", done: "array[int]"
+        self,
+        tiers: tuple[Tier, ...],
+        ready: Heap,
+        arrivals: "array[int]",
+        waits: "array[int]",
+        done: "array[int]",
     ) -> None:
         for place in range(self._count):
             if not waits[place]:
@@ -85,6 +99,7 @@ class Replay:
             done_ns = ready.first_key()
             place = ready.pop()
             if self._nbytes[place]:
+                tier = tiers[self._tiers[place]]
                 done_ns = tier.reserve(done_ns, self._offsets[place], self._nbytes[place])
             done[place] = done_ns
             for at in range(self._firsts[place], self._firsts[place + 1]):

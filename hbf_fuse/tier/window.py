@@ -1,11 +1,11 @@
-"""Reads in flight: so many at once, the next one as soon as one of them is done."""
+"""Reads in flight: a fixed number at once; the next one begins as soon as one is done."""
 
 from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.heap import Heap
 
 
 class Window:
-    """A tier that is read with `depth` reads in flight, in virtual time."""
+    """A tier that is read in virtual time with `depth` reads in flight."""
 
     def __init__(self, tier: Tier, depth: int) -> None:
         self._tier = tier
@@ -14,7 +14,7 @@ class Window:
             self._free.push(0, slot)
 
     def read(self, issued_ns: int, offset: int, nbytes: int, chunk_bytes: int) -> int:
-        """Read a range in chunks from issued_ns on; returns when all of it is there, in ns."""
+        """Read a range in chunks from issued_ns on. Returns when all of it has arrived, in ns."""
         ready_ns, end = issued_ns, offset + nbytes
         while offset < end:
             begin_ns = max(self._free.first_key(), issued_ns)

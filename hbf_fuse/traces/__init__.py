@@ -1,1 +1,1 @@
-"""What a trace of reads says."""
+"""Traces of reads and their analysis."""

@@ -1,4 +1,4 @@
-"""Whose bytes were read: a trace laid over a model's tensor map, by tensor, layer, expert and phase."""
+"""Which bytes were read: a trace mapped to a model's tensors, by tensor, layer, expert and phase."""
 
 import re
 from bisect import bisect_right
@@ -6,21 +6,23 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf.reader import GgufFile, Tensor
+from hbf_fuse.gguf.whole import bases
+from hbf_fuse.models import split
 from hbf_fuse.traces.trace import Read, Trace, joined, wholes
 
 HEADER = "(header)"
-"""What is read and belongs to no tensor."""
+"""Name for bytes outside of all tensors."""
 
 LOAD = "load"
 MAX_EXPERTS = 4096
-"""In a tensor; models have some hundred. More is something else under an expert's name."""
+"""Per tensor; models have some hundred. With more, the name does not mean experts."""
 
 MOST_LAYERS = 512
-"""That a heat map tells apart: more are in nobody's model, and in no picture."""
+"""Layers of a heat map, at most: no model has more, and no picture could show them."""
 
 _LAYER = re.compile(r"^blk\.(\d+)\.")
 _EXPERTS = re.compile(r"_exps\.")
@@ -28,7 +30,7 @@ _EXPERTS = re.compile(r"_exps\.")
 
 @dataclass(frozen=True)
 class Phase:
-    """prefill or decode of some tokens, CLOCK_MONOTONIC in ns. What comes before the first is load."""
+    """Prefill or decode of some tokens, CLOCK_MONOTONIC in ns. Reads before the first phase are load."""
 
     name: str
     tokens: int
@@ -38,8 +40,8 @@ class Phase:
 
 @dataclass
 class Share:
-    """What was read of something. stall_ns: from arrival to data, divided among a read's tensors by bytes;
-    reads overlap, so it may exceed the time that passed.
+    """Reads of one thing. stall_ns: from arrival to data, divided among a read's tensors by bytes. Reads
+    overlap, so it may exceed the time that passed.
     """
 
     nbytes: float = 0.0
@@ -52,7 +54,9 @@ class Share:
         self.stall_ns += stall_ns
 
     def to_dict(self, size: int = 0) -> dict[str, Any]:
-        """times_read: bytes read / bytes there are, the read amplification of whoever reads it once."""
+        """times_read: bytes read over the size; the read amplification of a reader that needs every byte
+        once.
+        """
         known: dict[str, Any] = {
             "bytes": round(self.nbytes),
             "reads": self.reads,
@@ -63,7 +67,7 @@ class Share:
 
 @dataclass
 class Attribution:
-    """Shares by what was read. Keys of `phases` are load, prefill and decode, of `tokens` 0, 1, ..."""
+    """Shares by what was read. Keys of `phases` are load, prefill and decode; of `tokens` 0, 1, ..."""
 
     tensors: dict[str, Share] = field(default_factory=lambda: defaultdict(Share))
     layers: dict[str, Share] = field(default_factory=lambda: defaultdict(Share))
@@ -75,14 +79,14 @@ class Attribution:
 
 
 class TensorMap:
-    """Which tensors a range of the file holds."""
+    """Finds the tensors in a range of the file."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = sorted(tensors, key=lambda tensor: tensor.offset)
         self._starts = [tensor.offset for tensor in self._tensors]
 
     def parts(self, offset: int, nbytes: int) -> Iterator[tuple[Tensor | None, int, int]]:
-        """(tensor, first byte, bytes) of every tensor in the range, and of what is none."""
+        """(tensor, first byte, bytes) of every part of the range; tensor is None outside of all tensors."""
         end = offset + nbytes
         place = bisect_right(self._starts, offset) - 1
         while offset < end:
@@ -96,7 +100,7 @@ class TensorMap:
 
 
 def layer_of(name: str) -> str:
-    """A tensor's layer as "0", "1", ..., or for what is in none its own name without the suffix."""
+    """A tensor's layer as "0", "1", ...; for a tensor outside of layers, its name without the suffix."""
     found = _LAYER.match(name)
     return found[1] if found else name.removesuffix(".weight")
 
@@ -104,7 +108,7 @@ def layer_of(name: str) -> str:
 def attribute(
     trace: Iterable[Read], names: Sequence[str], tensors: Sequence[Tensor], phases: Sequence[Phase]
 ) -> Attribution:
-    """Lay the reads of one model file over its tensors. names: of the tiers, by their places.
+    """Map the reads of one model file to its tensors. names: of the tiers, by their places.
 
     Decoded tokens are told apart by time: a decode phase is divided evenly among its tokens.
     """
@@ -123,13 +127,13 @@ def attribute(
                 found.tensors[name].add(nbytes, share)
                 found.layers[layer_of(name)].add(nbytes, share)
                 found.tiers[names[read.tier], name].add(nbytes, share)
-                for expert, part in _experts(tensor, offset, nbytes):
+                for expert, part in experts_in(tensor, offset, nbytes):
                     found.experts[layer_of(name), expert].add(part, share * part / nbytes)
     return found
 
 
 def _when(arrival_ns: int, phases: Sequence[Phase]) -> tuple[str, int | None]:
-    """The phase, and in decode the place of the token."""
+    """The phase, and in decode the number of the token."""
     for phase in reversed(phases):
         if arrival_ns >= phase.start_ns:
             if phase.name != "decode" or arrival_ns >= phase.end_ns:
@@ -138,7 +142,7 @@ def _when(arrival_ns: int, phases: Sequence[Phase]) -> tuple[str, int | None]:
     return LOAD, None
 
 
-def _experts(tensor: Tensor | None, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+def experts_in(tensor: Tensor | None, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
     """(expert, bytes) of a range of a tensor that holds all experts of a layer, one after the other."""
     if tensor is None or not tensor.shape or not _EXPERTS.search(tensor.name):
         return
@@ -154,12 +158,12 @@ def _experts(tensor: Tensor | None, offset: int, nbytes: int) -> Iterator[tuple[
 
 
 def sizes(trace: Iterable[Read]) -> dict[int, int]:
-    """How many reads there were of each size in bytes."""
+    """Number of reads by size in bytes."""
     return dict(sorted(Counter(joined(parts).nbytes for parts in wholes(trace)).items()))
 
 
 def depths(trace: Iterable[Read]) -> dict[int, int]:
-    """At how many arrivals how many reads were in flight, the arriving one among them."""
+    """Queue depth: number of arrivals by reads in flight, the arriving one included."""
     reads = map(joined, wholes(trace))
     events = sorted(event for read in reads for event in ((read.arrival_ns, 1), (read.done_ns, -1)))
     found: Counter[int] = Counter()
@@ -174,8 +178,8 @@ def depths(trace: Iterable[Read]) -> dict[int, int]:
 def heat(
     trace: Iterable[Read], tensors: Sequence[Tensor], bins: int
 ) -> tuple[list[str], list[float], list[list[float]]]:
-    """Bytes by layer and time: the layers in the order of the file, MOST_LAYERS at most, the bins' ends in
-    seconds from the first arrival, and a row of bytes per layer.
+    """Bytes by layer and time: the layers in file order, at most MOST_LAYERS; the bins' ends in seconds from
+    the first arrival; and a row of bytes per layer.
     """
     reads, known = list(trace), TensorMap(tensors)
     order = [layer_of(tensor.name) for tensor in sorted(tensors, key=lambda each: each.offset)]
@@ -194,19 +198,46 @@ def heat(
 
 
 def of_model(trace: Trace, model: GgufFile) -> list[Read]:
-    """The reads of the file of a trace that is this model: of its size, and of its name if several are.
+    """The reads of the trace's model that is this one: of the same size. If several are, also of the same
+    name. Offsets of a split model's parts are as gguf/whole.py lays them out.
 
-    HbfError if none is.
+    HbfError if there is none.
     """
-    same = {ino: file for ino, file in trace.header["files"].items() if file.get("size") == model.size}
-    named = {ino: file for ino, file in same.items() if Path(file["path"]).name == model.path.name}
-    inodes = {int(ino) for ino in named or same}
-    if not inodes:
+    same = [files for files in _models(trace) if bases([file.size for file in files])[-1] == model.size]
+    named = [files for files in same if Path(files[0].path).name == model.path.name]
+    if not same:
         raise HbfError(f"the trace has no file of {model.size} bytes: {model.path} is not what was served")
-    return [read for read in trace if read.ino in inodes]
+    return _reads_of(trace, (named or same)[0])
 
 
-def of_file(trace: Trace, path: str) -> list[Read]:
-    """The reads of one file of a trace, by its path in the mount."""
-    inodes = {int(ino) for ino, file in trace.header["files"].items() if file["path"] == path}
-    return [read for read in trace if read.ino in inodes]
+def of_files(trace: Trace, paths: Sequence[str]) -> list[Read]:
+    """The reads of a model's files, by their paths in the mount. Offsets as above."""
+    files = {file.path: file for file in _files(trace)}
+    return _reads_of(trace, [files[path] for path in paths if path in files])
+
+
+class _Served(NamedTuple):
+    ino: int
+    path: str
+    size: int
+
+
+def _files(trace: Trace) -> list[_Served]:
+    return [_Served(int(ino), file["path"], int(file["size"])) for ino, file in trace.header["files"].items()]
+
+
+def _models(trace: Trace) -> list[list[_Served]]:
+    """The served files, those of a split model together."""
+    files = _files(trace)
+    sets = split.sets([file.path for file in files])
+    parts = {place for places in sets for place in places}
+    alone = [[file] for place, file in enumerate(files) if place not in parts]
+    return [*([files[place] for place in places] for places in sets), *alone]
+
+
+def _reads_of(trace: Trace, files: Sequence[_Served]) -> list[Read]:
+    *starts, _ = bases([file.size for file in files])
+    base = {file.ino: start for file, start in zip(files, starts, strict=True)}
+    if not any(base.values()):
+        return [read for read in trace if read.ino in base]
+    return [read._replace(offset=base[read.ino] + read.offset) for read in trace if read.ino in base]

@@ -1,4 +1,4 @@
-"""Every read of a mount, one record each: the last ones in memory, all of them in a file if wanted.
+"""Traces: every read of a mount, one record each. The last ones are in memory; a file can hold all of them.
 
 A trace is a line of JSON (what was served, from which tier), then records of RECORD, little-endian, in the
 order of completion.
@@ -11,30 +11,30 @@ import os
 import stat
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from hbf_fuse import documents
+from hbf_fuse.errors import naming
 from hbf_fuse.host import linux
 from hbf_fuse.observe.ring import Ring
 
 RECORD = struct.Struct("<QQQQIIIHH")
-"""arrival, deadline and done (CLOCK_MONOTONIC, ns), offset, bytes, reader (thread id), inode, tier (its place
-in the header's `tiers`), direct (1 for a read past the page cache). A read whose bytes come from several
-tiers has a record for each part."""
+"""Arrival, deadline and done (CLOCK_MONOTONIC, ns), offset, bytes, reader (thread id), inode, tier (its place
+in the header's `tiers`), direct (1 for a read past the page cache). A read from several tiers has a record
+for each part.
+"""
 
 FORMAT = "hbf-trace-2"
 _BEGINNING = b'{"format": "hbf-trace'
 MAX_HEADER_BYTES = 1 << 20
 MAX_FILE_BYTES = 256 << 20
-"""About 5 million reads, of which each takes half a KB of memory where traces are looked into."""
+"""About 5 million reads. The analysis needs half a KB of memory for each."""
 
 _WRITE_SECONDS = 0.02
-"""How long a record may wait to be written. The ring then holds 20 times what a machine can serve
-meanwhile.
-"""
+"""How long a record may wait to be written. The ring holds 20 times what a machine can serve in that time."""
 
 
 _OPEN_TO_WRITE = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -55,18 +55,22 @@ class Read(NamedTuple):
 
 
 class TraceFile:
-    """Every read from now on in a file, made anew: a thread of its own takes them from the ring.
+    """Writes every read from now on to a file, which is emptied first. A separate thread takes the reads from
+    the ring.
 
-    OSError if it cannot be made, EWOULDBLOCK if another mount writes to it, EEXIST if it is something else. A
-    file that cannot be written ends tracing, never serving: `stopped` says why it lacks reads, if it does.
+    OSError if the file cannot be made: EWOULDBLOCK if another mount writes to it, EEXIST if it is not a
+    trace. A failure to write ends tracing, never serving: `stopped` says why reads are missing, or "".
+
+    The file may be truncated meanwhile, as by logrotate's copytruncate: it then begins again with a header.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], ring: Ring) -> None:
+    def __init__(self, path: Path, header: Mapping[str, object], ring: Ring) -> None:
         self.stopped = ""
         self._ring = ring
         self._written = ring.count
-        self._lost = 0
-        # What was looked at before may have been exchanged: it is looked at again, open, and no link is
+        self._lost = self._size = 0
+        self._header = header_line(header)
+        # The path may have changed since it was checked. So the open file is checked again, and no link is
         # followed.
         folder = linux.open_folder(path.absolute().parent)
         try:
@@ -78,11 +82,10 @@ class TraceFile:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             known = os.fstat(fd)
             if not stat.S_ISREG(known.st_mode) or os.pread(fd, len(_BEGINNING), 0) not in (b"", _BEGINNING):
-                raise OSError(errno.EEXIST, "it is no trace")
+                raise OSError(errno.EEXIST, "it is not a trace")
             if known.st_uid != os.geteuid() or known.st_nlink != 1:
                 raise OSError(errno.EPERM, "it is another user's file, or has other names")
-            self._file.truncate(0)
-            self._file.write(header_line(header))
+            self._begin()
         except OSError:
             self._file.close()
             raise
@@ -91,9 +94,13 @@ class TraceFile:
         self._thread.start()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining records."""
         self._closing.set()
         self._thread.join()
+
+    def descriptors(self) -> tuple[int, int]:
+        """Of the file and of the ring: a watcher writes the newest reads if this process is killed."""
+        return self._file.fileno(), self._ring.descriptor()
 
     def _write_for_ever(self) -> None:
         with self._file:
@@ -103,31 +110,53 @@ class TraceFile:
                 self._write()
             except OSError as error:
                 self.stopped = error.strerror or str(error)
+                self._ring.note(self._written, 0)
+
+    def _begin(self) -> None:
+        """Empty the file and write the header."""
+        self._file.truncate(0)
+        self._size = 0
+        self._append(self._header)
 
     def _write(self) -> None:
         records, lost = self._ring.since(self._written)
-        self._written += lost + len(records) // RECORD.size
         self._lost += lost
         if self._lost:
             self.stopped = f"{self._lost} reads came faster than they could be written"
-        while records:
-            records = records[self._file.write(records) :]
+        # logrotate's copytruncate empties the file: what comes next needs a header of its own. If it came
+        # between the look and the write, records have taken the header's place.
+        if self._is_cut():
+            self._begin()
+        self._append(records)
+        if self._is_cut():
+            self._begin()
+            self._append(records)
+        self._written += lost + len(records) // RECORD.size
+        self._ring.note(self._written, self._size)
+
+    def _is_cut(self) -> bool:
+        return os.fstat(self._file.fileno()).st_size != self._size
+
+    def _append(self, content: bytes) -> None:
+        while content:
+            count = self._file.write(content)
+            self._size, content = self._size + count, content[count:]
 
 
 def may_be_written(path: Path) -> bool:
-    """Whether nothing is lost when a trace is written there: no file yet, an empty one, a trace. Nothing else
-    that has a name: a pipe or a terminal would make every read wait for whoever reads it.
+    """Whether a trace may be written there without losing data: the file is missing, empty or a trace. Other
+    kinds of files are refused: a pipe or a terminal would make every read wait for its reader.
     """
     if not path.exists():
         return True
     if not path.is_file():
         return False
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         return file.read(len(_BEGINNING)) in (b"", _BEGINNING)
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether a mount has this trace open: its newest reads are not in the file yet."""
+    """Whether a mount has this trace open. Then its newest reads are not in the file yet."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -136,13 +165,13 @@ def is_being_written(path: Path) -> bool:
     return False
 
 
-def header_line(header: dict[str, Any]) -> bytes:
-    """What a trace begins with."""
+def header_line(header: Mapping[str, object]) -> bytes:
+    """The first line of a trace."""
     return json.dumps({"format": FORMAT, **header}).encode() + b"\n"
 
 
 def wholes(records: Iterable[Read]) -> Iterator[list[Read]]:
-    """Reads with all their parts: one that several tiers brought has a record for each, in a row."""
+    """Reads with all their parts: a read from several tiers has consecutive records, one per tier."""
     parts: list[Read] = []
     for record in records:
         if parts and not _goes_on(parts[-1], record):
@@ -160,7 +189,9 @@ def _goes_on(part: Read, record: Read) -> bool:
 
 
 def joined(parts: Sequence[Read]) -> Read:
-    """A read's parts as the one read that they were; its tier is the first part's."""
+    """A read's parts joined into one read; its tier is the first part's."""
+    if len(parts) == 1:
+        return parts[0]
     return parts[0]._replace(
         deadline_ns=max(part.deadline_ns for part in parts), nbytes=sum(part.nbytes for part in parts)
     )
@@ -168,23 +199,25 @@ def joined(parts: Sequence[Read]) -> Read:
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace that was read back. header: `tiers` by name, and per inode `files` with path and size."""
+    """A trace that was read back. header: `tiers` by name, and `files` by inode with path and size."""
 
     header: dict[str, Any]
     records: bytes
 
     @classmethod
     def parse(cls, content: bytes) -> Self:
-        """From a file's content. ValueError for what is no trace or one that contradicts itself; a record
-        that was cut off is left out.
+        """From a file's content. ValueError if it is not a trace or contradicts itself. A truncated last
+        record is left out.
         """
+        if _is_headless(content):
+            raise ValueError("not a trace: its header is gone, it was truncated while a mount wrote it")
         line, newline, records = content[:MAX_HEADER_BYTES].partition(b"\n")
         if not newline:
             raise ValueError("not a trace: it does not begin with a line of JSON")
         try:
             header = documents.parse_json(line)
         except ValueError as error:
-            raise ValueError("not a trace: its first line is no JSON") from error
+            raise ValueError("not a trace: its first line is not JSON") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise ValueError(f"not a trace of format {FORMAT}")
         _check_header(header)
@@ -197,15 +230,15 @@ class Trace:
                 or read.tier >= len(header["tiers"])
                 or read.offset + read.nbytes > sizes.get(read.ino, read.offset + read.nbytes)
             ):
-                raise ValueError(f"its record {place} is no read: damaged, or not of this header")
+                raise ValueError(f"its record {place} is not a read: damaged, or not of this header")
         return trace
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """From a file. ValueError as above and for one of more than MAX_FILE_BYTES, OSError if it cannot be
-        read.
+        """From a file. ValueError as above and for a file of more than MAX_FILE_BYTES; OSError if it cannot
+        be read.
         """
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
             raise ValueError(f"it is longer than {MAX_FILE_BYTES >> 20} MiB; trace a shorter run")
@@ -218,8 +251,18 @@ class Trace:
         return (Read(*fields) for fields in RECORD.iter_unpack(self.records))
 
 
+def _is_headless(content: bytes) -> bool:
+    """Whether a record stands where the header should: a file that an older version's mount was writing
+    was truncated.
+    """
+    if content.startswith(b"{") or len(content) < RECORD.size:
+        return False
+    first = Read(*RECORD.unpack_from(content))
+    return 0 < first.arrival_ns < first.done_ns < 1 << 61 and first.direct in (0, 1)
+
+
 def _check_header(header: dict[str, Any]) -> None:
-    """What Trace promises of a header: tiers and files, as tables."""
+    """Check what Trace promises of a header: tiers and files, as tables."""
     tiers, files = header.get("tiers"), header.get("files")
     if not isinstance(tiers, dict) or not all(isinstance(spec, dict) for spec in tiers.values()):
         raise ValueError("not a trace: its header has no tiers")

@@ -1,32 +1,35 @@
-"""What is known of one file's first pass, and of nothing else in the mount's life."""
+"""What is known about one file's first pass, and only that pass."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A file's first pass, as far as it has come: nbytes, the last of them `seconds` after the first read
-    began; model_seconds is what the tier's schedule takes for the very same reads, without lateness that it
-    does not hold (forgiven_seconds, of all readers together: there may be more of it than of the tier's
-    time).
+    """A file's first pass so far. nbytes: bytes that arrived; seconds: from the beginning of the first read
+    to the newest of them. model_seconds: the time by the tier's schedule for the same reads, without
+    forgiven_seconds. That is lateness that was not given back, summed over all readers: it may exceed the
+    tier's time.
 
-    timed: whether any of the reads came from a tier that takes time.
+    timed: whether any of the reads came from a throttled tier.
 
-    Where the time went: window_seconds, in which the tier had nothing to carry though reads waited for its
-    latency; pause_seconds, in which nobody asked for anything. In the rest the tier was busy.
+    Where the time went: window_seconds, the tier had nothing to carry while reads waited for its latency;
+    pause_seconds, no read was in flight. The rest of the time the tier was busy.
 
-    What may have moved the reads that ended such idle times (see pacing/idle.py): floor_seconds, what the
-    machine adds to a read, as far as it is not known; late_seconds, lateness of replies to others than the
-    reader that came. contention_seconds: how long readers wanted a CPU and had none;
-    None where the kernel does not say. memory_seconds: how long tasks waited for memory (PSI). idle_cores: on
-    average; None if not known. unseen_seconds: how long nobody was left to see reads arrive. owed_seconds: by
-    how much the first read counts as having come sooner, for what its reader had read before.
+    What may have moved the reads that ended such idle times (see pacing/idle.py): floor_seconds, the
+    uncertain part of what the machine adds to a read; late_seconds, lateness of replies to other readers.
+    contention_seconds: run-queue delay of readers and servers; None where the kernel does not tell.
+    memory_seconds: how long tasks waited for memory (PSI). idle_cores: mean; None if not known.
+    unseen_seconds: how long no thread was free to see reads arrive. owed_seconds: by how much the first read
+    counts as earlier because of its reader's previous reads.
 
     stops, exchanges, overfills, nameless: how often the server stood still, the tier was exchanged (then or
-    later), more was resident than the budget allows, reads came from threads that have no number here.
-    uncounted_bytes: what was read besides, in parts of pages. sending_ns_per_mib: what a reply took, copying
-    and all. floor_known, replies_seen: whether the floor was measured, and whether the engine knows when
-    replies were sent.
+    later), more was resident than the budget allows, reads came from threads without an id here.
+    uncounted_bytes: bytes read in parts of pages, which do not count. sending_ns_per_mib: mean time of
+    sending, with copying. floor_known, replies_seen: whether the floor was measured, and whether the engine
+    knows when replies were sent.
+
+    Of mappings, whose readers keep the time themselves: altered, what they wrote that contradicts the
+    server's own arithmetic or the kernel; unproven_bytes, what the kernel has not confirmed.
     """
 
     nbytes: int = 0
@@ -51,10 +54,12 @@ class Evidence:
     sending_ns_per_mib: int = 0
     floor_known: bool = True
     replies_seen: bool = True
+    altered: int = 0
+    unproven_bytes: int = 0
 
     @property
     def idle_seconds(self) -> float:
-        """In which the tier had nothing to carry. Whatever happens to its readers while it is busy changes
-        nothing of what comes through it: this is the most that the emulator can have had a hand in.
+        """Time in which the tier had nothing to carry. While the tier is busy, a delay of its readers changes
+        nothing. So this is the most time that the emulator can have influenced.
         """
         return self.window_seconds + self.pause_seconds

@@ -1,14 +1,14 @@
-"""Achieved against model: the error, the bound on what the emulator itself can have done, and the state.
+"""Achieved against model: the error, the bound on the emulator's own influence, and the state.
 
-`agrees` where error and bound together are within tolerance, `unsure` where the error is and they together
-are not, `off` where the error is beyond it. Reasons are codes, the largest part first; words.py says what
-they mean.
+`agrees`: error and bound together are within tolerance. `unsure`: the error is, but both together are not.
+`off`: the error is beyond tolerance. Reasons are codes, the largest part first; words.py says what they mean.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
+from hbf_fuse.observe.status import StagingStatus, State
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import words
 from hbf_fuse.verdict.evidence import Evidence
@@ -16,10 +16,10 @@ from hbf_fuse.verdict.evidence import Evidence
 TOLERANCE_PCT = 1.0
 FAST_TOLERANCE_PCT = 3.0
 FAST_MBPS = 1500.0
-"""From here on 3% counts as agreement."""
+"""From this rate on, 3% counts as agreement."""
 
 DECODE_TOLERANCE_PCT = 5.0
-"""How far tokens/s may be from 1 / (compute + tier): compute is measured beside, and varies."""
+"""How far tokens/s may be from 1 / (compute + tier). Compute is measured separately, and varies."""
 
 AGREES: Final = "agrees"
 UNSURE: Final = "unsure"
@@ -28,14 +28,14 @@ OFF: Final = "off"
 _SLOW_SOURCE_NS_PER_MIB = 1_500_000
 _NONE_IDLE = 0.05
 _WORTH_NAMING = 0.2
-"""Of the largest part: a part of the bound that is smaller explains nothing."""
+"""Share of the largest part of the bound. A smaller part explains nothing."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Rates are decimal MB/s. model_mbps and error_pct are None where nothing throttles, bound_pct where
-    nobody can tell. shares: of the time, in which the tier was busy, reads waited for its latency, readers
-    paused.
+    """Rates are decimal MB/s. model_mbps and error_pct are None if nothing throttles; bound_pct is None if it
+    is unknown. shares: fractions of the time in which the tier was busy, reads waited for its latency,
+    readers paused.
     """
 
     seconds: float
@@ -43,7 +43,7 @@ class Verdict:
     model_mbps: float | None
     error_pct: float | None
     bound_pct: float | None
-    verdict: str
+    verdict: State
     reasons: tuple[str, ...]
     shares: dict[str, float]
     evidence: Evidence
@@ -58,21 +58,33 @@ class Verdict:
         """The reasons in plain words."""
         return words.sentence(self.reasons)
 
-    def to_dict(self) -> dict[str, Any]:
+    def status(self) -> StagingStatus:
         """As stats.json holds it."""
-        return {**asdict(self), "reasons": list(self.reasons), "valid": self.valid, "why": self.why}
+        return {
+            "seconds": self.seconds,
+            "achieved_mbps": self.achieved_mbps,
+            "model_mbps": self.model_mbps,
+            "error_pct": self.error_pct,
+            "bound_pct": self.bound_pct,
+            "verdict": self.verdict,
+            "reasons": list(self.reasons),
+            "shares": self.shares,
+            "evidence": asdict(self.evidence),
+            "valid": self.valid,
+            "why": self.why,
+        }
 
 
 def tolerance_pct(spec: TierSpec) -> float:
-    """How far from the model still counts as agreement."""
+    """Largest error in percent that counts as agreement."""
     fast = spec.bandwidth_mbps is None or spec.bandwidth_mbps >= FAST_MBPS
     return FAST_TOLERANCE_PCT if fast else TOLERANCE_PCT
 
 
 def judge(specs: Sequence[TierSpec], evidence: Evidence) -> Verdict:
-    """Hold a first pass against the time that the model gives the very same reads.
+    """Compare a first pass with the time that the model gives the same reads.
 
-    specs: of the tiers that bytes may have come from. No single one is faster than its link.
+    specs: the tiers that bytes may have come from. A single tier cannot be faster than its link.
     """
     seconds, model_seconds = evidence.seconds, evidence.model_seconds
     tolerance = min(tolerance_pct(spec) for spec in specs)
@@ -80,6 +92,7 @@ def judge(specs: Sequence[TierSpec], evidence: Evidence) -> Verdict:
     unknowable = tuple(_unknowable(evidence, tolerance))
     bound = None if unknowable else bound_seconds(evidence) / seconds * 100
     model = error = None
+    state: State
     if evidence.timed and seconds > 0 and model_seconds > 0:
         model = evidence.nbytes / model_seconds / 1e6
         error = (achieved / model - 1) * 100
@@ -108,8 +121,8 @@ def judge(specs: Sequence[TierSpec], evidence: Evidence) -> Verdict:
 
 
 def shares(evidence: Evidence) -> dict[str, float]:
-    """Of the time, in which the tier was `busy`, had nothing to carry while reads waited for its latency
-    (`window`), and nobody asked for anything (`pause`). They sum to 1, or are all 0 where no time passed.
+    """Fractions of the time in which the tier was `busy`, had nothing to carry while reads waited for its
+    latency (`window`), and no read was in flight (`pause`). They sum to 1; all are 0 if no time passed.
     """
     if evidence.seconds <= 0:
         return {"busy": 0.0, "window": 0.0, "pause": 0.0}
@@ -119,13 +132,13 @@ def shares(evidence: Evidence) -> dict[str, float]:
 
 
 def bound_seconds(evidence: Evidence) -> float:
-    """The most that the emulator itself can have added or taken on the way."""
+    """The most time that the emulator itself can have added or removed."""
     doubtful = sum(_parts(evidence).values())
     return min(evidence.idle_seconds, doubtful) + evidence.unseen_seconds + evidence.owed_seconds
 
 
 def _parts(evidence: Evidence) -> dict[str, float]:
-    """What may have moved reads that ended idle times, in seconds by code."""
+    """What may have moved reads that ended idle times: seconds by code."""
     idle = evidence.idle_seconds
     parts = {
         "short-reads": evidence.floor_seconds if evidence.floor_known else 0.0,
@@ -142,13 +155,17 @@ def _parts(evidence: Evidence) -> dict[str, float]:
 
 
 def _unknowable(evidence: Evidence, tolerance: float) -> Iterator[str]:
-    """Why nobody can tell what the emulator has done."""
+    """Why the emulator's influence is unknown."""
     if evidence.exchanges:
         yield "tier-changed"
     if evidence.overfills:
         yield "over-budget"
     if evidence.stops:
         yield "server-stopped"
+    if evidence.altered:
+        yield "reader-altered"
+    if evidence.unproven_bytes > evidence.nbytes * tolerance / 100:
+        yield "reader-unproven"
     if evidence.seconds <= 0:
         yield "nothing-arrived"
     elif evidence.uncounted_bytes > evidence.nbytes * tolerance / 100:
@@ -158,7 +175,7 @@ def _unknowable(evidence: Evidence, tolerance: float) -> Iterator[str]:
 
 
 def _largest(evidence: Evidence) -> tuple[str, ...]:
-    """What most of the bound comes from."""
+    """The largest parts of the bound."""
     idle = evidence.idle_seconds
     parts = {code: min(idle, seconds) for code, seconds in _parts(evidence).items()}
     parts |= {"unseen-reads": evidence.unseen_seconds, "first-read-owed": evidence.owed_seconds}
@@ -167,8 +184,8 @@ def _largest(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _causes(evidence: Evidence) -> tuple[str, ...]:
-    """What most probably made the pass miss its model."""
-    # Before the CPU: whoever waits for memory holds one, and so lets others wait for it.
+    """The most probable reasons why the pass missed its model."""
+    # Checked before the CPU: a thread that waits for memory holds its CPU, and other threads wait for that.
     if evidence.sending_ns_per_mib > _SLOW_SOURCE_NS_PER_MIB:
         return ("source-slow",)
     found = [code for code in _largest(evidence) if code != "short-reads"]
@@ -176,7 +193,7 @@ def _causes(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _remarks(evidence: Evidence, tolerance: float) -> Iterator[str]:
-    """Why the tier's bandwidth was not reached, though all is as the model says."""
+    """Why the tier's bandwidth was not reached although the result agrees with the model."""
     found = shares(evidence)
     for share, code in (("window", "window-bound"), ("pause", "reader-paused")):
         if evidence.timed and found[share] * 100 > tolerance:

@@ -1,1 +1,1 @@
-"""Programs that are run and measured: llama-bench and what is seen of it."""
+"""Programs that are run and measured: llama-bench and its waits."""

@@ -1,9 +1,9 @@
-"""Copies a file in chunks, one chunk in flight. Run as a script: copier.py SOURCE TARGET CHUNK.
+"""Copies files in chunks, one chunk in flight. Run as a script: copier.py CHUNK SOURCE TARGET [SOURCE ...]
 
-Reads past the page cache and straight into the mapped TARGET, whose memory is there before the first read; a
-TARGET that is there already is written over. Stands alone.
+Reads past the page cache directly into the mapped TARGET. The target's memory is allocated before the first
+read; an existing TARGET is overwritten. Imports nothing of hbf_fuse.
 
-Prints a JSON object: seconds of the copy. If that fails, prints {"error": why} and exits with 1.
+Prints a JSON object: seconds of the copy. On failure prints {"error": why} and exits with 1.
 """
 
 import json
@@ -16,7 +16,7 @@ _MADV_POPULATE_WRITE = 23
 
 
 def _prepared(target: str, size: int) -> mmap.mmap:
-    """The target, mapped, with all its memory in place."""
+    """The target, mapped, with all its memory allocated."""
     fd = os.open(target, os.O_RDWR | os.O_CREAT, 0o600)
     if os.fstat(fd).st_size != size:
         os.ftruncate(fd, size)
@@ -41,13 +41,17 @@ def _copy(source: int, target: memoryview, chunk: int) -> None:
             left, at = left[count:], at + count
 
 
-def main(source: str, target: str, chunk: int) -> None:
-    """See the module."""
+def main(chunk: int, *paths: str) -> None:
+    """See the module. paths: SOURCE and TARGET by turns. All targets are prepared before the first read."""
     try:
-        reading = os.open(source, os.O_RDONLY | os.O_DIRECT)
-        mapped = _prepared(target, os.fstat(reading).st_size)
+        sources = [os.open(path, os.O_RDONLY | os.O_DIRECT) for path in paths[::2]]
+        targets = [
+            _prepared(path, os.fstat(source).st_size)
+            for source, path in zip(sources, paths[1::2], strict=True)
+        ]
         begin = time.monotonic_ns()
-        _copy(reading, memoryview(mapped), chunk)
+        for source, target in zip(sources, targets, strict=True):
+            _copy(source, memoryview(target), chunk)
     except OSError as error:
         print(json.dumps({"error": error.strerror}))
         sys.exit(1)
@@ -55,4 +59,4 @@ def main(source: str, target: str, chunk: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -1,40 +1,62 @@
-"""llama-bench: finding it, asking which flags it has, running it, believing only sound output."""
+"""llama-bench: run it, and accept only sound output."""
 
+import contextlib
 import math
-import os
 import re
-import shutil
 import subprocess
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
-from hbf_fuse.models.choice import cache_dir
 from hbf_fuse.traces.attribution import Phase
-from hbf_fuse.workload import child, stalls
+from hbf_fuse.workload import child, failure, stalls
+from hbf_fuse.workload.program import BENCH, help_of
 
 _BEGINS = re.compile(r"\d: (prompt|generation) run 1/")
-_FLAG = re.compile(r"(?<![\w-])-{1,2}[a-zA-Z][\w-]*")
-_SETTINGS = ("OMP_", "GOMP_", "KMP_", "GGML_")
+_LOAD_MODES = re.compile(r"--load-mode <([\w|+]+)>")
+MMAP = "mmap"
+_BEFORE = "give it before the --"
+_OURS = {
+    **dict.fromkeys(("-m", "--model", "-p", "--n-prompt", "-n", "--n-gen", "-t", "--threads"), _BEFORE),
+    **dict.fromkeys(("-lm", "--load-mode"), _BEFORE),
+    **dict.fromkeys(("-r", "--repetitions"), "each repeat is a mount of its own: --repeats of hbf sweep"),
+    **dict.fromkeys(("-o", "--output", "-oe", "--output-err"), "hbf reads llama-bench's output"),
+    "-pg": "prefill and decode are measured apart: -p and -n",
+    **dict.fromkeys(("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"), "the model is the one that is served"),
+}
+"""Options of llama-bench that cannot stand after --, and what to do instead."""
+
+LOAD_MODES = {
+    "none": "weights are copied into llama-bench's own memory while it loads: the tier is read once",
+    "dio": "weights are read past the page cache into llama-bench's own memory: the tier is read once",
+    "mlock": "weights are copied into locked memory while llama-bench loads: the tier is read once",
+    "mmap+mlock": "weights are mapped and locked: what has come stays in memory",
+}
+"""What a load mode other than mmap does to the tier."""
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """llama-bench's own axes, by its own names. threads 0 and repack None leave the choice to llama-bench."""
+    """llama-bench's options, by its own names. With threads 0 and repack None, llama-bench chooses.
+
+    load_mode: its -lm. extra: further options, as they stand on its command line. Of llama-server, n_prompt
+    and n_gen are the tokens of a request and of its answer.
+    """
 
     n_prompt: int = 256
     n_gen: int = 256
     threads: int = 0
     repack: int | None = None
+    load_mode: str = MMAP
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What one process did. pp and tg are tokens/s, None if not asked for; stalls, starved: see
+    """The result of one process. pp and tg are tokens/s, None if not requested; stalls, starved: see
     workload/stalls.py.
     """
 
@@ -50,70 +72,20 @@ class BenchRun:
     phases: list[Phase]
     starved: list[tuple[int, int | None]]
 
+    @property
+    def lifetime_seconds(self) -> float:
+        """How long the process ran."""
+        return self.wall_seconds
+
     def starved_between(self, start_ns: int, end_ns: int) -> int | None:
-        """How long its threads wanted a CPU meanwhile, in ns; None if that is not known."""
+        """Run-queue delay of its threads in this time, in ns; None if unknown."""
         inside = [waited for moment, waited in self.starved if start_ns <= moment <= end_ns]
         first, last = (inside[0], inside[-1]) if inside else (0, 0)
         return None if first is None or last is None else last - first
 
 
-def find() -> Path:
-    """$HBF_LLAMA_BENCH, PATH, or the newest one built into the cache. HbfError says how to get one."""
-    if named := os.environ.get("HBF_LLAMA_BENCH"):
-        if not os.access(named, os.X_OK):
-            raise HbfError(f"$HBF_LLAMA_BENCH names {named}, which is not an executable file")
-        return Path(named)
-    if found := _on_path():
-        return found
-    built = sorted(cache_dir().glob("llama-bench-*/llama-bench"), key=lambda path: path.stat().st_mtime)
-    if not built:
-        raise HbfError(
-            "no llama-bench found; build one with tools/llama-bench-build (about 7 minutes on 2 cores), "
-            "put one on PATH, or name one in $HBF_LLAMA_BENCH"
-        )
-    return built[-1]
-
-
-def _on_path() -> Path | None:
-    """The first on PATH that is no link into the cache, as tools/setup makes one: what is built there later
-    would stay unseen behind it.
-    """
-    for folder in os.get_exec_path():
-        if found := shutil.which("llama-bench", path=folder):
-            path = Path(found)
-            if not (path.is_symlink() and path.resolve().is_relative_to(cache_dir().resolve())):
-                return path
-    return None
-
-
-@cache
-def flags(binary: Path) -> frozenset[str]:
-    """The options in its --help: they differ from version to version."""
-    try:
-        said = _asked(binary, "--help")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise HbfError(f"cannot run {binary}: {error}") from error
-    found = frozenset(_FLAG.findall(said.stdout + said.stderr))
-    if "--model" not in found and "-m" not in found:
-        raise HbfError(f"{binary} is no llama-bench: its --help does not know -m")
-    return found
-
-
-@cache
-def version(binary: Path) -> str:
-    """The first line of --version, or `unknown` for builds that have none."""
-    if "--version" not in flags(binary):
-        return "unknown"
-    said = _asked(binary, "--version")
-    return (said.stdout + said.stderr).strip().partition("\n")[0] or "unknown"
-
-
-def _asked(binary: Path, option: str) -> child.Ended:
-    return child.run_group([str(binary), option], timeout_seconds=60, unprivileged=True)
-
-
 def command(binary: Path, model: Path, options: BenchOptions, known: Collection[str]) -> list[str]:
-    """The command line of one cold run through mmap. known: the flags that this version has."""
+    """The command line of one cold run through mmap. known: the flags of this build."""
     line = [str(binary), "-m", str(model), "-p", str(options.n_prompt), "-n", str(options.n_gen)]
     line += ["-r", "1", "-o", "jsonl"]
     if options.threads:
@@ -125,15 +97,29 @@ def command(binary: Path, model: Path, options: BenchOptions, known: Collection[
     if "--progress" in known:
         line += ["--progress"]
     if "--load-mode" in known:
-        line += ["--load-mode", "mmap"]
+        line += ["--load-mode", options.load_mode]
     elif "--mmap" in known:
-        line += ["--mmap", "1"]
-    return line
+        line += ["--mmap", str(int(options.load_mode == MMAP))]
+    return [*line, *options.extra]
 
 
-def settings() -> list[str]:
-    """Variables of the environment that change how llama.cpp's threads run, as NAME=VALUE."""
-    return sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(_SETTINGS))
+def check(options: BenchOptions, binary: Path) -> None:
+    """HbfError for a load mode that this llama-bench does not have, and for options that hbf gives itself."""
+    there = load_modes(binary)
+    if options.load_mode not in there:
+        raise HbfError(
+            f"llama-bench has no load mode {options.load_mode!r} (-lm)", f"there are: {', '.join(there)}"
+        )
+    for word in options.extra:
+        name = word.partition("=")[0]
+        if name in _OURS:
+            raise HbfError(f"{name} cannot stand after --", _OURS[name])
+
+
+def load_modes(binary: Path) -> tuple[str, ...]:
+    """Its load modes by its own words, from its --help; older builds know mmap and none."""
+    found = _LOAD_MODES.search(help_of(binary))
+    return tuple(found[1].split("|")) if found else (MMAP, "none")
 
 
 def run(
@@ -144,18 +130,19 @@ def run(
     pass_fds: Sequence[int] = (),
     enter: Callable[[], None] | None = None,
     require: Callable[[], None] | None = None,
+    environment: Mapping[str, str] = child.NO_VARIABLES,
     shown: str = "",
 ) -> BenchRun:
-    """Run once. HbfError if it fails, prints nonsense, or takes longer than the timeout.
+    """Run once. HbfError if it fails, prints an unusable result, or exceeds the timeout.
 
-    shown: what the result calls the model instead of by its path: results get published.
-    pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd. enter, require: see
-    child.run_group.
+    shown: name of the model in the result, instead of its path: results get published.
+    pass_fds: descriptors that `model` needs, if it is a path below /proc/self/fd.
+    enter, require, environment: see child.running.
     """
-    line = command(binary, model, options, flags(binary))
+    line = command(binary, model, options, BENCH.flags(binary))
     try:
         with stalls.counted() as watch:
-            said = child.run_group(line, timeout_seconds, pass_fds, watch, enter, require, unprivileged=True)
+            said = child.run_group(line, timeout_seconds, pass_fds, watch, enter, require, True, environment)
             counted = watch.metrics(said.wall_seconds)
     except subprocess.TimeoutExpired as error:
         raise HbfError(f"llama-bench did not end within {timeout_seconds:g} s (--timeout)") from error
@@ -163,12 +150,12 @@ def run(
         raise HbfError(f"cannot run {binary}: {error.strerror}") from error
     wall = said.wall_seconds
     if said.returncode:
-        last = (said.stderr.strip() or said.stdout.strip() or "no message").splitlines()[-1]
-        raise HbfError(f"llama-bench failed with exit code {said.returncode}: {last[:300]}")
+        why = _why(said, line, timeout_seconds, pass_fds, enter).replace(str(model), shown or str(model))
+        raise HbfError(f"llama-bench failed with exit code {said.returncode}: {why}")
     records = [_named(record, str(model), shown or str(model)) for record in _parse(said.stdout)]
     prefill, decode = _sampled(records, generating=False), _sampled(records, generating=True)
     return BenchRun(
-        command=command(Path(binary.name), Path(shown or model), options, flags(binary)),
+        command=command(Path(binary.name), Path(shown or model), options, BENCH.flags(binary)),
         pp=_rate(records, options.n_prompt, 0),
         tg=_rate(records, 0, options.n_gen),
         wall_seconds=wall,
@@ -180,6 +167,22 @@ def run(
         phases=_phases(said.lines, records),
         starved=watch.starved,
     )
+
+
+def _why(
+    said: child.Ended,
+    line: Sequence[str],
+    timeout_seconds: float,
+    pass_fds: Sequence[int],
+    enter: Callable[[], None] | None,
+) -> str:
+    """What llama.cpp says of a failure. Why it cannot load a model it says only with -v: asked again so."""
+    why = failure.reason(said.stderr)
+    if not why and "--verbose" in BENCH.flags(Path(line[0])):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired, HbfError):
+            told = child.run_group([*line, "-v"], timeout_seconds, pass_fds, None, enter, unprivileged=True)
+            why = failure.reason(told.stderr)
+    return why or failure.last_line(said.stdout, said.stderr)
 
 
 def _named(record: dict[str, Any], path: str, shown: str) -> dict[str, Any]:
@@ -199,7 +202,7 @@ def _parse(output: str) -> list[dict[str, Any]]:
                 raise ValueError("a figure is not a number")
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise HbfError(
-            f"llama-bench printed something that is no result ({error}): {output[:80]!r}"
+            f"llama-bench printed something that is not a result ({error}): {output[:80]!r}"
         ) from error
     return records
 
@@ -210,7 +213,9 @@ def _sampled(records: list[dict[str, Any]], generating: bool) -> float:
 
 
 def _phases(lines: list[tuple[int, str]], records: list[dict[str, Any]]) -> list[Phase]:
-    """When each test ran: --progress says that it begins, its sample how long it took. Empty without both."""
+    """When each test ran: --progress shows its beginning, its sample its duration. Empty if one of them is
+    missing.
+    """
     begun = [stamp for stamp, line in lines if _BEGINS.search(line)]
     if len(begun) != len(records):
         return []

@@ -1,6 +1,6 @@
-"""How long llama-bench really waited, as the kernel counts it, and what else it took of the machine.
+"""How long llama-bench waited, as the kernel counts it, and which other resources it used.
 
-Independent of the server's own count (`stall_seconds`). docs/definitions.md says what each figure holds.
+Independent of the server's own count (`stall_seconds`). docs/definitions.md says what each figure includes.
 """
 
 import contextlib
@@ -17,16 +17,16 @@ from hbf_fuse.host.starved import Starved
 from hbf_fuse.host.taskstats import Wait
 
 REPORTED = {"blkio": "blkio", "swapin": "swapin", "freepages": "reclaim", "thrashing": "thrashing"}
-"""The kernel's word for a wait, and ours."""
+"""The kernel's name of a wait, and the name in results."""
 PSI = ("io_some", "io_full", "memory_some")
 
 _CLOCKS_DIFFER = 1.01
-"""The kernel counts waits on another clock than the one that wall time is measured on."""
+"""Tolerance: the kernel's clock for waits is not the one of wall time."""
 _STATUS = re.compile(r"^(VmHWM|Threads):\s+(\d+)", re.MULTILINE)
 
 
-class Watch:
-    """Follows one child process: look() while it runs, ended() before it is waited for, then metrics()."""
+class Delays:
+    """Observes one child process: look() while it runs, ended() before it is reaped, then metrics()."""
 
     def __init__(self, why_not_counted: str) -> None:
         self._waits: dict[str, Wait] | None = None
@@ -35,14 +35,12 @@ class Watch:
         self._peak_kib: int | None = None
         self._starved = Starved()
         self.starved: list[tuple[int, int | None]] = []
-        """How long its threads have wanted a CPU so far, in ns, by when that was asked for
-        (CLOCK_MONOTONIC).
-        """
+        """Run-queue delay of its threads so far, in ns, with the time of the look-up (CLOCK_MONOTONIC)."""
         self._pressure, self._no_pressure = pressure.totals()
         self._before = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     def look(self, pid: int) -> None:
-        """Note its threads, and the peak of its size, which the kernel forgets when it ends."""
+        """Record its threads and its peak size. The kernel forgets the peak when the process ends."""
         with contextlib.suppress(OSError):
             found = dict(_STATUS.findall(Path(f"/proc/{pid}/status").read_text()))
             self._threads = max(self._threads, int(found.get("Threads", 1)))
@@ -51,12 +49,12 @@ class Watch:
             self.starved.append((time.monotonic_ns(), self._starved.ns(threads)))
 
     def ended(self, pid: int) -> None:
-        """Ask the kernel what it counted; it has until somebody waits for the process."""
+        """Read the kernel's counters, which exist until the process is reaped."""
         if not self._why:
             self._waits, self._why = taskstats.of_process(pid)
 
     def metrics(self, wall_seconds: float) -> dict[str, Any]:
-        """All figures, under the names of docs/definitions.md. The process has been waited for."""
+        """All figures, under the names of docs/definitions.md. The process must have been reaped."""
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu = used.ru_utime + used.ru_stime - self._before.ru_utime - self._before.ru_stime
         return {
@@ -75,16 +73,16 @@ class Watch:
 
 
 @contextmanager
-def counted() -> Iterator[Watch]:
-    """A watch for a process that is begun within, and no other. Its metrics are asked for within, too."""
+def counted() -> Iterator[Delays]:
+    """A watch for one process that is started and judged within this block."""
     with taskstats.accounting() as why_not:
-        yield Watch(why_not)
+        yield Delays(why_not)
 
 
 def judged(waits: dict[str, Wait] | None, why: str, threads: int, wall_seconds: float) -> dict[str, Any]:
-    """The waits in seconds, and in `delays` whether to believe them: if one cannot be, all are None.
+    """The waits in seconds, and in `delays` whether they are plausible. If one is not, all are None.
 
-    threads: the most that the process had at once.
+    threads: the largest number of threads of the process.
     """
     if waits is not None:
         why = _doubt(waits, threads, wall_seconds)
@@ -97,7 +95,7 @@ def judged(waits: dict[str, Wait] | None, why: str, threads: int, wall_seconds: 
 
 
 def _doubt(waits: dict[str, Wait], threads: int, wall_seconds: float) -> str:
-    """Why these waits cannot be: no thread waits for longer than it is there."""
+    """Why these waits are impossible: no thread waits longer than it exists."""
     most = wall_seconds * 1e9 * _CLOCKS_DIFFER
     for kind, name in REPORTED.items():
         wait = waits[kind]

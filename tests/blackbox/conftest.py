@@ -24,7 +24,7 @@ def box(tmp_path: Path) -> Iterator[Box]:
 
 @pytest.fixture
 def fuse() -> None:
-    """Asked for by tests that mount."""
+    """Used by tests that mount."""
     if not Path("/dev/fuse").exists():
         pytest.skip("no /dev/fuse on this machine")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK) and not shutil.which("fusermount3"):
@@ -33,7 +33,7 @@ def fuse() -> None:
 
 @pytest.fixture
 def source(box: Box) -> Path:
-    """A file of 1_000_003 bytes, cheap to serve; a mount does not look into it."""
+    """A file of 1_000_003 bytes, cheap to serve; a mount does not parse it."""
     return write_bytes(box.work / "weights.gguf", 1_000_003)
 
 

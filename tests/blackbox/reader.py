@@ -1,4 +1,4 @@
-"""Reads a served file in every way there is and compares it with its source; exit 1 if they differ."""
+"""Reads a served file in every way and compares it with its source; exit code 1 if they differ."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def main() -> int:
     with open(source, "rb") as stream:
         want = stream.read()
     wrong = []
-    # Concurrent readers come first, when the page cache is cold.
+    # Concurrent readers come first, while the page cache is cold.
     with ThreadPoolExecutor(READERS) as pool:
         for found in pool.map(lambda seed: at_random(path, want, seed), range(READERS)):
             wrong += found

@@ -1,4 +1,4 @@
-"""The installed commands, run in a directory of their own, and what checks and cleans up after them."""
+"""The installed commands, run in a directory of their own, with checks and cleanup after them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def wait_until(condition: Callable[[], bool], seconds: float, step: float = 0.05
 
 
 def _unescape(text: str) -> str:
-    """Undo the kernel's octal escapes; what comes in has one character per byte."""
+    """Undo the kernel's octal escapes. The input has one character per byte."""
     return os.fsdecode(text.encode("latin-1").decode("unicode_escape").encode("latin-1"))
 
 
@@ -78,7 +78,7 @@ class Result:
 
 @dataclass
 class Box:
-    """The commands in a world of their own: home, cache, config, temporary files and mounts in one folder."""
+    """The commands in a sandbox: home, cache, config, temporary files and mounts in one folder."""
 
     folder: Path
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -116,7 +116,7 @@ class Box:
         self, command: str, *args: object, timeout: float = 30, prefix: tuple[str, ...] = (), **env: str
     ) -> Result:
         argv = [*prefix, str(BIN / command), *map(str, args)]
-        # Output goes to files: a server in the background may keep its ends of pipes open.
+        # Output goes to files: a server in the background could keep pipes open.
         with (self.folder / "out").open("w+") as out, (self.folder / "err").open("w+") as err:
             begin = time.monotonic()
             code = subprocess.run(
@@ -172,7 +172,7 @@ class Box:
         return self.run("python", "-I", READER, file, source)
 
     def processes(self) -> dict[int, str]:
-        """What this box started and still runs (zombies, which nobody reaps in some containers, do not)."""
+        """Running processes that this box started. Zombies do not count: some containers never reap them."""
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -195,7 +195,7 @@ class Box:
         return wait_until(lambda: not self.processes() and not mounts_under(self.folder), seconds)
 
     def assert_clean(self) -> None:
-        """No mount, no process and no temporary file is left of what ran here."""
+        """Check that the commands left no mount, no process and no temporary file."""
         assert self.is_clean(), (self.processes(), mounts_under(self.folder))
         assert [path for path in self.temporary.rglob("*") if not path.is_dir()] == []
 
@@ -229,7 +229,7 @@ def names(folder: Path) -> list[str]:
 
 
 def write_bytes(file: Path, size: int) -> Path:
-    """Bytes in which no two blocks are alike, the same every time, beginning as a GGUF does."""
+    """Write bytes in which no two blocks are equal, the same every time, with the first bytes of a GGUF."""
     out = bytearray(b"GGUF"[:size])
     counter = 0
     while len(out) < size:
@@ -246,7 +246,7 @@ def digest(file: Path) -> str:
 
 
 def write_script(file: Path, body: str) -> Path:
-    """A llama-bench in shell that answers --help and then does as told."""
+    """A llama-bench as a shell script that answers --help and otherwise runs the given lines."""
     file.write_text(
         "#!/bin/sh\n"
         'case "$*" in *--help*) echo "usage: llama-bench"; echo "  -m, --model <file>"; exit 0;; esac\n'

@@ -72,17 +72,17 @@ def test_a_second_mount_on_a_mountpoint_is_refused_and_the_first_stays(box: Box,
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "0", "inf"])
-def test_a_bandwidth_that_cannot_be_is_refused(box: Box, source: Path, value: str) -> None:
+def test_an_impossible_bandwidth_is_refused(box: Box, source: Path, value: str) -> None:
     box.run("hbf-mount", source, box.mountpoint(), f"--mbps={value}").fails("--mbps")
 
 
 @pytest.mark.parametrize("value", ["-1", "nan", "inf"])
-def test_a_latency_that_cannot_be_is_refused(box: Box, source: Path, value: str) -> None:
+def test_an_impossible_latency_is_refused(box: Box, source: Path, value: str) -> None:
     box.run("hbf-mount", source, box.mountpoint(), f"--lat={value}").fails("--lat")
 
 
 @pytest.mark.parametrize("option", ["--mbps", "--lat", "--readahead"])
-def test_a_text_where_a_number_is_wanted_is_wrong_usage(box: Box, source: Path, option: str) -> None:
+def test_a_text_in_place_of_a_number_is_wrong_usage(box: Box, source: Path, option: str) -> None:
     box.run("hbf-mount", source, box.mountpoint(), option, "fast").is_wrong_usage(option)
 
 

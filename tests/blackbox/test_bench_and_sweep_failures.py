@@ -1,4 +1,6 @@
-"""A llama-bench that is missing, fails, lies or hangs: one line, results kept, nothing left behind."""
+"""A llama-bench that is missing, fails, prints wrong figures or hangs: one line, results kept, nothing left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def test_no_llama_bench_says_how_to_get_one(box: Box, tiny: Path) -> None:
     ],
     ids=["exits 3", "nonsense", "empty list", "other JSON", "silence", "crash"],
 )
-def test_a_failing_llama_bench_is_told_in_one_line(
+def test_a_failing_llama_bench_gives_one_line(
     box: Box, tiny: Path, body: str, words: tuple[str, ...]
 ) -> None:
     fake = write_script(box.work / "fake", body)
@@ -54,7 +56,7 @@ def test_a_failing_llama_bench_is_told_in_one_line(
     box.assert_clean()
 
 
-def test_a_llama_bench_that_cannot_be_run_is_told_in_one_line(box: Box, tiny: Path) -> None:
+def test_a_llama_bench_that_cannot_be_run_gives_one_line(box: Box, tiny: Path) -> None:
     fake = write_script(box.work / "fake", WORKS)
     fake.chmod(0o644)
     for path in (fake, box.work / "missing"):
@@ -103,7 +105,7 @@ def test_bench_without_model_gguf_says_so(box: Box, tiny: Path) -> None:
 
 
 @pytest.mark.parametrize(("option", "value"), [("--mbps", "-1"), ("--mbps", "0"), ("--lat", "nan")])
-def test_a_tier_that_cannot_be_is_refused(box: Box, tiny: Path, option: str, value: str) -> None:
+def test_an_impossible_tier_is_refused(box: Box, tiny: Path, option: str, value: str) -> None:
     fake = write_script(box.work / "fake", WORKS)
     for command in ("bench", "sweep"):
         argv = ("hbf", command, "-m", tiny, *QUICK, f"{option}={value}", "-o", "results")
@@ -126,7 +128,7 @@ def test_a_text_in_a_grid_is_wrong_usage(box: Box, tiny: Path, grid: str) -> Non
     box.run(*argv, HBF_LLAMA_BENCH=str(fake)).is_wrong_usage("--mbps", "fast")
 
 
-def test_a_bench_that_works_tells_its_result_as_json(box: Box, tiny: Path) -> None:
+def test_a_bench_that_works_prints_its_result_as_json(box: Box, tiny: Path) -> None:
     fake = write_script(box.work / "fake", WORKS)
     argv = ("hbf", "bench", "-m", tiny, *QUICK, "--mbps", 2000, "--json", "-o", "results")
     assert json.loads(box.run(*argv, HBF_LLAMA_BENCH=str(fake)).succeeds().out)

@@ -1,4 +1,4 @@
-"""What is read through a mount are the source's bytes, whichever way, engine and size."""
+"""Reads through a mount give the source's bytes, for every way of reading, engine and size."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ def test_reading_without_preload_sees_the_bytes(box: Box, source: Path, engine: 
     assert result.code == 0, result
 
 
-@pytest.mark.timing
 def test_a_read_takes_the_tier_s_time(box: Box) -> None:
     source = write_bytes(box.work / "some.gguf", 7_340_033)
     point = box.mount("--mbps", 10, source)

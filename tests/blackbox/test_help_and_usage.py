@@ -1,4 +1,4 @@
-"""Every command helps with an example, and tells wrong usage from failure by its exit code."""
+"""Every command has help with an example. Its exit code distinguishes wrong usage from failure."""
 
 from __future__ import annotations
 

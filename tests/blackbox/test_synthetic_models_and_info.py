@@ -1,4 +1,4 @@
-"""hbf model: synthetic models are the same each time and come whole or not at all; info tells all."""
+"""hbf model: synthetic models are the same each time, and complete or absent; info describes a model."""
 
 from __future__ import annotations
 
@@ -60,12 +60,13 @@ def test_list_shows_the_presets(box: Box) -> None:
 
 def test_info_as_json_shows_tensors_sizes_and_kv(box: Box, tiny: Path) -> None:
     info = json.loads(box.run("hbf", "model", "info", tiny, "--json").succeeds().out)
-    assert info["size"] == tiny.stat().st_size
+    assert info["size_bytes"] == tiny.stat().st_size
+    assert sum(group["bytes"] for group in info["groups"].values()) == info["tensor_bytes"]
     assert len(info["tensors"]) == info["tensor_count"] > 0
-    assert sum(tensor["nbytes"] for tensor in info["tensors"]) <= info["tensor_bytes"] <= info["size"]
+    assert sum(tensor["nbytes"] for tensor in info["tensors"]) <= info["tensor_bytes"] <= info["size_bytes"]
     assert sum(info["bytes_by_type"].values()) == sum(tensor["nbytes"] for tensor in info["tensors"])
-    assert all(tensor["offset"] + tensor["nbytes"] <= info["size"] for tensor in info["tensors"])
-    # K and V of f16 for each layer, as wide as the weights that make them.
+    assert all(tensor["offset"] + tensor["nbytes"] <= info["size_bytes"] for tensor in info["tensors"])
+    # K and V at f16 for each layer, with the width of the weights that compute them.
     width = {tensor["name"]: tensor["shape"][1] for tensor in info["tensors"] if len(tensor["shape"]) == 2}
     per_token = [
         2 * rows for name, rows in width.items() if name.endswith(("attn_k.weight", "attn_v.weight"))
@@ -73,9 +74,11 @@ def test_info_as_json_shows_tensors_sizes_and_kv(box: Box, tiny: Path) -> None:
     assert info["kv_bytes_per_token_f16"] == sum(per_token) > 0
 
 
-def test_info_in_words_shows_a_tensor_and_leaves_them_out_when_asked(box: Box, tiny: Path) -> None:
-    assert "token_embd.weight" in box.run("hbf", "model", "info", tiny).succeeds().out
-    assert "token_embd.weight" not in box.run("hbf", "model", "info", tiny, "--no-tensors").succeeds().out
+def test_info_in_words_is_one_screen_and_lists_tensors_when_asked(box: Box, tiny: Path) -> None:
+    lines = box.run("hbf", "model", "info", tiny).succeeds().out.splitlines()
+    assert len(lines) < 40 and max(map(len, lines)) <= 100
+    assert not any("token_embd.weight" in line for line in lines)
+    assert "token_embd.weight" in box.run("hbf", "model", "info", tiny, "--tensors").succeeds().out
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"hello\n", b"\0" * 5000])
@@ -91,7 +94,7 @@ def test_info_says_that_a_gguf_is_truncated(box: Box, tiny: Path, kept: int) -> 
     box.run("hbf", "model", "info", "m.gguf").fails("m.gguf")
 
 
-def test_info_of_what_is_missing_or_a_directory_says_so(box: Box) -> None:
+def test_info_of_a_missing_file_or_a_directory_says_so(box: Box) -> None:
     (box.work / "folder").mkdir()
     box.run("hbf", "model", "info", "nosuch.gguf").fails("nosuch.gguf")
     box.run("hbf", "model", "info", "folder").fails("folder")

@@ -1,4 +1,4 @@
-"""Names, attributes and refusals: what a mount shows and that nobody can change it."""
+"""Names, attributes and refusals: the content of a mount, and that it cannot be changed."""
 
 from __future__ import annotations
 
@@ -144,21 +144,22 @@ def test_inodes_and_times_are_stable_and_the_source_s_times(box: Box, source: Pa
     assert file.stat().st_mtime == 1_500_000_000
 
 
-def test_the_kernel_engine_lists_the_inodes_that_stat_tells(box: Box, source: Path) -> None:
+def test_the_kernel_engine_lists_the_inodes_of_stat(box: Box, source: Path) -> None:
     point = box.mount(source)
     listed = {entry.name: entry.inode() for entry in os.scandir(point)}
     assert listed == {name: (point / name).lstat().st_ino for name in ("model.gguf", "weights.gguf")}
 
 
-def test_statvfs_tells_the_size_and_that_nothing_is_free(box: Box, source: Path) -> None:
+def test_statvfs_shows_the_size_as_used_and_no_full_disk(box: Box, source: Path) -> None:
     answer = os.statvfs(box.mount(source))
-    assert answer.f_blocks * answer.f_frsize >= source.stat().st_size
-    assert answer.f_bavail == 0
+    used = (answer.f_blocks - answer.f_bfree) * answer.f_frsize
+    assert source.stat().st_size <= used < source.stat().st_size + answer.f_frsize * 2
+    assert answer.f_bavail > answer.f_blocks / 2 and answer.f_favail > answer.f_files / 2
     assert answer.f_namemax >= 255
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_hbf_folder_is_not_listed_but_tells_spec_and_stats(box: Box, source: Path, engine: str) -> None:
+def test_hbf_folder_is_not_listed_but_has_spec_and_stats(box: Box, source: Path, engine: str) -> None:
     point = box.mount("--mbps", 500, "--lat", 1, "--engine", engine, source)
     assert ".hbf" not in names(point)
     spec = json.loads((point / ".hbf" / "spec.json").read_text())

@@ -1,4 +1,4 @@
-"""No SOURCE named: $HBF_MODEL, then config.toml, then a synthetic model that is made once."""
+"""Without SOURCE: $HBF_MODEL, then config.toml, then a synthetic model that is made once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def configure(box: Box, text: str) -> Path:
     return file
 
 
-def test_the_synthetic_model_is_made_once_and_said(box: Box, tiny: Path) -> None:
+def test_the_synthetic_model_is_made_once_and_announced(box: Box, tiny: Path) -> None:
     point = box.mountpoint()
     first = box.run("hbf-mount", point).succeeds()
     assert "synthetic" in first.err + first.out
@@ -48,7 +48,7 @@ def test_hbf_model_comes_before_config_and_source_before_both(box: Box, source: 
     assert not (box.cache / "hbf").exists()
 
 
-def test_a_missing_hbf_model_is_told_by_its_name(box: Box) -> None:
+def test_a_missing_hbf_model_is_named(box: Box) -> None:
     box.run("hbf-mount", box.mountpoint(), HBF_MODEL="nosuch.gguf").fails("nosuch.gguf", "$HBF_MODEL")
     box.assert_clean()
 
@@ -64,7 +64,7 @@ def test_a_missing_hbf_model_is_told_by_its_name(box: Box) -> None:
     ],
     ids=["unknown key", "malformed", "a number", "a missing file", "binary"],
 )
-def test_a_faulty_config_is_told_with_its_path(box: Box, text: str, words: tuple[str, ...]) -> None:
+def test_a_faulty_config_is_named_with_its_path(box: Box, text: str, words: tuple[str, ...]) -> None:
     file = configure(box, text)
     box.run("hbf-mount", box.mountpoint()).fails(str(file), *words)
     box.assert_clean()

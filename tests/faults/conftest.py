@@ -1,4 +1,4 @@
-"""Every test of this folder is a fault on a real mount, tried HBF_FAULT_TIMES times: tools/reliability."""
+"""Every test of this folder is a fault on a real mount, tried HBF_FAULT_TIMES times (see tools/bench)."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ TIMES = int(os.environ.get("HBF_FAULT_TIMES", "1"))
 
 @pytest.fixture(autouse=True, params=range(TIMES), ids=lambda count: f"time{count + 1}")
 def time_tried(request):
-    """Which time this is."""
+    """The number of this repetition."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/fuse")
     return request.param
@@ -23,7 +23,7 @@ def time_tried(request):
 
 @pytest.fixture
 def serve(tmp_path):
-    """serve(source, "--mbps", 100, engine="fusepy") -> Served; at the end it must go without a trace."""
+    """serve(source, "--mbps", 100, engine="fusepy") -> Served; at the end it must leave nothing behind."""
     begun: list[Served] = []
 
     def make(source, *options, engine="kernel", at="mnt", prefix=(), env=None):
@@ -60,12 +60,12 @@ LIMITS = {
     "memory": {"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"},
     "pids": {"/sys/fs/cgroup/pids": "pids.max", "/sys/fs/cgroup": "pids.max"},
 }
-"""Where a controller's groups are and what limits them, in cgroup v1 and v2."""
+"""The folder of a controller's groups and the file of the limit, in cgroup v1 and v2."""
 
 
 @pytest.fixture
 def confined():
-    """confined("memory", 24 << 20) -> a prefix of commands that are to live in a cgroup so limited."""
+    """confined("memory", 24 << 20) -> a prefix for commands that shall run in a cgroup with this limit."""
     groups: list[Path] = []
 
     def confine(controller, value):

@@ -2,8 +2,8 @@
 
 crowd_reader.py FILE SOURCE READS [MILLISECONDS]
 
-Says "begun" when all threads have been started, and at the end in a line of JSON how many reads were right,
-wrong, or met which error. MILLISECONDS: the period of a timer whose signal, SIGALRM, is handled.
+Prints "begun" when all threads have been started. At the end it prints a line of JSON: how many reads were
+right, wrong, or met which error. MILLISECONDS: the period of a timer whose signal, SIGALRM, is handled.
 """
 
 import _thread
@@ -54,7 +54,7 @@ def main() -> None:
             ended.release()
 
         for number in range(int(count)):
-            # Not a threading.Thread, which waits until it runs.
+            # Not a threading.Thread: its start() waits until the thread runs.
             _thread.start_new_thread(read_and_tell, (number,))
         print("begun", flush=True)
         for _ in range(int(count)):

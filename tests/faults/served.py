@@ -1,4 +1,4 @@
-"""A mount's server in a process of its own, watched from outside: what it says and what it leaves behind."""
+"""A mount's server in a separate process, watched from outside: its output and its remains."""
 
 import contextlib
 import hashlib
@@ -19,14 +19,15 @@ from hbf_fuse.mount import client
 ENGINES = pytest.mark.parametrize("engine", ["kernel", "fusepy"])
 MIB = 1 << 20
 SOON = 10.0
-"""Seconds. What takes less than 2 s on an idle machine; the time it took is kept with the result."""
+"""Seconds, for steps that take less than 2 s on an idle machine. The measured time is kept with the result.
+"""
 
 READER = Path(__file__).with_name("steady_reader.py")
 END_SECONDS = 20.0
 
 
 def seconds_until(condition: Callable[[], bool], within: float, what: str) -> float:
-    """How long it takes until a condition holds; fails if that is too long."""
+    """Seconds until a condition holds; fails if that takes too long."""
     begin = time.monotonic()
     while not condition():
         assert time.monotonic() - begin < within, f"not within {within:g} s: {what}"
@@ -61,7 +62,7 @@ def start_reader(
 
 
 def seconds_until_ended(readers: "list[subprocess.Popen[str]]") -> float:
-    """Wait for readers that must all meet an error (a mapping's is SIGBUS) and no wrong byte."""
+    """Wait for readers. All must get an error (SIGBUS for a mapping) and no wrong byte."""
     took = seconds_until(lambda: None not in [reader.poll() for reader in readers], SOON, "an error")
     for reader in readers:
         said = reader.stdout.read() if reader.stdout else ""
@@ -70,7 +71,7 @@ def seconds_until_ended(readers: "list[subprocess.Popen[str]]") -> float:
 
 
 def read_right(reader: "subprocess.Popen[str]", within: float = 60) -> None:
-    """Wait for a reader that must be through, with every byte right."""
+    """Wait for a reader that must finish with every byte right."""
     reader.wait(within)
     said = reader.stdout.read() if reader.stdout else ""
     assert reader.returncode == 0, said
@@ -95,15 +96,15 @@ class Served:
         return mountinfo.find(self.point) is not None
 
     def is_idle(self) -> bool:
-        """Whether no read is counted as in flight: one is until a moment after its reader has its bytes."""
+        """Whether no read counts as in flight. A read counts until shortly after its reader has its bytes."""
         return bool(client.read_hidden(self.point, "stats.json")["in_flight"] == 0)
 
     def is_free(self) -> bool:
-        """Whether neither the mount nor its watcher is left."""
+        """Whether both the mount and its watcher are gone."""
         return not self.is_mounted() and not _watchers_of(self.point)
 
     def close(self) -> list[str]:
-        """End it whatever its state, and say what was wrong with how it ended."""
+        """End it in any state, and report problems of its end."""
         problems = []
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
@@ -132,7 +133,7 @@ def start(
     prefix: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
 ) -> Served:
-    """`hbf mount -f`, through `prefix` and with `env` added. It may not answer yet."""
+    """Start `hbf mount -f`, through `prefix` and with `env` added. It may not answer yet."""
     line = [sys.executable, "-m", "hbf_fuse", "mount", "-f", *map(str, options), str(source), str(point)]
     with log.open("wb") as stderr:
         process = subprocess.Popen(

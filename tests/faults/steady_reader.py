@@ -20,7 +20,7 @@ BLOCK = 1 << 17
 
 
 def blocks(way: str, fd: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """Every block of the file once, with its offset, read anew."""
+    """Every block of the file once, with its offset, read again."""
     offsets = list(range(0, size, BLOCK))
     if way in ("mmap", "scattered"):
         with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as view:
@@ -35,9 +35,9 @@ def blocks(way: str, fd: int, size: int) -> Iterator[tuple[int, bytes]]:
 
 
 def filled(buffer: mmap.mmap, fd: int, at: int, nbytes: int) -> bytes:
-    """What is at an offset, read into aligned memory, as O_DIRECT may want it. Shorter only at the end.
+    """The bytes at an offset, read into aligned memory, as O_DIRECT may need. Shorter only at the end.
 
-    A read may bring less than was asked for before the next one brings an error.
+    A read may bring less than requested before the next one gives an error.
     """
     done = 0
     while done < nbytes:
@@ -68,6 +68,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     code = main()
-    # Python takes its handlers away before it ends.
+    # Python removes its signal handlers before it ends.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     sys.exit(code)

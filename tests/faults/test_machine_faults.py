@@ -1,4 +1,4 @@
-"""A machine whose clock jumps, or that has no more descriptors to give."""
+"""A machine whose clock jumps, or that has no free descriptors."""
 
 import contextlib
 import errno
@@ -78,12 +78,12 @@ time_t time(time_t *out) {
     return exact.tv_sec;
 }
 """
-"""The wall clock jumps by two days from one look to the next; the monotonic one does not."""
+"""The wall clock jumps by two days between calls; the monotonic clock does not."""
 
 
 @pytest.fixture
 def jumping_clock(tmp_path):
-    """An environment in which it does."""
+    """An environment in which the wall clock jumps."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler to make a jumping clock with")
@@ -97,7 +97,6 @@ def jumping_clock(tmp_path):
     return env
 
 
-@pytest.mark.timing
 @ENGINES
 def test_a_clock_that_jumps(jumping_clock, serve, reading, noise, engine):
     size, mbps = 20 * MIB, 40

@@ -16,7 +16,7 @@ WAYS = ("read", "direct", "mmap", "scattered")
     ("engine", "way"),
     [
         *(("kernel", way) for way in WAYS),
-        # libfuse 2 heeds no interrupt: a reader past the page cache ends when the tier has answered.
+        # libfuse 2 ignores interrupts: a reader past the page cache ends when the tier has answered.
         *(("fusepy", way) for way in ("read", "mmap")),
     ],
 )
@@ -36,7 +36,7 @@ def test_a_reader_killed_in_mid_read(serve, reading, noise, engine, way, record_
 @ENGINES
 @pytest.mark.parametrize("way", WAYS)
 def test_a_reader_that_gets_signals(serve, reading, noise, engine, way):
-    """As of a profiler's timer. No read is cut short for a signal that is handled, nor begun for ever."""
+    """For example from a profiler's timer. A handled signal cuts no read short, and restarts none forever."""
     source = noise(MIB // 8)
     served = serve(source, "--lat", 80, engine=engine)
     reader = reading(way, served.file, source, passes=2)
@@ -53,5 +53,5 @@ def test_a_reader_that_gets_signals(serve, reading, noise, engine, way):
 def test_a_reader_short_of_memory(confined, serve, reading, noise, way):
     source = noise(48 * MIB)
     served = serve(source)
-    # 48 MiB do not fit into 24: pages are reclaimed while the reader goes on.
+    # 48 MiB do not fit into 24 MiB: pages are reclaimed while the reader continues.
     read_right(reading(way, served.file, source, passes=1, prefix=confined("memory", 24 * MIB)))

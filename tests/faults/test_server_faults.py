@@ -1,4 +1,4 @@
-"""A server that is killed, suspended, cut off, or told to go while it is needed."""
+"""A server that is killed, suspended, disconnected, or told to end while it is in use."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from served import ENGINES, MIB, SOON, digest, hbf, read_right, seconds_until, s
 from hbf_fuse.host import linux
 from hbf_fuse.mount import client
 
-CYCLES = int(os.environ.get("HBF_FAULT_CYCLES", "8"))
+CYCLES = int(os.environ.get("HBF_FAULT_CYCLES", "4"))
 
 
 @ENGINES
@@ -43,7 +43,8 @@ def test_a_server_suspended_and_continued(serve, reading, noise):
     assert reader.poll() is None
     served.process.send_signal(signal.SIGCONT)
     read_right(reader)
-    # A pause is the emulator's time, of which it gives back a second at most: there is no burst afterwards.
+    # A pause is the emulator's own delay. It gives back at most a second of it, so there is no burst
+    # afterwards.
     assert time.monotonic() - begin > (size / mbps / 1e6 + pause - 1) * 0.9
     (file,) = client.read_hidden(served.point, "stats.json")["files"].values()
     assert not file["staging"]["valid"]
@@ -64,7 +65,7 @@ def test_a_server_that_may_start_no_more_threads(confined, serve, reading, noise
     for reader in [reading("direct", served.file, source, passes=2) for _ in range(24)]:
         read_right(reader)
     assert psutil.Process(served.process.pid).num_threads() <= 12
-    if engine == "kernel":  # libfuse tells nobody that it was refused a thread.
+    if engine == "kernel":  # libfuse does not report that it was refused a thread.
         (file,) = client.read_hidden(served.point, "stats.json")["files"].values()
         assert not file["staging"]["valid"]
 
@@ -89,7 +90,7 @@ def test_a_connection_aborted_by_the_kernel(serve, reading, noise, tmp_path, eng
 
 @contextlib.contextmanager
 def connections(point):
-    """The kernel's control files of all FUSE mounts, mounted for the purpose."""
+    """The kernel's control files of all FUSE mounts, mounted for this test."""
     point.mkdir()
     directory = os.open(point, os.O_RDONLY)
     linux.mount("none", directory, "fusectl", 0, "")

@@ -13,7 +13,7 @@ from refusals import error_of
 from served import ENGINES, MIB, SOON, hbf, seconds_until
 
 PLAIN_ROOT = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
-"""Root, but as any owner is: permissions hold for it."""
+"""Root without the capabilities that bypass permissions."""
 
 
 MAPPED_READ = """
@@ -63,7 +63,9 @@ SOURCE_LOST = {
 @ENGINES
 @pytest.mark.parametrize("loss", SOURCE_LOST)
 def test_a_source_lost(serve, noise, engine, loss):
-    """Who has the file open goes on reading what was mounted; nobody else can open it, not even meanwhile."""
+    """A reader that has the file open keeps reading the mounted source. Nobody else can open it, even
+    meanwhile.
+    """
     lose, code = SOURCE_LOST[loss]
     source = noise(2 * MIB)
     whole = source.read_bytes()

@@ -1,1 +1,1 @@
-"""What is fuzzed, and how: shared by tests/test_fuzz.py and tools/fuzz."""
+"""Fuzzing targets and tools: shared by tests/test_fuzz.py and tools/fuzz."""

@@ -1,4 +1,4 @@
-"""Writes any GGUF, sound or not, from a description field by field."""
+"""Writes any GGUF, valid or not, from a description field by field."""
 
 import math
 import struct
@@ -29,11 +29,13 @@ MODEL: dict[str, Any] = {
     ],
     "data_bytes": 8192,
 }
-"""A GGUF field by field. Counts and lengths of None are the true ones; types are those of docs/gguf.md."""
+"""A GGUF field by field. None stands for the true count or length; types are those of llama.cpp's
+docs/gguf.md.
+"""
 
 
 def packed(model: dict[str, Any]) -> bytes:
-    """The bytes of MODEL, or of one like it that was spoilt."""
+    """The bytes of MODEL, or of a damaged version of it."""
     pairs, tensors = _listed(model.get("pairs")), _listed(model.get("tensors"))
     parts = [_text(model.get("magic"))[:4], _number("I", model.get("version"))]
     parts += [_count(model.get("tensor_count"), tensors), _count(model.get("pair_count"), pairs)]
@@ -62,7 +64,7 @@ def _value(kind: Any, value: Any) -> bytes:
 
 
 def _number(code: str, value: Any) -> bytes:
-    """Of anything: what does not fit is cut to size."""
+    """A number from any value: too large ones are cut to size."""
     if code in "fd":
         fits = isinstance(value, int | float) and abs(value) < 3e38
         return struct.pack("<" + code, value if fits else math.inf)
@@ -72,7 +74,7 @@ def _number(code: str, value: Any) -> bytes:
 
 
 def _string(value: Any) -> bytes:
-    """A text with its length; a whole number in place of a text is a length that is not true."""
+    """A text with its length. A whole number in place of a text stands for a wrong length."""
     if isinstance(value, int):
         return _number("Q", value)
     return _number("Q", len(_text(value))) + _text(value)

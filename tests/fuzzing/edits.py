@@ -1,6 +1,7 @@
-"""How fuzzing spoils sound documents: edits that a string of bytes spells out.
+"""How fuzzing damages valid documents: edits that are encoded in bytes.
 
-Bytes that begin with EDITS are edits, so that most inputs get past the parsers; others are taken as they are.
+Bytes that begin with EDITS are edits, so that most inputs get past the parsers. Other bytes are taken as they
+are.
 """
 
 import copy
@@ -32,15 +33,16 @@ _HOSTILE: tuple[Any, ...] = (
 
 
 def edits(steps: list[tuple[int, int]]) -> bytes:
-    """(place, value) of each edit as bytes: place is counted around the document, value around _HOSTILE.
+    """(place, value) of each edit as bytes. place is an index into the document, modulo its size; value into
+    _HOSTILE.
 
-    Values from 128 on take what stands elsewhere in the document.
+    Values from 128 on copy a value from elsewhere in the document.
     """
     return bytes([EDITS]) + b"".join(_EDIT.pack(place, value) for place, value in steps)
 
 
 def edited(document: Document, data: bytes) -> Document:
-    """A copy of a document with the edits that `data`, which begins with EDITS, spells out."""
+    """A copy of a document with the edits that are encoded in `data`, which begins with EDITS."""
     result = copy.deepcopy(document)
     usable = len(data[1:]) // _EDIT.size * _EDIT.size
     for place, value in list(_EDIT.iter_unpack(data[1 : 1 + usable]))[:MAX_EDITS]:
@@ -59,7 +61,7 @@ def edited(document: Document, data: bytes) -> Document:
 
 
 def text_of(document: Document, data: bytes, write: Callable[[Any], str]) -> bytes:
-    """The bytes of a file: `data` itself, or the edited document as `write` puts it."""
+    """The bytes of a file: `data` itself, or the edited document, formatted by `write`."""
     return write(edited(document, data)).encode(errors="replace") if data[:1] == bytes([EDITS]) else data
 
 
@@ -89,5 +91,5 @@ def _places(container: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def with_edits(*sound: Callable[[], bytes]) -> Callable[[], list[bytes]]:
-    """Seeds: the sound inputs, and the sound document with nothing changed."""
+    """Seeds: the valid inputs, and the unchanged valid document."""
     return lambda: [edits([]), *(make() for make in sound)]

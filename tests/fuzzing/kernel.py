@@ -47,18 +47,18 @@ def requests(data: bytes) -> None:
             length = os.lseek(answers, 0, os.SEEK_CUR)
             check_answer(message, os.pread(answers, length, 0))
             os.lseek(answers, 0, os.SEEK_SET)
-            if fs.spec.throttled:
-                # A message made the tier slow, which is its right; waiting for it would be no test.
-                fs.pacer.exchange(TierSpec())
-                fs.spec = TierSpec()
+            if fs.served.spec.throttled:
+                # A message made the tier slow, which is allowed. Waiting for it would test nothing.
+                fs.served.pacer.exchange(TierSpec())
+                fs.served.spec = TierSpec()
     finally:
         os.close(answers)
     assert not _tracebacks(), "a request ended in a traceback"
 
 
 def messages(data: bytes) -> Iterator[bytes]:
-    """Messages back to back, each as long as its header says; or after EDITS in short: opcode, node, length,
-    body, with the rest of the header made up.
+    """Messages back to back, each as long as its header says. After EDITS in a short form: opcode, node,
+    length, body; the rest of the header is filled in.
     """
     if data[:1] != bytes([EDITS]):
         while data:
@@ -82,7 +82,7 @@ def message(opcode: int, node: int, body: bytes = b"", unique: int = 1) -> bytes
 
 
 def check_answer(request: bytes, answer: bytes) -> None:
-    """One well-formed reply, or none where FUSE wants none."""
+    """Check for one well-formed reply, or none if FUSE expects none."""
     if len(request) < abi.IN_HEADER.size:
         assert not answer
         return
@@ -107,7 +107,7 @@ def check_answer(request: bytes, answer: bytes) -> None:
 
 @functools.cache
 def _tracebacks() -> list[logging.LogRecord]:
-    """What the session has logged since this was first called."""
+    """The session's log since this was first called."""
     kept: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = kept.append  # type: ignore[assignment, method-assign]
@@ -119,7 +119,7 @@ def _tracebacks() -> list[logging.LogRecord]:
 
 @functools.cache
 def _served() -> Path:
-    """A folder with what a tree can hold: files, an empty one, a folder, links."""
+    """A folder with every kind of entry: files, an empty file, a folder, links."""
     folder = scratch() / "served"
     (folder / "inner").mkdir(parents=True)
     (folder / "a.gguf").write_bytes(anygguf.packed(anygguf.MODEL))

@@ -26,15 +26,15 @@ from hbf_fuse.tier import TierSpec
 
 MAX_MESSAGES = 24
 MAX_REQUEST = 32_768
-"""Also for reads that want more. Replies of a MiB do not fit into a socket."""
+"""Also for reads that request more. Replies of a MiB do not fit into a socket."""
 
 SIZE = 100_001
 SHRUNK = 50_001
 END_SECONDS = 20.0
-"""By the clock: what takes milliseconds."""
+"""Wall time in seconds, for steps that take milliseconds."""
 
 THROTTLED, ABRUPT, BUDGET = 1, 2, 4
-"""Of the first byte. With ABRUPT the mount ends when all has been sent, without waiting for replies."""
+"""Flags in the first byte. With ABRUPT the mount ends when all was sent, without waiting for replies."""
 
 _UNANSWERED = (Opcode.FORGET, Opcode.BATCH_FORGET)
 _CALM = TierSpec(5000, 0.3)
@@ -53,8 +53,8 @@ class _File:
 
 @functools.cache
 def _files() -> dict[int, _File]:
-    """By handle: a mapped file, one that is read from its disk each time, one that shrank, an empty one; and
-    one whose handle falls on the same place as the first one's.
+    """Files by handle: a mapped one, one that is read from its disk each time, one that shrank, an empty one,
+    and one whose handle has the same hash slot as the first one's.
     """
     content = bytes(place * 7 % 251 for place in range(SIZE))
     fds = [os.open(file_of(name, content), os.O_RDWR) for name in ("whole", "shrunk")]
@@ -83,7 +83,7 @@ def loop(data: bytes) -> None:
         mount.end()
     _check(sent, mount.answers, mount.passed, whole=not flags & ABRUPT)
     if not flags & ABRUPT:
-        stats = mount.pacer.stats()
+        stats = mount.pacer.status()
         assert stats["in_flight"] == 0, "a read did not end in the books"
         answered = sum(_opcode(one) == Opcode.READ for one in sent) - sum(
             _opcode(one) == Opcode.READ for one in mount.passed
@@ -92,7 +92,7 @@ def loop(data: bytes) -> None:
 
 
 class _Mount:
-    """A loop at work, and Python's side of it."""
+    """A running loop, and Python's side of it."""
 
     def __init__(self, flags: int) -> None:
         from hbf_fuse.engine.kernel.loop import Loop
@@ -126,7 +126,7 @@ class _Mount:
         self._loop.opened(handle, file, file.memory, file.fd, place, len(file.content))
 
     def _serve(self) -> None:
-        """What Python's threads do: of the requests that are not for the loop, those that concern it."""
+        """The work of Python's threads: handle requests that are not for the loop but concern it."""
         while (taken := self._loop.next_message()) is not None:
             request = bytes(taken[0])
             if not request:
@@ -167,7 +167,7 @@ class _Mount:
         give_up = time.monotonic() + END_SECONDS
         while any(thread.is_alive() for thread in self._threads):
             assert time.monotonic() < give_up, "a thread goes on after the end of the mount"
-            # Whoever is sending must not wait for a reader.
+            # A sender must not wait for a reader.
             self._take_the_rest()
             for thread in self._threads:
                 thread.join(0.001)
@@ -199,7 +199,7 @@ def _unique(request: bytes) -> int:
 
 
 def _counts(request: bytes) -> bool:
-    """Whether a message leads to anything."""
+    """Whether a message has an effect."""
     return len(request) >= abi.IN_HEADER.size and _opcode(request) not in _UNANSWERED
 
 
@@ -241,7 +241,7 @@ def _is_right(request: bytes, answer: bytes, interrupted: set[int]) -> bool:
     try:
         check_answer(request, answer)
     except AssertionError:
-        # It may be that to another read of the same number.
+        # It may be the answer to another read with the same number.
         return False
     handle, offset, size, *_ = abi.READ_IN.unpack_from(request, abi.IN_HEADER.size)
     _, error, unique = abi.OUT_HEADER.unpack_from(answer)

@@ -1,4 +1,4 @@
-"""GGUFs and presets: the reader with all that is made of a model, and the synthesiser."""
+"""GGUFs and presets: the reader, everything derived from a model, and the synthesiser."""
 
 import json
 
@@ -6,15 +6,16 @@ from fuzzing import anygguf
 from fuzzing.edits import EDITS, edited, edits, text_of, toml, with_edits
 from fuzzing.promise import Target, accepted, file_of, scratch
 from hbf_fuse import gguf
-from hbf_fuse.cli import model as cli_model
-from hbf_fuse.fs.placement import Placement, Rule
+from hbf_fuse.cli import info
+from hbf_fuse.fs.placement import Rule, placements_of
 from hbf_fuse.gguf import kv, presets, synth
+from hbf_fuse.models import summary
 from hbf_fuse.traces import attribution
 from hbf_fuse.traces.trace import Read
 
 
 def model_file(data: bytes) -> None:
-    """A GGUF, and all that is made of it: KV sizes, placement, whose bytes are read."""
+    """A GGUF, and everything derived from it: KV sizes, placement, attribution of reads."""
     spoilt = data[:1] == bytes([EDITS])
     path = file_of("model.gguf", anygguf.packed(edited(anygguf.MODEL, data)) if spoilt else data)
     model = accepted(gguf.read, path)
@@ -23,8 +24,12 @@ def model_file(data: bytes) -> None:
     for cache_type in kv.CACHE_TYPES:
         known = accepted(kv.bytes_per_token, model, cache_type, cache_type)
         assert known is None or known >= 0
-    json.dumps(accepted(cli_model._describe, path))
-    placement = accepted(Placement, model, [Rule.parse("_exps=hbf"), Rule.parse(".*=dram")])
+    described = accepted(summary.describe, path)
+    json.dumps(described)
+    assert described is None or len(list(info._screen(described))) < 40
+    (placement,) = accepted(placements_of, [model], [Rule.parse("_exps=hbf"), Rule.parse(".*=dram")]) or [
+        None
+    ]
     if placement is not None:
         assert placement.bytes_of("hbf") + placement.bytes_of("dram") == model.size
     read = Read(0, 1, 2, 0, model.size, 1, 2, 0)

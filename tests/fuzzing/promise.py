@@ -1,4 +1,4 @@
-"""What is promised whatever the input: a valid object or one line of the project's own, in bounded time."""
+"""The promise for any input: a valid object or one line of the project's own, in bounded time."""
 
 import functools
 import linecache
@@ -22,8 +22,8 @@ _PACKAGE = str(Path(hbf_fuse.__file__).parent)
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads what others wrote. run: takes any bytes and raises where a promise is broken.
-    seeds: sound inputs, from real things.
+    """Code that reads input of others. run: takes any bytes and raises if a promise is broken.
+    seeds: valid inputs from real data.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Target:
 
 
 def check(target: Target, data: bytes, seconds: float = MAX_SECONDS) -> None:
-    """Run a target, and hold it to its time."""
+    """Run a target, and check its CPU time."""
     begin = time.thread_time()
     target.run(data)
     spent = time.thread_time() - begin
@@ -40,11 +40,13 @@ def check(target: Target, data: bytes, seconds: float = MAX_SECONDS) -> None:
 
 
 def accepted(call: Callable[..., Any], *arguments: Any) -> Any:
-    """What a call returns, or None if it refused in a line of the project's own; all else is raised."""
+    """The result of a call, or None if it refused with one line of the project's own. Other errors are
+    raised.
+    """
     try:
         return call(*arguments)
     except OSError as error:
-        # The command line says which file and why; see cli.common.guarded.
+        # The command line names the file and the reason; see cli.common.guarded.
         assert error.strerror
     except Exception as error:
         if not _is_ours(error):
@@ -54,7 +56,7 @@ def accepted(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether an error was written for people: an HbfError, or a ValueError that a line of ours raises."""
+    """Whether an error was written for users: an HbfError, or a ValueError that our code raises."""
     if isinstance(error, HbfError):
         return True
     where = traceback.extract_tb(error.__traceback__)[-1]
@@ -63,7 +65,7 @@ def _is_ours(error: Exception) -> bool:
 
 
 def scratch() -> Path:
-    """A folder for this process, gone with it."""
+    """A folder for this process, removed at its end."""
     return Path(_folder().name)
 
 
@@ -80,5 +82,5 @@ def _folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def memory() -> str | None:
-    """A folder in memory, if there is one: each run is written with an fsync, and there are many."""
+    """A folder in memory, if there is one: many runs are written, each with an fsync."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -1,4 +1,4 @@
-"""Sweeps: the TOML of a grid, a results folder, and what resuming finds in it."""
+"""Sweeps: the TOML of a grid, a results folder, and the files that resuming reads."""
 
 import functools
 import json
@@ -8,8 +8,8 @@ from typing import Any
 from fuzzing.edits import edits, text_of, toml, with_edits
 from fuzzing.promise import Target, accepted, file_of, scratch
 from fuzzing.tiers import SLOW_SPEC
-from hbf_fuse.cli import kv as cli_kv
 from hbf_fuse.cli import trace as cli_trace
+from hbf_fuse.cli.kv.options import SpillOptions
 from hbf_fuse.models import choice
 from hbf_fuse.report import compare, page, summary
 from hbf_fuse.runs.results import Results
@@ -39,12 +39,12 @@ _GRID = {
     "place": ["_exps=fast", ".=hbf"],
     "tiers": _TIERS,
 }
-_MODEL = ModelFile(Path("model.gguf"), 1 << 30, "0" * 64)
+_MODEL = ModelFile((Path("model.gguf"),), 1 << 30, "0" * 64)
 _MAX_MADE = 500
 
 
 def grid(data: bytes) -> None:
-    """A sweep's TOML, and the cells that it comes to."""
+    """A sweep's TOML, and its cells."""
     file = file_of("grid.toml", text_of(_GRID, data, toml))
     known = accepted(grids.from_fields, {}, file)
     if known is None:
@@ -61,14 +61,14 @@ def grid(data: bytes) -> None:
 
 
 def runs(data: bytes) -> None:
-    """A results folder with one sound run and one that is not: CSV, tables, report, and what --run takes."""
+    """A results folder with one valid run and one damaged run: CSV, tables, report, and --run."""
     sound, spoilt = _real_run("mmap"), _real_run("stream")
     folder = scratch() / "results"
     (folder / "runs").mkdir(parents=True, exist_ok=True)
     (folder / "runs" / f"{sound['cell']['name']}.json").write_text(json.dumps(sound))
     run = folder / "runs" / f"{spoilt['cell']['name']}.json"
     run.write_bytes(text_of(spoilt, data, json.dumps))
-    accepted(cli_kv.SpillOptions(bench=run)._compute_seconds)
+    accepted(SpillOptions(bench=run)._compute_seconds)
     accepted(cli_trace._phases, run)
     accepted(cli_trace._first_run_seconds, run)
     results = Results(folder)
@@ -94,7 +94,7 @@ _CELL = Cell(_MODEL, SLOW_SPEC)
 
 
 def resume(data: bytes) -> None:
-    """What an earlier sweep left: sweep.json, and a cells.csv that somebody may have edited."""
+    """The files of an earlier sweep: sweep.json, and a cells.csv that somebody may have edited."""
     folder = scratch() / "resumed"
     sound = _real_run("mmap")
     (folder / "runs").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tiers as people write them: JSON, control messages, profiles, --tiers; and what a person has set."""
+"""Tiers as users write them: JSON, control messages, profiles, --tiers; and user settings."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ from hbf_fuse.calibrate import envelope
 from hbf_fuse.cli import options as cli_options
 from hbf_fuse.fs import control
 from hbf_fuse.host import machine
-from hbf_fuse.models import choice
+from hbf_fuse.models import choice, places
 from hbf_fuse.tier import Tier, TierSpec, expect, profiles
 
 SLOW_SPEC = TierSpec(500, 1)
@@ -23,7 +23,7 @@ _MESSAGE = control.current(SLOW_SPEC)
 
 
 def tier(data: bytes) -> None:
-    """A tier as JSON, and a message to `.hbf/control`; what is accepted must give deadlines."""
+    """A tier as JSON, and a message to `.hbf/control`; an accepted tier must give deadlines."""
     told = accepted(control.applied, text_of(_MESSAGE, data, json.dumps), SLOW_SPEC)
     if told is not None:
         json.dumps(control.current(told))
@@ -85,7 +85,7 @@ def settings(data: bytes) -> None:
         if known is not None:
             for engine in ("kernel", "fusepy"):
                 envelope.doubt(SLOW_SPEC, known, engine)
-        choice.config_file().write_bytes(text_of({"model": "~/model.gguf"}, data, toml))
+        places.config_file().write_bytes(text_of({"model": "~/model.gguf"}, data, toml))
         accepted(choice._configured)
 
 

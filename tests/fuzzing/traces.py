@@ -1,4 +1,4 @@
-"""Traces: whose bytes they show, and their replay on other tiers."""
+"""Traces: their attribution to tensors, and their replay on other tiers."""
 
 import functools
 import json
@@ -43,11 +43,11 @@ _MASKS = (*[(1 << 64) - 1] * 4, *[(1 << 32) - 1] * 3, *[(1 << 16) - 1] * 2)
 
 
 def trace(data: bytes) -> None:
-    """A trace: whose bytes it shows, and its replay on other tiers."""
+    """A trace: its attribution to tensors, and its replay on other tiers."""
     known = accepted(Trace.parse, _trace_bytes(edited(_TRACE, data)) if data[:1] == b"\xff" else data)
     if known is None:
         return
-    reads = attribution.of_file(known, "model.gguf")
+    reads = attribution.of_files(known, ["model.gguf"])
     assert len(list(known)) >= len(reads)
     model = gguf.read(_model())
     shares = attribution.attribute(reads, list(known.header["tiers"]), model.tensors, _PHASES)

@@ -1,4 +1,4 @@
-"""One mount for each engine and module, of a folder with something of every kind."""
+"""One mount for each engine and module, of a folder with every kind of file."""
 
 import os
 import random
@@ -13,7 +13,7 @@ from hbf_fuse.tier import TierSpec
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """A folder with something of every kind."""
+    """A folder with every kind of file."""
     folder = tmp_path_factory.mktemp("source")
     (folder / "file").write_bytes(random.Random(1).randbytes(SIZE))
     (folder / "empty").write_bytes(b"")
@@ -22,7 +22,6 @@ def source(tmp_path_factory):
     (folder / "runs").write_bytes(b"#!/bin/sh\necho it runs\n")
     (folder / "runs").chmod(0o755)
     (folder / "link").symlink_to("file")
-    (folder / "lost").symlink_to("nowhere")
     (folder / "up").symlink_to("many/../file")
     (folder / "many").mkdir()
     for number in range(MANY):
@@ -36,7 +35,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["kernel", "fusepy"])
 def point(request, source, tmp_path_factory):
-    """Where it is mounted, once for all tests of an engine."""
+    """Its mountpoint, mounted once for all tests of an engine."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/fuse")
     path = tmp_path_factory.mktemp("mnt")
@@ -46,7 +45,7 @@ def point(request, source, tmp_path_factory):
 
 @pytest.fixture
 def fd(point):
-    """The file, open and cold."""
+    """The open file, with a cold page cache."""
     number = os.open(point / "file", os.O_RDONLY)
     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
     yield number

@@ -1,4 +1,4 @@
-"""What the mounts of this folder serve."""
+"""The files that the mounts of this folder serve."""
 
 SIZE = 3_000_001
 MANY = 1200

@@ -1,4 +1,4 @@
-"""Every way of changing something is refused as on a read-only disk; under both engines."""
+"""Every change is refused as on a read-only disk, under both engines."""
 
 import ctypes
 import errno

@@ -1,6 +1,6 @@
-"""Names and attributes, as the tests of libfuse and sshfs ask for them; under both engines.
+"""Names and attributes, as in the tests of libfuse and sshfs, under both engines.
 
-The system calls are called by their names, since they are what is tested.
+The tests call system calls by name, since these are tested.
 """
 # ruff: noqa: PTH115, PTH116, PTH208
 
@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @pytest.mark.parametrize("name", ["file", "empty", "private", "runs", "link", "names"])
-def test_stat_tells_what_the_source_s_stat_tells(point, source, name):
+def test_stat_equals_the_stat_of_the_source(point, source, name):
     here, there = (point / name).lstat(), (source / name).lstat()
     assert stat.S_IFMT(here.st_mode) == stat.S_IFMT(there.st_mode)
     assert here.st_size == there.st_size or name == "names"
@@ -28,13 +28,13 @@ def test_stat_tells_what_the_source_s_stat_tells(point, source, name):
         readable = 0o555 if name == "names" else 0o444
         assert stat.S_IMODE(here.st_mode) == stat.S_IMODE(there.st_mode) & readable
         assert here.st_mtime_ns == there.st_mtime_ns
-    assert here.st_nlink == (2 if name == "names" else 1)
+    assert here.st_nlink == 1
     assert here.st_blocks * 512 >= here.st_size
     assert here.st_blocks * 512 < here.st_size + 512
     assert here.st_blksize >= 4096 and here.st_ino and here.st_dev == point.stat().st_dev
 
 
-def test_stat_stays_the_same_whatever_is_read(point, fd):
+def test_stat_does_not_change_by_reading(point, fd):
     before = [(point / name).lstat() for name in os.listdir(point)], point.stat()
     os.pread(fd, SIZE, 0)
     os.fsync(fd)
@@ -48,18 +48,20 @@ def test_inodes_are_distinct_and_names_are_kept(point):
     assert len({(point / "many" / name).stat().st_ino for name in os.listdir(point / "many")}) == MANY
 
 
-def test_statfs_is_that_of_a_full_read_only_disk(point):
+def test_statfs_tells_what_is_served_and_is_not_that_of_a_full_disk(point):
     told = os.statvfs(point)
     assert told.f_bsize >= 4096 and told.f_namemax == 255
-    assert told.f_blocks * told.f_frsize >= SIZE
-    assert (told.f_bfree, told.f_bavail, told.f_ffree) == (0, 0, 0)
+    assert SIZE <= (told.f_blocks - told.f_bfree) * told.f_frsize < 100 * SIZE
+    assert told.f_bavail == told.f_bfree and told.f_bavail / told.f_blocks > 0.99
+    assert MANY < told.f_files - told.f_ffree < 2 * MANY + 1000 and told.f_ffree / told.f_files > 0.99
+    assert told.f_favail == told.f_ffree
     assert os.statvfs(point / "file").f_blocks == told.f_blocks
 
 
 def test_permissions_hold(point):
     assert os.access(point / "file", os.R_OK) and os.access(point / "many", os.X_OK)
     assert not os.access(point / "runs", os.X_OK)
-    # To root, access() allows what the mode does not: there it is the open that is refused.
+    # For root, access() allows more than the mode. Then open() must refuse.
     if os.geteuid():
         assert not os.access(point / "file", os.W_OK)
     for name in ("file", "runs", "many/an-entry-of-many-00000"):
@@ -85,8 +87,8 @@ def test_a_directory_has_every_name_once(point, source):
 
 
 @pytest.mark.parametrize("size", [64, 300, 4096, 1 << 20])
-def test_a_directory_is_whole_whatever_buffer_it_is_read_into(point, size):
-    """getdents64 with a buffer of its own, which must at least hold one entry."""
+def test_a_directory_is_complete_with_any_buffer_size(point, size):
+    """Calls getdents64 with its own buffer, which must hold at least one entry."""
     fd = os.open(point / "many", os.O_RDONLY | os.O_DIRECTORY)
     try:
         names = [name for name, _, _ in entries(fd, size)]
@@ -95,7 +97,7 @@ def test_a_directory_is_whole_whatever_buffer_it_is_read_into(point, size):
     assert sorted(names) == sorted([b".", b"..", *os.listdir(os.fsencode(point / "many"))])
 
 
-def test_a_directory_can_be_read_on_from_any_offset(point):
+def test_reading_a_directory_can_continue_from_any_offset(point):
     fd = os.open(point / "many", os.O_RDONLY | os.O_DIRECTORY)
     try:
         first = list(entries(fd, 4096))
@@ -145,11 +147,10 @@ def test_a_name_may_have_any_byte(point, name):
         assert file.read() == b""
 
 
-def test_names_that_cannot_be_give_the_usual_errors(point):
+def test_impossible_names_give_the_usual_errors(point):
     assert error_of(lambda: os.stat(point / ("n" * 256))) == errno.ENAMETOOLONG
     assert error_of(lambda: os.stat(f"{point}/" + "n/" * 3000)) == errno.ENAMETOOLONG
     assert error_of(lambda: os.stat(point / "nowhere")) == errno.ENOENT
-    assert error_of(lambda: os.stat(point / "lost")) == errno.ENOENT
     assert error_of(lambda: os.stat(point / "file" / "x")) == errno.ENOTDIR
     assert error_of(lambda: os.stat(f"{point}/file/")) == errno.ENOTDIR
     assert error_of(lambda: os.listdir(point / "file")) == errno.ENOTDIR
@@ -159,6 +160,5 @@ def test_names_that_cannot_be_give_the_usual_errors(point):
 
 def test_symlinks_lead_where_they_say(point, whole):
     assert os.readlink(point / "link") == "file"
-    assert os.readlink(point / "lost") == "nowhere"
     assert (point / "link").read_bytes() == (point / "up").read_bytes() == whole
     assert error_of(lambda: os.open(point / "link", os.O_RDONLY | os.O_NOFOLLOW)) == errno.ELOOP

@@ -1,4 +1,4 @@
-"""Every way of reading, as the tests of libfuse and sshfs ask for them; under both engines."""
+"""Every way of reading, as in the tests of libfuse and sshfs, under both engines."""
 
 import errno
 import mmap
@@ -46,7 +46,7 @@ def test_vectors_are_filled_in_order(fd, whole):
     assert os.lseek(fd, 0, os.SEEK_CUR) == 74_107
 
 
-def test_a_read_that_must_not_wait_brings_the_bytes_or_says_eagain(fd, whole):
+def test_a_nonblocking_read_brings_the_bytes_or_eagain(fd, whole):
     buffer = bytearray(8192)
     try:
         count = os.preadv(fd, [buffer], 4096, os.RWF_NOWAIT)
@@ -73,7 +73,7 @@ def test_a_mapping_shows_the_bytes(fd, whole, flags):
         assert view[:] == whole
 
 
-def test_a_private_mapping_can_be_written_and_changes_no_file(fd, whole):
+def test_a_private_mapping_can_be_written_without_changing_the_file(fd, whole):
     with mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as view:
         view[5000:5004] = b"mine"
         assert view[4996:5008] == whole[4996:5000] + b"mine" + whole[5004:5008]
@@ -124,7 +124,8 @@ def test_copy_file_range_takes_from_the_mount(fd, whole, tmp_path):
             while count := os.copy_file_range(fd, out.fileno(), SIZE, done):
                 done += count
         except OSError as error:
-            # Since Linux 5.19 the kernel does this within one type of file system only; cp goes on by hand.
+            # Since Linux 5.19 the kernel does this only within one type of file system; cp then copies by
+            # reading.
             assert error.errno == errno.EXDEV and not done
             subprocess.run(["cp", f"/proc/self/fd/{fd}", tmp_path / "copy"], check=True, pass_fds=[fd])
     assert (tmp_path / "copy").read_bytes() == whole

@@ -15,13 +15,14 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Bench:
-    """takes: how long with its defaults, on 2 cores. script: where the name of the file is another.
-    needs_llama: a llama-bench, which is built first.
+    """takes: its time with its defaults, on 2 cores. script: the file's name, if it is another.
+    needs_llama, needs_server: it needs a llama-bench, or a llama-server, which is built first.
     """
 
     takes: str
     script: str = ""
     needs_llama: bool = False
+    needs_server: bool = False
     has_options: bool = True
 
 
@@ -31,7 +32,9 @@ BENCHES = {
     "simulator": Bench("half a minute", has_options=False),
     "simulation": Bench("15 minutes", needs_llama=True),
     "detail": Bench("4 minutes"),
-    "decode": Bench("15 minutes", needs_llama=True),
+    "decode": Bench("50 minutes, or a minute", needs_llama=True),
+    "serving": Bench("25 minutes", needs_server=True),
+    "shapes": Bench("4 minutes", needs_llama=True),
     "small-reads": Bench("5 minutes", "small_reads"),
     "stream": Bench("3 minutes"),
     "trace-cost": Bench("2 minutes", "trace_cost"),
@@ -39,6 +42,7 @@ BENCHES = {
     "llama-speed": Bench("5 minutes", "llama_speed", needs_llama=True),
     "limits": Bench("4 minutes"),
     "kv-spill": Bench("a minute", "kv_spill", has_options=False),
+    "memory": Bench("a minute"),
     "load": Bench("as long as told"),
     "reliability": Bench("20 minutes"),
     "findings": Bench("seconds, from results of `hbf sweep`", has_options=False),
@@ -57,6 +61,8 @@ def main() -> None:
         return
     if bench.needs_llama:
         subprocess.run([str(HERE.parent / "setup"), "--llama"], check=True)
+    if bench.needs_server:
+        subprocess.run([str(HERE.parent / "llama-bench-build"), "--server"], check=True)
     sys.argv = [f"tools/bench {name}", *sys.argv[2:]]
     runpy.run_path(str(_path(name)), run_name="__main__")
 

@@ -1,7 +1,7 @@
-"""Jitter, flash planes and queue depth on real mounts against virtual time: rates and percentiles of reads.
+"""Jitter, flash planes and queue depth on real mounts, compared with virtual time: rates and percentiles of reads.
 
-Every point is a fresh mount with lean readers past the page cache, each reading its own pieces one after the other. In virtual
-time as many readers do the same. Writes its section of docs/simulation.md.
+Every point is a fresh mount with compiled readers past the page cache. Each reads its own pieces one after the other. In
+virtual time, the same number of readers does the same. Writes its section of docs/simulation.md.
 
     tools/bench detail
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from hbf_fuse.host import machine
 from hbf_fuse.mount import child, floor, probe
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.report.summary import table
+from hbf_fuse.report.tables import table
 from hbf_fuse.tier import Tier, TierSpec
 
 PAGE = Path(__file__).parents[2] / "docs/simulation.md"
@@ -33,7 +33,7 @@ PERCENTILES = (50, 95)
 
 @dataclass(frozen=True)
 class Point:
-    """A tier, and how many readers it has."""
+    """A tier, and its number of readers."""
 
     kind: str
     spec: TierSpec
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measured(folder: Path, repeats: int) -> list[dict[str, float | str]]:
-    """A row for each point: medians of the repeats, interleaved, and what virtual time says."""
+    """A row for each point: medians of the interleaved repeats, and the result in virtual time."""
     folder.mkdir(exist_ok=True)
     source, mountpoint = folder / "noise", folder / "mnt"
     with source.open("wb") as file:
@@ -86,7 +86,7 @@ def measured(folder: Path, repeats: int) -> list[dict[str, float | str]]:
 
 
 def section(rows: Sequence[dict[str, float | str]]) -> str:
-    """The part of the page."""
+    """This section of the page."""
     errors, facts = [abs(float(row["rate error %"])) for row in rows], machine.facts()
     shown = [
         {
@@ -96,23 +96,25 @@ def section(rows: Sequence[dict[str, float | str]]) -> str:
         for row in rows
     ]
     return (
-        f"{BEGIN}\n\n## Jitter, planes and queue depth\n\nLean readers past the page cache, {SIZE >> 10} KiB a read, one in "
-        f"flight each, for about {SECONDS:g} s; in virtual time as many do the same. Medians of the repeats.\n\n"
+        f"{BEGIN}\n\n## Jitter, planes and queue depth\n\nCompiled readers past the page cache, {SIZE >> 10} KiB a read, one in "
+        f"flight each, for about {SECONDS:g} s. In virtual time, the same number of readers does the same. "
+        "Medians of the repeats.\n\n"
         f"{table(tuple(shown[0]), shown)}\nError of the rate: median {statistics.median(errors):.2f}%, at most {max(errors):.2f}%, "
-        f"{len(errors)} points. In virtual time readers of several planes keep step and never meet on one; on a "
-        "machine they come late now and then, and meet: hence the 95th percentiles there.\n\n"
-        f"{machine.described(facts)}, {machine.now()['time']}. Do it again: `tools/bench detail`.\n\n{END}\n"
+        f"{len(errors)} points. In virtual time, the readers of several planes stay in step and never use the same plane at "
+        "once. On a real machine a reader is late now and then and meets another on a plane, which raises the 95th "
+        "percentile.\n\n"
+        f"{machine.described(facts)}, {machine.now()['time']}. Repeat it with `tools/bench detail`.\n\n{END}\n"
     )
 
 
 def _reads(point: Point) -> int:
-    """Of each reader, so that it takes about SECONDS; as many as the file has pieces at most."""
+    """Reads per reader, so that it takes about SECONDS; at most as many as the file has pieces."""
     _, seconds = _in_virtual_time(point, 200)
     return max(50, min(FILE_BYTES // SIZE // point.readers, round(200 * SECONDS / seconds)))
 
 
 def _on_a_mount(point: Point, source: Path, mountpoint: Path) -> tuple[list[float], float]:
-    """The time of every read in us, and how long all took together, in s."""
+    """The time of every read in us, and the time from first to last in s."""
     with child.mounted(MountConfig(source, mountpoint, point.spec)) as mount:
         fd = os.open(mount / "model.gguf", os.O_RDONLY | os.O_DIRECT)
         line = probe.command(floor.lean_library(), fd)

@@ -1,4 +1,4 @@
-"""What disturbs a mount on purpose, by name and strength; see verdict.py."""
+"""Disturbances of a mount, by name and strength; see verdict.py."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from typing import Any
 QUIET = "quiet"
 
 Disturbance = Callable[[int, Path], Any]
-"""What disturbs the server of this id, mounted there, within a `with` block."""
+"""Disturbs the server with this pid and mountpoint during a `with` block."""
 
 
 def _nothing() -> Disturbance:
@@ -45,7 +45,7 @@ def _hogs(count: int, nice: int = 0) -> Disturbance:
 def _repeated(
     seconds: float, every: float, begin: Callable[[int], object], end: Callable[[int], object]
 ) -> Disturbance:
-    """Something that lasts so long, again and again."""
+    """An action of a given length, repeated."""
 
     @contextmanager
     def within(server: int, mount: Path) -> Iterator[None]:
@@ -75,7 +75,7 @@ def _stopped(seconds: float, every: float) -> Disturbance:
 
 
 def _frozen(seconds: float, every: float) -> Disturbance:
-    """In a cgroup of its own (v1), frozen and thawed: no signal tells the server."""
+    """Freeze and thaw the server in its own cgroup (v1): no signal reports this to the server."""
 
     @contextmanager
     def within(server: int, mount: Path) -> Iterator[None]:
@@ -101,7 +101,7 @@ def _frozen(seconds: float, every: float) -> Disturbance:
 
 
 def _delayed(microseconds: int) -> Disturbance:
-    """Each reply is held up before it is sent, by strace, which slows everything else down a little, too."""
+    """strace delays each reply before it is sent. It also slows everything else down a little."""
 
     @contextmanager
     def within(server: int, mount: Path) -> Iterator[None]:
@@ -118,7 +118,7 @@ def _delayed(microseconds: int) -> Disturbance:
 
 
 def _memory(mebibytes: int) -> Disturbance:
-    """Another program takes memory and gives it back."""
+    """Another program allocates memory and frees it."""
 
     @contextmanager
     def within(server: int, mount: Path) -> Iterator[None]:
@@ -135,7 +135,7 @@ def _memory(mebibytes: int) -> Disturbance:
 
 
 def _changed(mbps: float) -> Disturbance:
-    """Another tier, a moment after the reading began."""
+    """Change the tier a moment after reading began."""
 
     @contextmanager
     def within(server: int, mount: Path) -> Iterator[None]:
@@ -164,4 +164,4 @@ DISTURBANCES: dict[str, dict[str, Disturbance]] = {
     "readers": {"2": _nothing(), "4": _nothing(), "16": _nothing(), "64": _nothing()},
     "changed": {"100": _changed(100), "190": _changed(190), "2000": _changed(2000)},
 }
-"""By name and strength. `readers` and `slow-source` are made where the run is."""
+"""Disturbances by name and strength. verdict.py makes `readers` and `slow-source` itself."""

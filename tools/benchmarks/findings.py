@@ -1,7 +1,7 @@
-"""The findings page: a sweep over the reference experiment's points beside the reference's own figures.
+"""The findings page: compares a sweep over the reference experiment's points with the reference's own figures.
 
-Reads docs/reference-v2.csv and the results folder of a sweep over its 12 points, writes docs/findings-v3.md and .csv.
-Further folders are those of real models, to stand beside.
+Reads docs/reference-v2.csv and the results folder of a sweep over its 12 points. Writes docs/findings-v3.md and .csv.
+Further folders hold sweeps of real models, which are added to the page.
 
     hbf sweep -m qwen2.5-3b-q4_k_m.gguf --mode mmap,stage -o results/v3 && tools/bench findings results/v3
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from pages import mark
 
-from hbf_fuse.report import page, summary
+from hbf_fuse.report import page, summary, tables
 from hbf_fuse.report.summary import Point, Series
 from hbf_fuse.runs.results import Results
 
@@ -39,19 +39,19 @@ _BESIDE = (
 _INTRO = """# Findings v3
 
 The reference experiment copied Qwen2.5-3B Q4_K_M (1.95 GiB) through a throttled script and benchmarked the
-copy, at 12 tiers. It missed its own model, 4 MiB / (4 MiB / bandwidth + latency), by {missed:.0f}% in the
-median. Here are the same 12 points, {repeats} repeats each, with the synthetic model of the same geometry:
-staged the same way (mode `stage`: copied through the emulated tier in 4 MiB chunks, one in flight), and
-mapped straight from the tier (mode `mmap`), where readahead keeps so much in flight that latency hides.
+copy, at 12 tiers. Its rates missed its own model, 4 MiB / (4 MiB / bandwidth + latency), by {missed:.0f}% in the
+median. This page has the same 12 points, {repeats} repeats each, with a synthetic model of the same geometry. Weights
+were loaded in two ways. Mode `stage`: copied through the emulated tier in 4 MiB chunks, one in flight, as in the
+reference. Mode `mmap`: mapped straight from the tier, where readahead keeps enough in flight to hide the latency.
 
-Every figure: [findings-v3.csv](findings-v3.csv), a row per repeat; [definitions.md](definitions.md) says
-what each column means. pp and tg cannot be compared with the reference's: another CPU, other weights. Decode is
-{n_gen} tokens where the reference had 256: tg is a rate and staging does not depend on it, so the sweep takes
-minutes and not over an hour. In the first run below decode counts for that much less. The modes were measured one
-after the other, tiers shuffled within each.
+[findings-v3.csv](findings-v3.csv) has every figure, a row per repeat; [definitions.md](definitions.md) says
+what each column means. pp and tg cannot be compared with the reference's: CPU and weights differ. Decode is
+{n_gen} tokens, the reference had 256. tg is a rate, and staging does not depend on it, so the sweep takes
+minutes instead of over an hour. Decode therefore has a smaller share of the first run below. The modes were
+measured one after the other, with tiers shuffled within each.
 """
 
-_HOW = """## Do it again
+_HOW = """## Repeat it
 
 ```
 hbf model make qwen2.5-3b-q4_k_m -o model.gguf
@@ -75,20 +75,22 @@ def main(results: Path, *others: Path, docs: Path = DOCS) -> None:
     missed = statistics.median(abs(row["error %"]) for row in rows)
     text = [
         mark("findings") + _INTRO.format(missed=missed, repeats=repeats, n_gen=runs[0].cell.bench.n_gen),
-        "## Stage rate beside the reference\n",
+        "## Stage rate compared with the reference\n",
     ]
-    text += [summary.table(_BESIDE, [_shown(row) for row in rows])]
-    text += ["MB/s are medians; errors in percent: of the reference and of `stage` against 4 MiB chunks, of"]
-    text += ["`mmap` against the tier model for the reads that came. `valid` counts repeats.\n"]
+    text += [tables.table(_BESIDE, [_shown(row) for row in rows])]
+    text += [
+        "MB/s are medians. Errors are in percent: of the reference and of `stage` against 4 MiB chunks, of"
+    ]
+    text += ["`mmap` against the tier model for the actual reads. `valid` counts repeats.\n"]
     for section in page.sections(runs, TARGET_SECONDS):
-        text += [f"## {section.title}\n", summary.table(section.series.columns, section.rows)]
-        text += [*(f"- {line}" for line in section.meaning), "", "Whether to believe it:\n"]
+        text += [f"## {section.title}\n", tables.table(section.series.columns, section.rows)]
+        text += [*(f"- {line}" for line in section.meaning), "", "Checks:\n"]
         text += [*(f"- {line}" for line in section.checks), ""]
     for other in others:
         beside = Results(other).all()
         for one in summary.series_of(beside):
             text += [f"## A real model: {beside[0].cell.model.name} ({one.title})\n"]
-            text += [summary.table(one.columns, [point.row() for point in one.points])]
+            text += [tables.table(one.columns, [point.row() for point in one.points])]
     text += ["## Notable runs\n", *(f"- {line}" for line in page.remarks(runs) or ["None."]), ""]
     text += ["## Measured on\n", *(f"- {line}" for line in page.environment(runs)), ""]
     first = runs[0].cell.bench

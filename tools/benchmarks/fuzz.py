@@ -1,8 +1,8 @@
-"""Coverage-guided fuzzing of everything that reads what others wrote: see docs/fuzzing.md.
+"""Coverage-guided fuzzing of all code that reads files and messages of others: see docs/fuzzing.md.
 
-Prints JSON per target. Corpus, findings and a line for every run are kept under ~/.cache/hbf/fuzz; --page takes those
-lines over into docs/fuzzing.jsonl, which holds the runs of every machine, and writes their totals into
-docs/fuzzing.md. Ends with 1 if there is a finding.
+Prints JSON per target. Corpus, findings and a line for every run are kept under ~/.cache/hbf/fuzz. --page copies these
+lines into docs/fuzzing.jsonl, which holds the runs of every machine, and writes their totals into
+docs/fuzzing.md. The exit code is 1 if there is a finding.
 
     tools/fuzz gguf --minutes 10
     tools/fuzz --all --minutes 60
@@ -28,15 +28,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 from fuzzing.promise import Target, check, memory  # noqa: E402
 from fuzzing.targets import TARGETS  # noqa: E402
 
-from hbf_fuse.models.choice import cache_dir  # noqa: E402
+from hbf_fuse.models.places import cache_dir  # noqa: E402
 
 PAGE = ROOT / "docs" / "fuzzing.md"
 RUNS = "fuzzing.jsonl"
-"""A run in every line; under docs/ those of all machines, in the cache those of this one."""
+"""One run per line: in docs/ the runs of all machines, in the cache those of this machine."""
 
 MAX_LEN = 16_384
 TIMEOUT_SECONDS = 60
-"""By the clock, for an input that never ends; what is merely slow is found by its CPU time."""
+"""Wall time, for an input that never ends. A slow input is found by its CPU time."""
 
 RSS_MB = 1024
 _COVERAGE = re.compile(r"cov: (\d+) ft: (\d+)")
@@ -51,8 +51,8 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     parser.add_argument("--all", action="store_true", help="every target, one after the other")
     parser.add_argument("--minutes", type=float, default=1.0, help="for each target (default: 1)")
-    parser.add_argument("--again", type=Path, metavar="FILE", help="only give this finding to the target")
-    parser.add_argument("--page", action="store_true", help="take the runs over into docs/")
+    parser.add_argument("--again", type=Path, metavar="FILE", help="run the target on this finding only")
+    parser.add_argument("--page", action="store_true", help="copy the runs into docs/")
     options = parser.parse_args()
     names = list(TARGETS) if options.all else options.targets
     if unknown := [name for name in names if name not in TARGETS]:
@@ -125,7 +125,7 @@ def home() -> Path:
 
 
 def write_page() -> None:
-    """This machine's runs into docs/fuzzing.jsonl, and the totals as the table of docs/fuzzing.md."""
+    """Write this machine's runs into docs/fuzzing.jsonl, and the totals into the table of docs/fuzzing.md."""
     kept, mine = PAGE.with_name(RUNS), home() / RUNS
     lines = [file.read_text().splitlines() for file in (kept, mine) if file.exists()]
     runs = list(dict.fromkeys(_published(line) for each in lines for line in each))
@@ -137,14 +137,14 @@ def write_page() -> None:
 
 
 def _published(line: str) -> str:
-    """A run without what it says of this machine: its paths, and a traceback with more of them."""
+    """A run without this machine's paths, which are also in tracebacks."""
     run = json.loads(line)
     run.pop("said", None)
     return json.dumps({**run, "findings": [Path(finding).name for finding in run["findings"]]})
 
 
 def totals(runs: list[dict[str, Any]]) -> list[str]:
-    """All runs as a Markdown table: sums of CPU time and inputs, branches and corpus of the run that had most."""
+    """All runs as a Markdown table: sums of CPU time and inputs; maxima of branches and corpus."""
     rows = [
         "| target | what it is given | CPU time | inputs | branches | corpus |",
         "| --- | --- | ---: | ---: | ---: | ---: |",

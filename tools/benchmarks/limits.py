@@ -1,7 +1,7 @@
-"""Writes docs/kernel-limits.md: what the kernel's I/O limits come to, beside FUSE, and what a kill leaves behind.
+"""Writes docs/kernel-limits.md: how exact the kernel's I/O limits are, compared with FUSE, and what a kill leaves behind.
 
-Reads a file of random bytes on a real disk, cold each time, with dd: under `hbf run --io-max`, through a mount with
-the same bandwidth, and through `hbf-mount --io-max`, turn by turn. Then kills `hbf run` at random moments. Prints JSON.
+Reads a file of random bytes on a real disk with dd, with a cold page cache each time: under `hbf run --io-max`, through a
+mount with the same bandwidth, and through `hbf-mount --io-max`, alternating. Then kills `hbf run` at random moments. Prints JSON.
 
     tools/bench limits --folder DIRECTORY     about 4 minutes; the directory must be on a disk
 """
@@ -30,7 +30,7 @@ from hbf_fuse.limits import devices, hierarchy
 from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.report.statistics import Spread
-from hbf_fuse.report.summary import table
+from hbf_fuse.report.tables import table
 from hbf_fuse.sweep.modes.cgroup import HEAD_START_SECONDS, TOLERANCE_PCT
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import format_size, parse_size
@@ -49,28 +49,28 @@ _INTRO = """# What the kernel enforces
 on {machine}, cgroup {versions}, as root.
 
 Each reading is one `dd bs=1M` of {size} of random bytes on {disk}, which gives {disk_mbps:.0f} MB/s
-without a limit; the file is out of the page cache before (checked with mincore).
+without a limit. The file is not in the page cache before (checked with mincore).
 
 """
 _SIDE_BY_SIDE = """## FUSE against cgroup
 
-The same file, read {repeats} times each way, turn by turn in a new order each round; medians in MB/s (least to most).
+The same file, read {repeats} times each way, alternating in a new order each round. Medians in MB/s (least to most).
 
 - FUSE: `hbf-mount --mbps N`, the source in memory. The tier model schedules every read.
-- cgroup: `hbf run --io-max N`, no FUSE. The block layer holds reads back.
-- both: `hbf-mount --io-max N`. FUSE serves, with the block layer holding back the server's reads of the disk.
+- cgroup: `hbf run --io-max N`, no FUSE. The block layer delays reads.
+- both: `hbf-mount --io-max N`. FUSE serves, and the block layer delays the server's reads of the disk.
 
 """
 _DIFFERENCES = """Why they differ:
 
 - The tier model's link begins with the first read and is never ahead of its rate. The kernel's throttle counts in
   slices of {slice:g} s (DFL_THROTL_SLICE in blk-throttle.c) and lets a group have up to one slice's bytes in
-  advance: with this file up to {ahead}. The shorter a reading, the more that is; a
-  sweep's mode `cgroup` marks a cell that it takes past {tolerance:g}% as not valid, and says so.
-- The kernel delays requests to the disk. A reading that finds its bytes in the page cache is not delayed at all,
-  one from a disk slower than the limit is only as fast as the disk, and there is no latency to be had. FUSE needs
+  advance: with this file up to {ahead}. A shorter reading has a larger error. If it takes a
+  cell of a sweep's mode `cgroup` past {tolerance:g}%, the cell is marked as not valid, with the reason.
+- The kernel delays requests to the disk. A reading from the page cache is not delayed at all. A reading from a
+  disk slower than the limit is only as fast as the disk. The kernel cannot emulate latency. FUSE can, and needs
   no disk.
-- Reading through FUSE costs a copy and two context switches a request; at these rates that hides in the waiting.
+- Reading through FUSE costs a copy and two context switches a request. At these rates, waiting hides that cost.
 
 """
 _KILLS = """## Killed at random moments
@@ -79,7 +79,7 @@ _KILLS = """## Killed at random moments
 them its groups were there at that moment. Left behind: **{left} groups, {members} processes**.
 {lived}
 
-What removes them is a small process that sleeps on a pipe from before the groups are made. If that one is killed,
+A small process removes them. It is started before the groups are made, and sleeps on a pipe. If it is killed,
 too, the next `hbf run` finds the group: its name holds the process id and start time of its owner.
 
 """
@@ -117,14 +117,14 @@ def main() -> None:
 
 
 def _cold(file: Path, read: Callable[[], float]) -> float:
-    """Decimal MB/s of one way to read the file, which is not in the page cache."""
+    """Decimal MB/s of one way to read the file, with a cold page cache."""
     if left := residency.drop(file):
         raise SystemExit(f"{left} bytes of {file} stay in the page cache: use a file on a disk of your own")
     return file.stat().st_size / read() / 1e6
 
 
 def _dd(file: Path, before: tuple[str, ...] = ()) -> float:
-    """Seconds that dd needs; its own figure, so that no start of a program counts."""
+    """Seconds that dd reports itself, so that the start of a program does not count."""
     line = [*before, "dd", f"if={file}", "of=/dev/null", "bs=1M"]
     said = subprocess.run(
         line, capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
@@ -161,7 +161,7 @@ def _side_by_side(file: Path, point: Path, repeats: int) -> dict[str, dict[str, 
 
 
 def _kills(file: Path, count: int) -> dict[str, Any]:
-    """Groups and their members after SIGKILL, and how long they lived on, in ms."""
+    """Groups and their members after SIGKILL, and how long they existed after it, in ms."""
     parents = {place.parent for place in hierarchy.places(["io", "memory"])}
     left = members_left = 0
     lived = []
@@ -169,7 +169,7 @@ def _kills(file: Path, count: int) -> dict[str, Any]:
         line = [*HBF, "run", "--io-max", "50", "--mem", "1G", "--device", str(file), "--", "sleep", "60"]
         running = subprocess.Popen(line, stderr=subprocess.DEVNULL)
         time.sleep(random.uniform(0, MOST_SECONDS_BEFORE_A_KILL))  # noqa: S311
-        running.send_signal(signal.SIGSTOP)  # so that what is there is what the kill finds
+        running.send_signal(signal.SIGSTOP)  # so that nothing changes between the look and the kill
         there = _groups(parents, running.pid)
         members = {pid for group in there for pid in (group / "cgroup.procs").read_text().split()}
         killed = time.monotonic()
@@ -215,7 +215,7 @@ def _page(measured: dict[str, Any]) -> str:
             _hbf_run(measured["hbf_run"]),
             _table(measured),
             _killed(measured["kills"]),
-            "Do it again: `tools/bench limits`.\n",
+            "Repeat it with `tools/bench limits`.\n",
         ]
     )
 
@@ -226,7 +226,7 @@ def _hbf_run(rates: list[float]) -> str:
     shown = ", ".join(f"{rate:.1f}" for rate in rates)
     return (
         f"## `hbf run --io-max {RATE:g}`\n\n{shown} MB/s: at most {worst:.1f}% off, "
-        f"{within} the {TOLERANCE_PCT:g}% that are asked for.\n\n"
+        f"{within} the required {TOLERANCE_PCT:g}%.\n\n"
     )
 
 
@@ -254,9 +254,7 @@ def _killed(kills: dict[str, Any]) -> str:
     lived = sorted(kills["lived_ms"])
     text = ""
     if lived:
-        text = (
-            f"They lived on for {statistics.median(lived):.0f} ms in the median, {lived[-1]:.0f} ms at most."
-        )
+        text = f"They existed for another {statistics.median(lived):.0f} ms in the median, {lived[-1]:.0f} ms at most."
     return _KILLS.format(
         most=MOST_SECONDS_BEFORE_A_KILL,
         kills=kills["count"],

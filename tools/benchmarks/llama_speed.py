@@ -1,6 +1,6 @@
-"""llama-bench on the mount against llama-bench on the file itself, once the weights are loaded.
+"""llama-bench on the mount compared with llama-bench on the file itself, after the weights are loaded.
 
-Interleaved, each time a process of its own with llama-bench's warm-up. Prints JSON: medians of pp and tg
+Interleaved runs, each a separate process with llama-bench's warm-up. Prints JSON: medians of pp and tg
 and their ratios. A mount must not cost speed after loading.
 
     tools/bench llama-speed --rounds 5
@@ -19,7 +19,7 @@ from hbf_fuse.models.choice import DEFAULT_PRESET, preset_model
 from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
-from hbf_fuse.workload import llama
+from hbf_fuse.workload.program import BENCH
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
 
 def _rates(model: Path, n_prompt: int, n_gen: int) -> dict[str, float]:
     command = [
-        str(llama.find()),
+        str(BENCH.find()),
         "-m",
         str(model),
         "-p",

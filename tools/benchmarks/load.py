@@ -1,8 +1,8 @@
-"""fio reads and verifies a throttled and an unthrottled mount, in every way, for as long or as much as told.
+"""fio reads and verifies a throttled and an unthrottled mount, in every way, for a given time or number of bytes.
 
 The source is written once with fio's own checksums, one in every 4 KiB. A round is one pass over it through one of
 the mounts: an I/O engine, sequential or random, 4 KiB to 4 MiB at a time, 1 to 64 jobs, each with a part
-of its own. All combinations are gone through in a random order, again and again. Prints JSON: bytes
+of its own. All combinations run in a random order, repeatedly. Prints JSON: bytes
 verified and mismatches, rates, and the servers' memory and descriptors over time.
 
     tools/bench load                              every engine once, a minute or two
@@ -43,7 +43,7 @@ JOBS = (1, 4, 16, 64)
 DEPTH = 8
 VERIFY = ("--verify=crc32c", "--verify_interval=4096")
 COMPLAINT = re.compile(r"verify failed at|verify: bad")
-"""What fio says of a wrong block. Its exit code and total_err are 0 all the same where a job only reads (3.33)."""
+"""fio's message for a wrong block. Its exit code and total_err are 0 nevertheless if a job only reads (3.33)."""
 TIERS = {"throttled": TierSpec(500, 0.1), "unthrottled": TierSpec()}
 
 LONGEST_ROUND = 20
@@ -64,7 +64,7 @@ class Way(NamedTuple):
 
 @dataclass
 class Round:
-    """What one round did: bytes that fio verified, and the errors that it met, of which some are mismatches."""
+    """The result of one round: bytes that fio verified, and its errors, mismatches included."""
 
     way: Way
     nbytes: int
@@ -75,7 +75,7 @@ class Round:
 
 @dataclass
 class Watched:
-    """A mount and what its server held over time: (seconds, bytes of memory of its own, descriptors)."""
+    """A mount and its server's use over time: (seconds, bytes of its own memory, descriptors)."""
 
     point: Path
     server: psutil.Process
@@ -86,7 +86,7 @@ class Watched:
         self.samples.append((seconds, memory.rss - memory.shared, self.server.num_fds()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Begin, end and most, and the median of each quarter; and the trend over the second half, when all
+        """Begin, end, maximum, and the median of each quarter. Also the trend over the second half, when all
         threads have been started.
         """
         late = self.samples[len(self.samples) // 2 :]
@@ -109,19 +109,19 @@ class Watched:
 
 
 def slope(minutes: list[float], values: list[int]) -> float | None:
-    """How much a value grows in a minute, by least squares; None for less than a minute."""
+    """Growth of a value in a minute, by least squares; None for less than a minute."""
     if minutes[-1] - minutes[0] < 1:
         return None
     return round(statistics.linear_regression(minutes, values).slope, 2)
 
 
 def write_source(path: Path, size: int) -> None:
-    """A file that fio can verify, whichever part of it is read."""
+    """Write a file of which fio can verify any part."""
     _fio("--rw=write", f"--filename={path}", f"--size={size}", "--bs=1M", "--do_verify=0", *VERIFY)
 
 
 def available_engines(path: Path) -> dict[str, str]:
-    """fio's engines, each with why it cannot be used here, or nothing."""
+    """fio's engines, each with the reason why it cannot be used here, or ""."""
     reasons = {}
     for engine, direct in ENGINES.items():
         said = _fio(
@@ -143,11 +143,11 @@ def read_once(path: Path, size: int, way: Way, seed: int) -> Round:
     )  # fmt: skip
     seconds = time.monotonic() - begin
     try:
-        # Complaints of fio come before the JSON, on the same stream.
+        # fio prints its complaints before the JSON, on the same stream.
         (job,) = json.loads(said.stdout[said.stdout.index("{") :])["jobs"]
     except ValueError as error:
         raise HbfError(f"fio failed: {_last_line(said.stderr or said.stdout)}") from error
-    # Two witnesses: fio's complaints, and the error that verify_fatal ends the job with.
+    # Two sources: fio's complaints, and the error with which verify_fatal ends the job.
     complaints = len(COMPLAINT.findall(said.stderr))
     errors = max(complaints, job.get("total_err", 0), int(bool(said.returncode or job["error"])))
     return Round(way, job["read"]["io_bytes"], seconds, errors, _last_line(said.stderr) if errors else "")
@@ -157,7 +157,7 @@ def _parts(size: int, way: Way) -> tuple[str, ...]:
     """Each job reads a part of its own."""
     part = size // way.jobs // way.block_size * way.block_size
     if way.engine == "mmap":
-        # fio 3.33's mmap engine maps the beginning of the file whatever the offset, also without a mount.
+        # fio 3.33's mmap engine ignores the offset and maps the beginning of the file, also without a mount.
         return f"--size={size}", f"--io_size={part}"
     return f"--size={part}", f"--offset_increment={part}"
 
@@ -178,7 +178,7 @@ def _last_line(text: str) -> str:
 
 
 def ways(engines: list[str], size: int, brief: bool) -> Iterator[Way]:
-    """How to read, round by round, without end; or every engine and pattern once on each mount."""
+    """How to read in each round, endlessly. brief: every engine and pattern once on each mount."""
     possible = [
         Way(*chosen)
         for chosen in itertools.product(TIERS, engines, PATTERNS, BLOCK_SIZES, JOBS)
@@ -201,7 +201,7 @@ def watched(source: Path, point: Path, spec: TierSpec) -> Iterator[Watched]:
 
 
 def run(folder: Path, size: int, minutes: float, gigabytes: float) -> dict[str, Any]:
-    """Read until both are reached, or every engine and pattern once if neither is given."""
+    """Read until both limits are reached. If neither is given: every engine and pattern once."""
     source = folder / "source"
     write_source(source, size)
     left_out = {engine: why for engine, why in available_engines(source).items() if why}
@@ -263,9 +263,9 @@ def page(result: dict[str, Any], command: str) -> str:
         [
             mark("load") + "# Load",
             "",
-            f"Written by `{command}`: fio reads two mounts of one file, one after the other in a random order of I/O engines "
-            f"({', '.join(ENGINES)}), sequential and random, blocks of 4 KiB to 4 MiB, 1 to 64 jobs, and checks a checksum in "
-            "every 4 KiB. Every round is a new crowd of readers.",
+            f"Written by `{command}`: fio reads two mounts of one file, one at a time, in random order: I/O engines "
+            f"({', '.join(ENGINES)}), sequential and random, blocks of 4 KiB to 4 MiB, 1 to 64 jobs. It verifies a checksum in "
+            "every 4 KiB. Every round starts new reader processes.",
             "",
             f"{result['verified_bytes'] / 1e9:.1f} GB read and verified in {result['seconds'] / 60:.1f} minutes, "
             f"{result['rounds']} rounds: **{result['errors']} mismatches or errors**. Engines that could not be used "
@@ -276,7 +276,7 @@ def page(result: dict[str, Any], command: str) -> str:
             *map(_row, result["mounts"].values()),
             "",
             "Memory is the server's own (resident less shared), as medians of each quarter of the time. Growth is the slope "
-            "over the second half. What fills up in the beginning has a fixed size: the last 65,536 reads (3 MiB), 1,024 "
+            "over the second half. Buffers that fill up at the beginning have a fixed size: the last 65,536 reads (3 MiB), 1,024 "
             "readers' lateness, at most 16 idle threads.",
             "",
             f"{machine.described(facts)}, hbf-fuse {facts['hbf_fuse']}, {facts['time']}, load average "
@@ -303,8 +303,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", default="512M", type=parse_size, help="of the source, a multiple of 4M")
-    parser.add_argument("--soak", default=0.0, type=float, metavar="MINUTES", help="at least so long")
-    parser.add_argument("--gb", default=0.0, type=float, help="at least so much, in decimal GB")
+    parser.add_argument(
+        "--soak", default=0.0, type=float, metavar="MINUTES", help="read for at least this long"
+    )
+    parser.add_argument("--gb", default=0.0, type=float, help="read at least this much, in decimal GB")
     parser.add_argument("--folder", type=Path, help="where to work (default: the temporary directory)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write it as a page")
     options = parser.parse_args()

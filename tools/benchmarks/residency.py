@@ -1,7 +1,7 @@
-"""Whether a resident budget holds: readers walk a mount for minutes while mincore(2) is watched.
+"""Whether a resident budget holds: processes read a mount for minutes while mincore(2) is watched.
 
-Prints JSON: per policy the most that was resident, against the budget and one readahead window, and how many
-passes were read and verified by their hash.
+Prints JSON, per policy: the largest resident set, compared with the budget and one readahead window, and the number
+of passes that were read and verified by their hash.
 
     tools/bench residency --seconds 120 --readers 4
 """
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from readers import make_source
+from readers import SCRIPT, make_source
 
 from hbf_fuse.fs.placement import POLICIES, Layout
 from hbf_fuse.host import machine
@@ -28,23 +28,6 @@ from hbf_fuse.units import parse_size
 
 WINDOW_BYTES = 2 * BUDGET_READAHEAD_KIB << 10
 """FADV_SEQUENTIAL doubles the readahead."""
-
-_READER = """
-import hashlib, mmap, os, sys, time
-path, way, until = sys.argv[1], sys.argv[2], float(sys.argv[3])
-while time.time() < until:
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        if way == "mmap":
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED) as mapped:
-                for at in range(0, len(mapped), 1 << 20):
-                    digest.update(mapped[at : at + (1 << 20)])
-        else:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    print(digest.hexdigest(), flush=True)
-"""
 
 
 def main() -> None:
@@ -72,7 +55,7 @@ def _hold(source: Path, point: Path, policy: str, options: argparse.Namespace) -
         ways = [("read", "mmap")[number % 2] for number in range(options.readers)]
         readers = [
             subprocess.Popen(
-                [sys.executable, "-I", "-c", _READER, str(file), way, str(until)],
+                [sys.executable, "-I", SCRIPT, str(file), way, str(until)],
                 stdout=subprocess.PIPE,
                 text=True,
             )

@@ -1,8 +1,8 @@
-"""Writes docs/simulation.md: simulated against measured on real mounts, point by point, in one run.
+"""Writes docs/simulation.md: compares simulation with real mounts, point by point, in one run.
 
 KV replay: the spill pattern of a model on mounts of 12 tiers, without prefetch and with it. Trace replay: one
-llama-bench recorded at full speed, against the stage times of the 12 reference points; and a decode recorded at full
-speed, against decode from four tiers.
+llama-bench recorded at full speed, compared with the stage times of the 12 reference points; and a decode recorded at
+full speed, compared with decode from four tiers.
 
     tools/bench simulation -m model.gguf     about 20 minutes with a model of 2 GB
 """
@@ -28,7 +28,7 @@ from hbf_fuse.kv.spill import Spill
 from hbf_fuse.models.choice import preset_model
 from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
-from hbf_fuse.report.summary import table
+from hbf_fuse.report.tables import table
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.traces import attribution, chains
 from hbf_fuse.traces.attribution import Phase
@@ -47,19 +47,19 @@ DECODE_TOKENS = 16
 
 _INTRO = """# Simulated against measured
 
-The simulators drive the same device as the mounts do (`tier/`), in virtual time. Here both stand side by side, at
-tiers that this machine can emulate; nothing was tuned to any of these points. Past them, at TB/s, there is
+The simulators drive the same device as the mounts (`tier/`), in virtual time. This page compares both, at
+tiers that this machine can emulate. Nothing was tuned to these points. For faster tiers, up to TB/s, there is
 only the simulation.
 
 """
 
 
-_DECODE = """What the replay cannot know is how the threads of llama.cpp wait for each other when reads take longer than they
-did in the recording: it lets computing and reading overlap somewhat more than they do.
+_DECODE = """Replay does not know how the threads of llama.cpp wait for each other when reads take longer than in the
+recording. So in replay, computing and reading overlap somewhat more than in reality.
 """
 
-_READAHEAD = """The windows of the kernel's readahead are told from where the reader paused, and each is asked for when the reader
-comes to the one before it; see [design](design.md).
+_READAHEAD = """The kernel's readahead windows are inferred from where the reader paused. Each window is requested when the reader
+reaches the one before it; see [design](design.md).
 """
 
 
@@ -90,7 +90,7 @@ def _kv(model: Path, folder: Path) -> str:
     for prefetch in (0, 1):
         spill = Spill(
             kv_bytes=kv.bytes_per_token(described),
-            layers=kv.number(described, "block_count"),
+            layers=kv.cached_layers(described),
             context=SPILLED_TOKENS,
             resident=0,
             compute_seconds=COMPUTE_SECONDS,
@@ -114,9 +114,9 @@ def _kv(model: Path, folder: Path) -> str:
 
 
 def _staging(model: Path, folder: Path, repeats: int) -> str:
-    """A trace at full speed against stage times."""
+    """Replay of a trace recorded at full speed, compared with measured stage times."""
     short = ["-p", "8", "-n", "1"]
-    # Twice: a virtual machine gets its memory from the host in the first.
+    # Twice: in the first run, a virtual machine gets its memory from the host.
     _bench(model, folder, "warm", short)
     reads, _, _ = _bench(model, folder, "staging", short)
     measured: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
@@ -131,14 +131,14 @@ def _staging(model: Path, folder: Path, repeats: int) -> str:
         rows.append(_judged(f"{mbps:g}/{lat:g}", all_metrics, "stage_seconds", found["stage_seconds"]))
     about = (
         f"## Trace replay: stage time\n\nOne llama-bench on {model.name} recorded on an unthrottled mount "
-        f"({len(reads)} reads), replayed on the tiers of the reference: seconds, measured being the median of "
+        f"({len(reads)} reads), replayed on the tiers of the reference. Seconds; measured is the median of "
         f"{repeats} runs of mode mmap.\n"
     )
     return f"{about}\n{_READAHEAD}\n{_table(rows)}"
 
 
 def _decode(folder: Path, repeats: int) -> str:
-    """A trace of decode from one tier against the speeds measured on others."""
+    """Replay of a decode trace from one tier, compared with the speeds measured on others."""
     model = preset_model("tiny", lambda _: None)
     rows = []
     for share in DECODE_RESIDENT:
@@ -155,7 +155,7 @@ def _decode(folder: Path, repeats: int) -> str:
             rows.append(_judged(f"{mbps:g}, {share}", measured, "tg", found["tg"]))
     about = (
         f"## Trace replay: decode\n\ntiny decoding with each resident budget, recorded once on an unthrottled mount and "
-        f"replayed on other tiers: tokens/s, measured being the median of {repeats} runs.\n"
+        f"replayed on other tiers. Tokens/s; measured is the median of {repeats} runs.\n"
     )
     return f"{about}\n{_table(rows)}\n{_DECODE}"
 
@@ -182,13 +182,13 @@ def _bench(
     (run,) = (output / "runs").glob("*.json")
     document = json.loads(run.read_text())
     phases = [Phase(**phase) for phase in document["llama_bench"]["phases"]]
-    reads = attribution.of_file(Trace.parse(trace.read_bytes()), "model.gguf")
+    reads = attribution.of_files(Trace.parse(trace.read_bytes()), ["model.gguf"])
     trace.unlink()
     return reads, phases, document["metrics"]
 
 
 def _judged(point: str, measured: list[dict[str, Any]], what: str, simulated: float) -> dict[str, Any]:
-    """A row from the runs that were valid; from all, and marked, where none was."""
+    """A row from the valid runs. If none was valid: from all, and marked."""
     valid = [metrics[what] for metrics in measured if metrics["valid"]]
     if valid:
         return _row(f"{point}, {len(valid)}/{len(measured)} valid", statistics.median(valid), simulated)
@@ -227,7 +227,7 @@ def _machine() -> str:
     facts = machine.facts()
     return (
         f"## Measured on\n\n{machine.described(facts)}, hbf-fuse {facts['hbf_fuse']}, {machine.now()['time']}. "
-        "Do it again: `tools/bench simulation`.\n"
+        "Repeat it with `tools/bench simulation`.\n"
     )
 
 

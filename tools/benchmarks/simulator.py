@@ -1,4 +1,4 @@
-"""How many reads a second the simulators get through, on one core. Prints JSON.
+"""Speed of the simulators in reads a second, on one core. Prints JSON.
 
 HBF_UNCOMPILED=1 measures them uncompiled, for comparison.
 

@@ -1,11 +1,11 @@
-"""What a mount's own verdict is worth where a read costs the machine nearly as much as the tier.
+"""Accuracy of verdicts if the machine's overhead for a read is nearly as long as the tier's time.
 
-One reader outside the server reads a fresh mount past the page cache, one read in flight, at latencies so
-short that what passes outside the server (entering the kernel, waking up) is much of each read's time. The
-mount can only reckon with that. Every round measures every combination once, in a new order. Prints JSON:
-per latency, size and load, by how much the mean read of each run was too long for its reader, in us (negative:
-too short); the floor that the mount measured and reckoned with; and whether it said "valid". `within`: how
-many runs with an idle core, from 0.5 ms on, were within what a verdict takes the floor to be known to.
+One reader outside the server reads a fresh mount past the page cache, with one read in flight. Latencies are so
+short that time outside the server (entering the kernel, waking up) is a large part of each read's time. The
+mount cannot see this time; it subtracts a measured floor. Every round measures every combination once, in a new
+order. Prints JSON, per latency, size and load: by how much the mean read of each run was too long for its reader, in
+us (negative: too short); the floor that the mount measured and subtracted; and whether it said "valid". `within`: the
+number of runs with an idle core, from 0.5 ms on, that were within the floor's uncertainty that a verdict assumes.
 
     tools/bench small-reads --lat 0.1,0.2,0.5,1,2 --rounds 5
 """
@@ -30,10 +30,10 @@ from hbf_fuse.pacing.floor import unsure_ns
 from hbf_fuse.tier import TierSpec
 
 SIZES = {4096: 1024, 1 << 17: 256, 1 << 20: 64}
-"""Bytes of a read, and how many reads to a run."""
+"""Bytes of a read, and the number of reads in a run."""
 
 LEAST_MS = 0.5
-"""1 MiB in less is more than a machine may be able to copy."""
+"""A machine may be unable to copy 1 MiB in less time."""
 
 Combination = tuple[float, int, int]
 """Latency in ms, bytes of a read, cores kept busy."""

@@ -1,9 +1,8 @@
-"""How close a cold sequential walk through a mapping comes to the bandwidth asked for, under both engines.
+"""Error of the bandwidth when a mapping is read in order with a cold page cache, under both engines.
 
-Every round measures every combination once, in a new order, on a fresh mount. Prints JSON: per engine and
-bandwidth the median error in percent of the link as the reader's whole walk sees it and as staging
-(docs/definitions.md), the mount's error against its own model, and the
-server's CPU seconds per GB.
+Every round measures every combination once, in a new order, on a fresh mount. Prints JSON, per engine and
+bandwidth: the median error against the link's rate in percent, for the reader's whole pass and for staging
+(docs/definitions.md); the mount's error against its own model; and the server's CPU seconds per GB.
 
     tools/bench stream --mbps 250,500,1000 --rounds 5
     tools/bench stream --busy spin       with every core kept busy by another process
@@ -30,7 +29,7 @@ from hbf_fuse.mount import child, client
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.units import parse_size
-from hbf_fuse.workload import llama
+from hbf_fuse.workload.program import BENCH
 
 BUSY = ("idle", "spin", "llama")
 
@@ -114,7 +113,7 @@ def _hogs(busy: str) -> list[list[str]]:
         return [[sys.executable, "-I", "-c", "while True: pass"]] * (os.cpu_count() or 1)
     if busy == "llama":
         model = preset_model(DEFAULT_PRESET, lambda message: None)
-        return [[str(llama.find()), "-m", str(model), "-p", "0", "-n", "1024", "-r", "10000"]]
+        return [[str(BENCH.find()), "-m", str(model), "-p", "0", "-n", "1024", "-r", "10000"]]
     return []
 
 

@@ -1,7 +1,7 @@
-"""What tracing costs: cold walks through an unthrottled mount with --trace and without, turn by turn.
+"""The cost of tracing: an unthrottled mount is read with a cold page cache, alternately with --trace and without.
 
-The last reads are always kept in memory; what that costs is timed by itself. Prints JSON: medians in MB/s,
-the median ratio of neighbours in time, and ns a record.
+The newest reads are always kept in memory; the cost of this is measured separately. Prints JSON: medians in MB/s,
+the median ratio of neighbouring runs, and ns a record.
 
     tools/bench trace-cost --rounds 15
 """

@@ -1,11 +1,11 @@
 """Whether a mount's verdict is right, on a quiet machine and on one that is disturbed on purpose.
 
-Truth comes from outside: a reader past the page cache takes down on its own clock how long its reads took and how
-long it paused between them; in virtual time the same reads and pauses take as long as the tier says. A run is
-`right` where the two are within the mount's tolerance and SPREAD_PCT, by which the outer clock varies itself.
+The truth comes from outside. A reader past the page cache measures with its own clock the time of its reads and
+of its pauses. In virtual time the same reads and pauses take the tier's time. A run is `right` if the two agree within the
+sum of the mount's tolerance, SPREAD_PCT (the outer clock's own variation), and the lateness of a process that only sleeps.
 
 A round measures every disturbance at every strength once, on a fresh mount, in a new order. Prints JSON: the confusion
-matrix of the quiet runs and of the disturbed ones, and every run. What matters most is `believed_and_wrong`: runs
+matrix of the quiet runs and of the disturbed ones, and every run. `believed_and_wrong` matters most: runs
 that were called `agrees` and were not right.
 
     tools/bench verdict --rounds 10 -o verdict.json
@@ -34,7 +34,7 @@ from readers import make_source
 
 from hbf_fuse.host import linux, machine
 from hbf_fuse.models import published
-from hbf_fuse.models.choice import cache_dir
+from hbf_fuse.models.places import cache_dir
 from hbf_fuse.mount import child, client, lean
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.runs.results import Results
@@ -44,7 +44,7 @@ from hbf_fuse.tier.expect import ends_ns, readers_error_pct
 from hbf_fuse.verdict import AGREES, tolerance_pct
 
 SPREAD_PCT = 0.3
-"""By how much the reader's own clock is off, beside what its machine does to whoever sleeps."""
+"""Variation of the reader's own clock, in addition to the lateness of a sleeping process."""
 
 TIERS = (
     TierSpec(200),
@@ -59,12 +59,12 @@ READS = {1: 1 << 20, 2: 1 << 20, 4: 1 << 20, 16: 1 << 17, 64: 1 << 17}
 """Bytes of a read, by readers."""
 
 PAUSE_NS = (0, 2_000_000)
-"""Between reads: none, and about what llama.cpp takes to parse."""
+"""Pauses between reads: none, and about the time that llama.cpp needs to parse."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the reader measured and what the mount said."""
+    """The reader's measurement and the mount's verdict."""
 
     name: str
     strength: str
@@ -145,21 +145,21 @@ def _document(runs: list[Run]) -> dict[str, Any]:
 
 
 def _matrix(runs: list[Run]) -> dict[str, int]:
-    """How many runs were right, or wrong, with which verdict."""
+    """Number of runs by right or wrong, and verdict."""
     return dict(Counter(f"{'right' if run.right else 'wrong'}, {run.verdict}" for run in runs))
 
 
 def _measure(folder: Path, source: Path, name: str, strength: str, spec: TierSpec, pause_ns: int) -> Run:
     readers = int(strength) if name == "readers" else 1
     if readers > 1:
-        # They begin one after the other: a link does not mind, its first one is enough to keep it busy.
+        # Readers start one after the other. That does not matter for a link: the first reader keeps it busy.
         spec, pause_ns = dataclasses.replace(spec, bandwidth_mbps=spec.bandwidth_mbps or 1000), 0
     nbytes = READS[readers]
     (folder / "mnt").mkdir(exist_ok=True)
     with ExitStack() as stack:
         served = source
         if name == "slow-source":
-            # A disk that is slower than the tier: a mount of ours.
+            # Another hbf mount acts as a disk that is slower than the tier.
             (folder / "disk").mkdir(exist_ok=True)
             rate = (spec.bandwidth_mbps or 1000) * float(strength)
             disk = stack.enter_context(child.mounted(MountConfig(source, folder / "disk", TierSpec(rate))))
@@ -170,7 +170,7 @@ def _measure(folder: Path, source: Path, name: str, strength: str, spec: TierSpe
         asleep_pct = _asleep(spec, nbytes, readers)
         stack.enter_context(DISTURBANCES[name][strength](server, mount))
         truth_pct = _read(mount / "model.gguf", spec, nbytes, readers, pause_ns)
-        (file,) = child.stats(mount)["files"].values()
+        (file,) = client.read_stats(mount)["files"].values()
     staging = file["staging"]
     return Run(
         name,
@@ -190,7 +190,7 @@ def _measure(folder: Path, source: Path, name: str, strength: str, spec: TierSpe
 
 
 def _asleep(spec: TierSpec, nbytes: int, readers: int) -> float:
-    """By how many percent somebody is late who only sleeps, as long and as often as one reader waits."""
+    """Lateness in percent of a thread that only sleeps, as long and as often as one reader waits."""
     each = SIZE // nbytes // readers
     (end_ns, *_) = ends_ns(spec, nbytes, [0] * readers, each)
     with ThreadPoolExecutor(1, initializer=linux.sharpen_timers) as pool:
@@ -206,7 +206,7 @@ def _sleep(times: int, each_ns: int) -> int:
 
 
 def _read(path: Path, spec: TierSpec, nbytes: int, readers: int, pause_ns: int) -> float:
-    """By how many percent readers are off the tier, by their own clock."""
+    """Error of readers against the tier in percent, by their own clock."""
     files = [os.open(path, os.O_RDONLY | os.O_DIRECT) for _ in range(readers)]
     each = SIZE // nbytes // readers
     try:
@@ -223,7 +223,7 @@ def _read(path: Path, spec: TierSpec, nbytes: int, readers: int, pause_ns: int) 
 
 
 def _swept(folder: Path, repeats: int) -> dict[str, Any]:
-    """Of sweeps of real models on this machine as it is: how many runs had which verdict, and those not agreed to."""
+    """Sweep real models on this machine: counts of verdicts, and the runs that do not agree."""
     loads = ["--mbps", "250,500,1000", "--lat", "0,1,5", "-p", "8", "-n", "4"]
     decode = [
         "--mode",

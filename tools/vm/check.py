@@ -3,7 +3,8 @@
     tools/vm/check                                        both kernels of kernels.PACKAGES
     tools/vm/check --kernel linux-image-amd64 --json      another one, its results as JSON lines
 
-Exit code 0 if all is well, 1 if a check failed, 77 if no virtual machine can be had here (one line says why).
+Exit code 0 if all is well, 1 if a check failed, 77 if no virtual machine is possible here (one line says
+why).
 """
 
 import argparse
@@ -26,7 +27,7 @@ from debian import Unavailable
 
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import presets, synth
-from hbf_fuse.models.choice import cache_dir
+from hbf_fuse.models.places import cache_dir
 
 SKIPPED = 77
 _MIB = 1 << 20
@@ -42,7 +43,7 @@ def main() -> int:
     parser.add_argument("--accel", default="tcg", choices=["tcg", "kvm"], help="tcg: software emulation")
     parser.add_argument("--json", action="store_true", help="print each result as a line of JSON")
     options = parser.parse_args()
-    # So that what is begun is ended, and the disks are removed.
+    # So that processes are ended and disks are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     tell = _as_json if options.json else _as_text
     try:
@@ -54,7 +55,7 @@ def main() -> int:
 
 
 def check(package: str, options: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> bool:
-    """Boot a guest with a kernel and tell its results; whether all are good.
+    """Boot a guest with a kernel and print its results. Returns whether all are good.
 
     Raises Unavailable, or HbfError if QEMU refuses.
     """
@@ -81,13 +82,13 @@ def check(package: str, options: argparse.Namespace, tell: Callable[[dict[str, A
 
 
 def _whole_lines(results: Path) -> list[dict[str, Any]]:
-    """What the guest said; its last line may be cut off."""
+    """The guest's output; its last line may be cut off."""
     *whole, _ = results.read_text(errors="replace").replace("\r", "").split("\n")
     return [json.loads(line) for line in whole]
 
 
 def _result(name: str, ok: bool, detail: str, seconds: float) -> dict[str, Any]:
-    """As guest/checks.py makes them."""
+    """A result in the format of guest/checks.py."""
     return {"group": "kernel", "check": name, "ok": ok, "detail": detail, "seconds": round(seconds, 1)}
 
 

@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 from hbf_fuse.errors import HbfError
-from hbf_fuse.models.choice import cache_dir
+from hbf_fuse.models.places import cache_dir
 
 
 class Unavailable(HbfError):
-    """What a virtual machine needs and this machine cannot get: a reason to skip, not a failure."""
+    """A requirement of a virtual machine that this machine cannot get: a reason to skip, not a failure."""
 
 
 def unpacked(package: str) -> Path:
@@ -31,7 +31,7 @@ def unpacked(package: str) -> Path:
         try:
             files.rename(folder)
         except OSError:
-            # Another run was faster.
+            # Another run has unpacked it meanwhile.
             if not folder.exists():
                 raise
     return folder
@@ -44,7 +44,7 @@ def dependency(package: str, pattern: str) -> str | None:
 
 
 def field(package: str, name: str, missing: str | None = None) -> str:
-    """A field of apt's record of the newest version. Raises Unavailable without it, unless told `missing`."""
+    """A field of apt's record of the newest version; else `missing`, or Unavailable if that is not given."""
     record = output(["apt-cache", "show", "--no-all-versions", package])
     found = re.search(rf"^{name}: (.*)$", record, re.MULTILINE)
     if found is None and missing is None:
@@ -53,7 +53,7 @@ def field(package: str, name: str, missing: str | None = None) -> str:
 
 
 def output(command: list[str], cwd: str | None = None) -> str:
-    """What a command prints; Unavailable if it is missing or fails."""
+    """The output of a command; raises Unavailable if it is missing or fails."""
     env = {**os.environ, "LC_ALL": "C"}
     try:
         ended = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
-"""A Debian root file system with systemd, put together without running anything of it on this machine.
+"""A Debian root file system with systemd, made without running any part of it on this machine.
 
-Packages are resolved by a simulation of apt and unpacked; what their maintainer scripts would do, as far as
-it is wanted, is written here or done by systemd at its first boot, inside the guest.
+Packages are resolved by a simulation of apt, and unpacked. The needed effects of their maintainer scripts are
+written here, or made by systemd at its first boot, inside the guest.
 """
 
 import os
@@ -40,7 +40,7 @@ _PAM = {
 
 
 def write(root: Path) -> None:
-    """Fill an empty folder; its owners are right only for root. Raises debian.Unavailable."""
+    """Fill an empty folder. File owners are right only if run as root. Raises debian.Unavailable."""
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
@@ -50,7 +50,7 @@ def write(root: Path) -> None:
 
 
 def _archives(folder: Path) -> list[Path]:
-    """The packages and all that they depend on, as if nothing were installed."""
+    """The packages and all their dependencies, as if nothing were installed."""
     folder.mkdir()
     told = [word for option in _EMPTY for word in ("-o", option)]
     plan = debian.output(["apt-get", "-s", *told, "--no-install-recommends", "install", *PACKAGES])
@@ -60,7 +60,7 @@ def _archives(folder: Path) -> list[Path]:
 
 
 def _unpack(archive: Path, root: Path) -> None:
-    """Not with `dpkg-deb -x`, which would replace the links from /bin to /usr/bin by folders."""
+    """Unpack without `dpkg-deb -x`, which would replace the links from /bin to /usr/bin by folders."""
     content = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], capture_output=True, check=True).stdout
     tar = ["tar", "-x", "--numeric-owner", "--same-permissions", "--keep-directory-symlink", "-C", str(root)]
     subprocess.run(tar, input=content, check=True)
@@ -83,5 +83,5 @@ def _configure(root: Path) -> None:
         (etc / "pam.d" / f"common-{name}").write_text(f"{text}\n")
     (etc / "fstab").write_text("/dev/vda / ext4 rw 0 0\n/dev/vdb1 /srv/models ext4 ro 0 0\n")
     (etc / "hostname").write_text("guest\n")
-    # With one, it is no first boot, at which systemd asks questions on the console.
+    # With a machine id, this is not a first boot. At a first boot systemd asks questions on the console.
     (etc / "machine-id").write_text(f"{uuid.uuid4().hex}\n")

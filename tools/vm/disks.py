@@ -1,4 +1,4 @@
-"""Disk images for guests: ext4 made of a folder, without root and without mounting anything."""
+"""Disk images for guests: ext4 made from a folder, without root and without mounting anything."""
 
 import shutil
 import struct
@@ -28,7 +28,7 @@ def write_partitioned(folder: Path, target: Path, room: int) -> None:
 
 
 def _used(folder: Path) -> int:
-    """Bytes that the files take, in whole MiB, with what ext4 keeps for itself."""
+    """Bytes that the files take, in whole MiB, including ext4's overhead."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     nbytes = sum(-(-path.stat().st_size // 4096) * 4096 for path in files) + 512 * len(files)
     return (nbytes * 11 // 10 >> 20) + 1 << 20

@@ -1,4 +1,4 @@
-"""Stock Debian kernels, and which of their modules a guest loads."""
+"""Stock Debian kernels, and the modules that a guest loads."""
 
 import lzma
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import debian
 
 PACKAGES = ("linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64")
-"""Debian 12's own kernel (6.1) and the newer one that its archive offers beside it."""
+"""Debian 12's own kernel (6.1), and the newer one in the same archive."""
 
 WANTED = ("virtio_pci", "virtio_blk", "ext4", "fuse", "overlay", "autofs4")
 
@@ -34,7 +34,7 @@ def fetch(package: str) -> Kernel:
 def modules_to_load(kernel: Kernel, wanted: tuple[str, ...] = WANTED) -> dict[str, bytes]:
     """Name to content of the wanted modules and those they depend on, in loading order.
 
-    What the kernel has built in is left out.
+    Built-in modules are left out.
     """
     files = {_name(path): path for path in kernel.modules.rglob("*.ko*")}
     ordered: dict[str, bytes] = {}
@@ -62,7 +62,7 @@ def _content(path: Path) -> bytes:
 
 
 def _depends(module: bytes) -> list[str]:
-    """The modules that one names in its .modinfo section, `depends=a,b`."""
+    """The dependencies of a module, from its .modinfo section, `depends=a,b`."""
     found = re.search(rb"\0depends=([^\0]*)\0", module)
     names = found[1].decode().split(",") if found else []
     return [name.replace("-", "_") for name in names if name]

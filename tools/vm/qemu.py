@@ -10,12 +10,12 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.workload import child
 
 PROGRAM = "qemu-system-x86_64"
-# Mitigations cost a lot under emulation and change nothing that is tested.
+# Mitigations cost much time under emulation and do not matter for the tests.
 _COMMAND_LINE = "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off"
 
 
 def require() -> None:
-    """Raise debian.Unavailable without QEMU: called before the work of making disks."""
+    """Raise debian.Unavailable without QEMU. Called before disks are made, which takes long."""
     if shutil.which(PROGRAM) is None:
         raise debian.Unavailable(f"there is no {PROGRAM}; try tools/setup --vm")
 
@@ -33,8 +33,8 @@ def boot(
 ) -> bool:
     """Run a guest until it powers itself off; False if it had to be killed after `seconds`.
 
-    disks: images and whether the guest may write to them, as /dev/vda and on. console: what the kernel said
-    (ttyS0). results: what the guest wrote to its second serial line (ttyS1), apart from kernel messages.
+    disks: images, from /dev/vda on, and whether the guest may write to them. console: kernel messages
+    (ttyS0). results: the guest's output on its second serial line (ttyS1), without kernel messages.
     Raises HbfError if QEMU refuses.
     """
     line = [

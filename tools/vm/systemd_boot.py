@@ -1,8 +1,8 @@
-"""Boots a Debian with systemd in QEMU, uses the units of systemd/ there, and prints what it saw as a log.
+"""Boots a Debian with systemd in QEMU, uses the units of systemd/ there, and prints a log.
 
     tools/vm/systemd > docs/systemd-boot.log
 
-Needs root, for the files of a root file system belong to root. The commands are in guest/systemd-log.
+Needs root, because the files of a root file system belong to root. The commands are in guest/systemd-log.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from debian import Unavailable
 
 import hbf_fuse
 from hbf_fuse.errors import HbfError
-from hbf_fuse.models.choice import cache_dir
+from hbf_fuse.models.places import cache_dir
 
 _MIB = 1 << 20
 _GUEST = Path(__file__).parent / "guest"
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def boot(package: str, seconds: float) -> tuple[str, bool]:
-    """The log of a guest, and whether it came to its end. Raises Unavailable."""
+    """The log of a guest, and whether it finished. Raises Unavailable."""
     qemu.require()
     kernel = kernels.fetch(package)
     with tempfile.TemporaryDirectory(dir=cache_dir() / "vm") as scratch:
@@ -107,7 +107,8 @@ def _add_units(root: Path) -> None:
         fstab.write(_FSTAB)
     for name in ("x", "slow", "lazy"):
         (root / "mnt" / name).mkdir()
-    # The user manager of an ordinary user, from boot on, with what `hbf run` needs delegated to it.
+    # The user manager of an ordinary user, from boot on, with the controllers that `hbf run` needs delegated
+    # to it.
     (root / "var/lib/systemd/linger").mkdir(parents=True)
     (root / "var/lib/systemd/linger/reader").touch()
     drop_in = units / "user@.service.d"

@@ -1,7 +1,7 @@
-"""What a guest finds on its root disk: this interpreter, this project and what it depends on, and busybox.
+"""The guest's root disk: this interpreter, this project and its dependencies, and busybox.
 
-Nothing is taken from fixed places: the interpreter says where its library is, the distributions which files
-are theirs, and ldd what shared libraries they all want.
+Nothing is taken from fixed places. The interpreter says where its library is, the distributions say which
+files belong to them, and ldd lists the shared libraries that all of them need.
 """
 
 import re
@@ -35,7 +35,7 @@ _FOLDERS = ("dev", "etc", "lib64", "mnt", "proc", "root", "run", "sys", "tmp", "
 
 
 def write(root: Path) -> None:
-    """Fill an empty folder with all that the checks need. Raises debian.Unavailable without busybox."""
+    """Fill an empty folder with the files that the checks need. Raises debian.Unavailable without busybox."""
     for name in _FOLDERS:
         (root / name).mkdir(parents=True)
     for name in ("bin", "lib", "sbin"):
@@ -56,7 +56,7 @@ def add_project(root: Path) -> None:
 
 
 def _add_interpreter(root: Path) -> None:
-    """Python below /usr, where it finds its library by itself, and an environment like the one at hand."""
+    """Add Python below /usr, where it finds its library itself, and an environment like the current one."""
     shutil.copy2(Path(sys.executable).resolve(), root / "usr/bin" / _VERSION)
     library = root / "usr/lib" / _VERSION
     base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix, "installed_base": sys.base_prefix}
@@ -96,7 +96,7 @@ def _script(path: Path, text: str) -> None:
 
 
 def _dependencies(name: str) -> list[metadata.Distribution]:
-    """The distributions that one needs, and those that these need, without itself and without extras."""
+    """All dependencies of a distribution, recursively, without itself and without extras."""
     found: dict[str, metadata.Distribution] = {}
     waiting = [name]
     while waiting:
@@ -119,7 +119,7 @@ def _add_programs(root: Path) -> None:
 
 
 def _add_libraries(root: Path) -> None:
-    """The shared libraries of all that was added, into the one folder that every loader searches."""
+    """Add the shared libraries of all added files, in the one folder that every loader searches."""
     ours = [
         *(root / "usr/bin").iterdir(),
         *(root / "usr/lib" / _VERSION).rglob("*"),

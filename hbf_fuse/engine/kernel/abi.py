@@ -7,7 +7,7 @@ ROOT_ID = 1
 MIN_READ_BUFFER = 8192
 MAJOR = 7
 MINOR = 38
-"""The newest protocol minor that this speaks; the kernel and we both go down to the lower one."""
+"""The newest protocol minor that this code speaks. The lower one of it and the kernel's is used."""
 OLDEST_MINOR = 31
 """Linux 5.4; older kernels are refused."""
 
@@ -25,8 +25,8 @@ FOPEN_NOFLUSH = 1 << 5
 NOTIFY_INVAL_INODE = 2
 
 
-class Layout(struct.Struct):
-    """A C struct by name, with its fields in order, so that a test can hold it against the header."""
+class WireStruct(struct.Struct):
+    """A C struct by name, with its fields in order. A test compares it with the header."""
 
     def __init__(self, name: str, fields: str) -> None:
         self.name = name
@@ -34,58 +34,58 @@ class Layout(struct.Struct):
         super().__init__("=" + "".join(code for _, code in self.fields))
 
 
-# The header has times unsigned; the kernel takes them for signed: files may be older than 1970.
+# The header declares times as unsigned. The kernel reads them as signed: files may be older than 1970.
 _ATTR = (
     "ino:Q size:Q blocks:Q atime:q mtime:q ctime:q atimensec:I mtimensec:I ctimensec:I "
     "mode:I nlink:I uid:I gid:I rdev:I blksize:I flags:I"
 )
 
-IN_HEADER = Layout(
+IN_HEADER = WireStruct(
     "fuse_in_header",
     "len:I opcode:I unique:Q nodeid:Q uid:I gid:I pid:I total_extlen:H padding:H",
 )
-OUT_HEADER = Layout("fuse_out_header", "len:I error:i unique:Q")
-ATTR = Layout("fuse_attr", _ATTR)
-ENTRY_OUT = Layout(
+OUT_HEADER = WireStruct("fuse_out_header", "len:I error:i unique:Q")
+ATTR = WireStruct("fuse_attr", _ATTR)
+ENTRY_OUT = WireStruct(
     "fuse_entry_out",
     "nodeid:Q generation:Q entry_valid:Q attr_valid:Q entry_valid_nsec:I attr_valid_nsec:I",
 )
-ATTR_OUT = Layout("fuse_attr_out", "attr_valid:Q attr_valid_nsec:I dummy:I")
-OPEN_IN = Layout("fuse_open_in", "flags:I open_flags:I")
-OPEN_OUT = Layout("fuse_open_out", "fh:Q open_flags:I padding:I")
-RELEASE_IN = Layout("fuse_release_in", "fh:Q flags:I release_flags:I lock_owner:Q")
+ATTR_OUT = WireStruct("fuse_attr_out", "attr_valid:Q attr_valid_nsec:I dummy:I")
+OPEN_IN = WireStruct("fuse_open_in", "flags:I open_flags:I")
+OPEN_OUT = WireStruct("fuse_open_out", "fh:Q open_flags:I padding:I")
+RELEASE_IN = WireStruct("fuse_release_in", "fh:Q flags:I release_flags:I lock_owner:Q")
 READ_LOCKOWNER = 1 << 1
-"""Of read_flags: set for reads past the page cache, never for those that fill it."""
+"""A flag in read_flags: set for reads past the page cache, never for reads that fill it."""
 
-READ_IN = Layout(
+READ_IN = WireStruct(
     "fuse_read_in",
     "fh:Q offset:Q size:I read_flags:I lock_owner:Q flags:I padding:I",
 )
-WRITE_IN = Layout(
+WRITE_IN = WireStruct(
     "fuse_write_in",
     "fh:Q offset:Q size:I write_flags:I lock_owner:Q flags:I padding:I",
 )
-WRITE_OUT = Layout("fuse_write_out", "size:I padding:I")
-INIT_IN = Layout("fuse_init_in", "major:I minor:I max_readahead:I flags:I")
-INIT_OUT = Layout(
+WRITE_OUT = WireStruct("fuse_write_out", "size:I padding:I")
+INIT_IN = WireStruct("fuse_init_in", "major:I minor:I max_readahead:I flags:I")
+INIT_OUT = WireStruct(
     "fuse_init_out",
     "major:I minor:I max_readahead:I flags:I max_background:H congestion_threshold:H max_write:I "
     "time_gran:I max_pages:H map_alignment:H flags2:I unused:28s",
 )
-INTERRUPT_IN = Layout("fuse_interrupt_in", "unique:Q")
-KSTATFS = Layout(
+INTERRUPT_IN = WireStruct("fuse_interrupt_in", "unique:Q")
+KSTATFS = WireStruct(
     "fuse_kstatfs",
     "blocks:Q bfree:Q bavail:Q files:Q ffree:Q bsize:I namelen:I frsize:I padding:I spare:24s",
 )
-DIRENT = Layout("fuse_dirent", "ino:Q off:Q namelen:I type:I")
-INVAL_INODE_OUT = Layout("fuse_notify_inval_inode_out", "ino:Q off:q len:q")
+DIRENT = WireStruct("fuse_dirent", "ino:Q off:Q namelen:I type:I")
+INVAL_INODE_OUT = WireStruct("fuse_notify_inval_inode_out", "ino:Q off:q len:q")
 
 HEADERS_WITH_ATTR = (ENTRY_OUT, ATTR_OUT)
-"""In the header these two end with a fuse_attr, which is packed behind them here."""
+"""In the header, these two end with a fuse_attr. Here it is packed separately, behind them."""
 
 
 class Opcode(IntEnum):
-    """Request kinds, as enum fuse_opcode numbers them."""
+    """Request kinds, numbered as in enum fuse_opcode."""
 
     LOOKUP = 1
     FORGET = 2
@@ -141,15 +141,15 @@ WRITES = frozenset(
         Opcode.TMPFILE,
     }
 )
-"""Requests that would change something, whatever they name."""
+"""Requests that would change something, whatever file they name."""
 
 
 UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
-"""Requests that nobody waits for."""
+"""Requests without a reply."""
 
 
 class Request:
-    """A request's header, and its body as a view that is valid until the next one is read."""
+    """A request's header, and its body as a view. The view is valid until the next request is read."""
 
     __slots__ = ("body", "nodeid", "opcode", "pid", "unique")
 

@@ -1,4 +1,4 @@
-"""The default engine: a mount, its session, and the compiled loop for its reads if there is one."""
+"""The default engine: a mount, its session, and the compiled loop for reads if it is available."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +22,11 @@ def _loop_for(device: Descriptor, fs: Filesystem) -> "Loop | None":
         return None
     from hbf_fuse.engine.kernel.loop import Loop
 
-    return Loop(device.number, fs.pacer, mounting.MAX_REQUEST, device)
+    return Loop(device.number, fs.served.pacer, mounting.MAX_REQUEST, device)
 
 
 class KernelEngine:
-    """Speaks the kernel's protocol itself; knows each request's arrival and thread, and can drop pages."""
+    """Speaks the kernel's protocol itself. It knows each request's arrival and thread, and can drop pages."""
 
     def __init__(self, fs: Filesystem, mountpoint: Path, allow_other: bool, async_dio: bool) -> None:
         self._fs = fs
@@ -53,7 +53,7 @@ class KernelEngine:
         except (RuntimeError, MemoryError) as error:
             self.stop(lazy=True)
             raise HbfError(
-                "no thread or memory can be had; raise the limits (TasksMax, ulimit -u)"
+                "cannot start a thread or get memory", "raise the limits (TasksMax, ulimit -u)"
             ) from error
         except BaseException:
             self.stop(lazy=True)

@@ -1,7 +1,7 @@
-"""Lets reads go whose readers are being killed.
+"""Ends the reads of readers that are being killed.
 
-FUSE_INTERRUPT comes for any signal. A read that ended early for one that its program handles would begin
-again at once, for ever if the signal is a timer's: so only the dying are let go, as /proc tells.
+FUSE_INTERRUPT comes for any signal. If the reader handles the signal, it would repeat a read that ended
+early: for ever if the signal is a timer's. So only reads of dying readers end, as /proc shows them.
 """
 
 import contextlib
@@ -13,13 +13,15 @@ from hbf_fuse.host import linux
 
 _LOOK_SECONDS = 0.02
 _PATIENCE_SECONDS = 1.0
-"""For a read that is not known: another thread may have taken it from the kernel and not put it down yet."""
+"""How long a read may be unknown: another thread may have taken it from the kernel but not registered it yet.
+"""
 
 
 class Interrupts:
-    """Readers of reads that wait, looked at from their first signal on. Safe for concurrent callers.
+    """Checks the readers of waiting reads, from their first signal on. Safe for concurrent callers.
 
-    reader_of: the thread that waits for a request, 0 if it does not wait. cancel: end a read that waits.
+    reader_of: the thread that waits for a request, 0 if the request does not wait. cancel: ends a waiting
+    read.
     """
 
     def __init__(self, reader_of: Callable[[int], int], cancel: Callable[[int], object]) -> None:
@@ -28,20 +30,20 @@ class Interrupts:
         self._lock = threading.Lock()
         self._watched = False
         self._signalled: dict[int, float] = {}
-        """Requests whose readers a signal has reached, and until when each may stay unknown."""
+        """Requests whose readers got a signal, and until when each may be unknown."""
 
     def came(self, unique: int) -> None:
         """A signal has reached the reader of a request."""
         with self._lock:
             self._signalled[unique] = time.monotonic() + _PATIENCE_SECONDS
             if not self._watched:
-                # Where no thread can be had now, the next signal tries again.
+                # If no thread can be started now, the next signal tries again.
                 with contextlib.suppress(RuntimeError):
                     threading.Thread(target=self._watch, daemon=True, name="interrupts").start()
                     self._watched = True
 
     def _watch(self) -> None:
-        """Until none of them waits any more."""
+        """Check until no such request waits any more."""
         while True:
             with self._lock:
                 self._signalled = {

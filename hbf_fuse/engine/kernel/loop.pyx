@@ -1,12 +1,13 @@
 """Reads without the interpreter: requests in, deadlines, replies out. All other requests go to Python's threads.
 
-Receivers take requests from the kernel. A read that is not due yet joins the others in a heap; whoever brings
-the earliest one leads: it waits until that is due and sends it. A sender on standby leads when the leader is busy
-sending and the next read is nearly due. So the number of reads in flight does not depend on threads, and none of
-this ever waits for the interpreter.
+Receivers take requests from the kernel. A read that is not due yet goes into a heap. One thread leads: it waits
+until the earliest read is due and sends it. The sender on standby leads while the leader is busy sending and the
+next read is nearly due. So the number of reads in flight does not depend on the number of threads, and no thread
+here ever waits for the interpreter.
 
-A reply waits for the source: for its disk, or for memory. Should that hold up all receivers, or whoever would lead,
-for some milliseconds, a watch begins another receiver, up to MOST_RECEIVERS; they end when they are not needed.
+A reply may wait for the source: for its disk, or for memory. If that blocks all receivers, or every thread that
+could lead, for some milliseconds, the watch starts another receiver, up to MOST_RECEIVERS. Extra receivers end
+when they are not needed.
 """
 
 from threading import get_native_id
@@ -87,16 +88,16 @@ cdef extern from *:
 cdef enum:
     MESSAGE = 1 << 20  # bytes of a buffer for requests and for reads of a disk; two pages more follow
     PAGE = 4096
-    RECEIVERS = 4  # more only wait for each other, unless something holds them up
+    RECEIVERS = 4  # more would only wait for each other, unless some are blocked
     MOST_RECEIVERS = 256
     TICK_NS = 2000000  # how often the watch looks
-    BLIND_NS = 5000000  # for how long nobody may be receiving
-    OVERDUE_NS = 1000000  # for how long nobody may be sending what is due
-    POOL = 16384  # reads that wait at once; more wait in the kernel
-    FILES = 65536  # handles that this knows; reads of others go to Python's threads
+    BLIND_NS = 5000000  # how long no thread may be receiving
+    OVERDUE_NS = 1000000  # how long a due read may wait for a sender
+    POOL = 16384  # reads that wait here at once; more wait in the kernel
+    FILES = 65536  # handles known here; reads of others go to Python's threads
     DIRECT = 2  # FUSE_READ_LOCKOWNER: set for reads past the page cache, never for those that fill it
-    SENDING_NS = 20000  # about what a reply takes, and
-    SENDING_BYTES_PER_NS = 4  # how fast its data is copied: whether somebody else must lead meanwhile
+    SENDING_NS = 20000  # about what a reply takes, without copying its data
+    SENDING_BYTES_PER_NS = 4  # how fast data is copied; with SENDING_NS tells if another thread must lead meanwhile
     READ_BYTES = 80  # a header and the struct fuse_read_in behind it
 
 
@@ -127,21 +128,22 @@ cdef class Loop:
     cdef Pacer pacer
     cdef int fd, max_request
     cdef int receiving  # receivers that wait for a request
-    cdef int extra  # receivers that the watch has begun
-    cdef long long blind_ns  # since when nobody does
-    cdef bint stands_by, rests  # the sender on standby, and the watch: whether they have nothing to do
+    cdef int extra  # receivers that the watch has started
+    cdef long long blind_ns  # since when no receiver waits for a request
+    cdef bint stands_by, rests  # whether the sender on standby (stands_by) and the watch (rests) have nothing to do
     cdef File *files
-    cdef object owner  # what the descriptor lives as long as
-    cdef readonly list threads  # that reads wait for: receivers and the sender on standby, by their ids
-    cdef dict kept  # by handle, what must live while the loop knows it
+    cdef object owner  # keeps the descriptor open
+    cdef readonly list threads  # ids of the threads that reads wait for: receivers and the sender on standby
+    cdef dict kept  # by handle, the objects that must live while the loop knows it
     cdef Read *pool
     cdef int *spare
     cdef int spares
     cdef bint led, ended
-    cdef Heap waiting  # by the time when they are due, places in the pool
+    cdef Heap waiting  # places in the pool, by due time
     cdef Message *oldest
     cdef Message *newest
-    cdef long long told_moments
+    cdef long long told_moments, told_readers
+    cdef bint telling
     cdef pthread_mutex_t lock
     cdef pthread_cond_t leads, follows, room, messages, drops, watches, released_, ends
 
@@ -150,7 +152,7 @@ cdef class Loop:
         self.fd, self.pacer, self.max_request = fd, pacer, max_request
         self.kept, self.owner, self.threads = {}, owner, []
         self.waiting = Heap(POOL)
-        # Not touched, and so not allocated, before it is used.
+        # calloc: memory is allocated when it is first used.
         self.files = <File *> calloc(FILES, sizeof(File))
         self.pool = <Read *> calloc(POOL, sizeof(Read))
         self.spare = <int *> calloc(POOL, sizeof(int))
@@ -172,7 +174,7 @@ cdef class Loop:
         pthread_cond_init(&self.ends, NULL)
 
     def __dealloc__(self):
-        """No thread is in here any more: each of them holds on to the loop, or is waited for by one that does."""
+        """No thread runs here any more: each holds a reference, or a thread that does waits for it."""
         cdef Message *message
         while self.oldest:
             message = self.oldest
@@ -185,7 +187,7 @@ cdef class Loop:
     # For Python
 
     def work(self):
-        """What threads must do, a function for each; it returns when the mount has ended."""
+        """A function for each thread to run. They return when the mount has ended."""
         common = [self.receive] * RECEIVERS + [self.stand_by, self.watch]
         return common + [self.drop] * (self.pacer.resident is not None)
 
@@ -213,8 +215,8 @@ cdef class Loop:
             self.drop_loop()
 
     def next_message(self):
-        """The next request that is not for the loop, and when it came; None when the mount has ended. An empty
-        one says that a first pass has begun or ended.
+        """The next request that is not for the loop, and its arrival; None when the mount has ended. An empty one
+        reports new readers, or progress of a first pass.
         """
         cdef Message *message
         with nogil:
@@ -229,14 +231,16 @@ cdef class Loop:
             pthread_mutex_unlock(&self.lock)
         if not message:
             return None
+        if not message.length:
+            self.telling = False
         try:
             return memoryview(message.content[: message.length]), message.arrival_ns
         finally:
             free(message)
 
     def opened(self, uint64_t handle, owner, memory, int fd, int place, long long size):
-        """Serve reads of this handle from now on: from memory, or if that is None from fd. owner: what both live
-        as long as.
+        """Serve reads of this handle from now on: from memory, or from fd if memory is None. owner: keeps both
+        valid.
         """
         cdef Py_buffer buffer
         cdef File *file = &self.files[handle % FILES]
@@ -259,7 +263,7 @@ cdef class Loop:
             pthread_mutex_lock(&self.lock)
             if file.fh == handle:
                 file.fh = 0
-                # Whoever sent the last reply may still be noting it.
+                # The thread that sent the last reply may still be recording it.
                 while file.in_flight and not self.ended:
                     pthread_cond_wait(&self.released_, &self.lock)
                 is_used = file.in_flight > 0
@@ -268,7 +272,7 @@ cdef class Loop:
             self.kept.pop(handle, None)
 
     def reader_of(self, uint64_t unique):
-        """The thread that waits for a request; 0 if it does not wait, or not any more."""
+        """The thread that waits for a read; 0 if the read does not wait."""
         cdef int place
         cdef long long reader = 0
         with nogil:
@@ -285,7 +289,7 @@ cdef class Loop:
             self.tell()
 
     def cancel(self, uint64_t unique):
-        """Answer a read that waits with EINTR, if it still does."""
+        """Answer a read with EINTR if it still waits."""
         cdef int place
         cdef Read r
         with nogil:
@@ -299,10 +303,10 @@ cdef class Loop:
             if place >= 0:
                 self.refuse(&r, EINTR)
 
-    # The way of a read. Nothing below may need the interpreter.
+    # The path of a read. Nothing below may need the interpreter.
 
     cdef void receive_loop(self, bint is_extra) noexcept nogil:
-        """Until the mount has ended, or an extra receiver is not needed any more."""
+        """Receive until the mount has ended, or an extra receiver is no longer needed."""
         cdef char *buffer = <char *> aligned_alloc(PAGE, MESSAGE + 2 * PAGE)
         cdef fuse_in_header *header = <fuse_in_header *> buffer
         cdef ssize_t length
@@ -320,7 +324,7 @@ cdef class Loop:
                     break
             arrival_ns = now()
             self.has_received(arrival_ns)
-            # 0: never from /dev/fuse; from a socket whose other end is closed, for ever.
+            # /dev/fuse never returns 0. A socket returns it for ever once the other end is closed.
             if length <= 0:
                 break
             if length < <ssize_t> sizeof(fuse_in_header) or header.opcode == FUSE_FORGET or header.opcode == FUSE_BATCH_FORGET:
@@ -333,7 +337,7 @@ cdef class Loop:
         free(buffer)
 
     cdef bint may_receive(self, bint is_extra) noexcept nogil:
-        """Count as receiving, unless there are enough of those."""
+        """Count as receiving. False if an extra receiver is not needed, or the mount has ended."""
         cdef bint may
         pthread_mutex_lock(&self.lock)
         may = not self.ended and not (is_extra and self.receiving >= RECEIVERS)
@@ -354,7 +358,7 @@ cdef class Loop:
         pthread_mutex_unlock(&self.lock)
 
     cdef bint takes(self, Read *r, const char *message) noexcept nogil:
-        """Whether a read is one for the loop, and what it asks for."""
+        """Whether the loop serves this read; fills in r."""
         cdef fuse_in_header *header = <fuse_in_header *> message
         cdef fuse_read_in *body = <fuse_read_in *> (message + sizeof(fuse_in_header))
         cdef File *file = &self.files[body.fh % FILES]
@@ -373,7 +377,7 @@ cdef class Loop:
         return True
 
     cdef void begin(self, Read *r, char *buffer) noexcept nogil:
-        """Admit a read; send it if it is due, or let it wait for that."""
+        """Admit a read; send it if it is due, else let it wait."""
         cdef int place
         r.due_ns = self.pacer.admit(
             self.files[r.file].place, r.offset, r.nbytes, r.reader, r.direct, r.arrival_ns
@@ -397,15 +401,15 @@ cdef class Loop:
         self.lead_while_needed(buffer)
 
     cdef void lead_while_needed(self, char *buffer) noexcept nogil:
-        """Lead as long as there is something to wait for and nobody else does."""
+        """Lead as long as reads wait and no other thread leads."""
         pthread_mutex_lock(&self.lock)
         while self.waiting.count and not self.led and not self.ended:
             self.lead(buffer)
         pthread_mutex_unlock(&self.lock)
 
     cdef void lead(self, char *buffer) noexcept nogil:
-        """Wait for the earliest read and send it. With the lock held, before and after; while this sends,
-        anybody may lead.
+        """Wait for the earliest read and send it. The lock is held before and after. During the sending, any
+        thread may lead.
         """
         cdef Read r
         cdef long long until_ns, t = now()
@@ -428,7 +432,7 @@ cdef class Loop:
         place = self.waiting.pop()
         r = self.pool[place]
         self.release_place(place)
-        # Nobody need come who would only wait.
+        # Wake another thread only if the next read is due during this sending.
         if self.waiting.count and self.waiting.first_key() < t + SENDING_NS + r.nbytes // SENDING_BYTES_PER_NS:
             pthread_cond_signal(&self.follows)
         pthread_mutex_unlock(&self.lock)
@@ -436,7 +440,7 @@ cdef class Loop:
         pthread_mutex_lock(&self.lock)
 
     cdef void standby_loop(self) noexcept nogil:
-        """Lead when there is something to wait for and nobody does."""
+        """Lead when reads wait and no thread leads."""
         cdef char *buffer = <char *> aligned_alloc(PAGE, MESSAGE + 2 * PAGE)
         prctl(PR_SET_TIMERSLACK, 1)
         pthread_mutex_lock(&self.lock)
@@ -457,8 +461,8 @@ cdef class Loop:
             pthread_cond_signal(&self.watches)
 
     cdef void watch_loop(self) noexcept nogil:
-        """Look every TICK_NS, as long as reads wait or nobody receives, whether somebody is missing; and always
-        whether the server stood still.
+        """Check every TICK_NS whether a receiver or a leader is missing, as long as reads wait or no thread
+        receives. Always check whether the server stood still.
         """
         cdef timespec until
         cdef long long until_ns, t = now()
@@ -481,14 +485,14 @@ cdef class Loop:
         pthread_mutex_unlock(&self.lock)
 
     cdef void begin_receiver(self) noexcept nogil:
-        """With the lock held. Where no thread can be had, there are those that there are."""
+        """With the lock held. If no thread can be started, the existing ones go on."""
         cdef pthread_t thread
         if not pthread_create(&thread, NULL, extra_receiver, <void *> self):
             pthread_detach(thread)
             self.extra += 1
 
     cdef void receive_besides(self) noexcept nogil:
-        """An extra receiver's whole life."""
+        """What an extra receiver runs."""
         self.receive_loop(True)
         pthread_mutex_lock(&self.lock)
         self.extra -= 1
@@ -496,8 +500,8 @@ cdef class Loop:
         pthread_mutex_unlock(&self.lock)
 
     cdef void send(self, Read *r, char *buffer) noexcept nogil:
-        """Reply to a read. The pages of a source that shrank, or whose disk fails, are touched by the kernel
-        alone: EFAULT. But the page that it now ends in has zeros behind the end, hence the look at its size.
+        """Reply to a read. Only the kernel touches the source's pages: if the source shrank or its disk fails, it
+        returns EFAULT. The page with the new end of a shrunk source is filled with zeros, hence the size check.
         """
         cdef fuse_out_header header
         cdef iovec parts[2]
@@ -514,8 +518,8 @@ cdef class Loop:
         parts[0].iov_base, parts[0].iov_len = &header, sizeof(header)
         parts[1].iov_base, parts[1].iov_len = <void *> data, r.nbytes
         if not data or writev(self.fd, parts, 2) < 0:
-            # Where the data was lost while it was sent, the kernel has told the reader so already: to say it
-            # again is answered with ENOENT, and does no harm.
+            # If the data was lost during the sending, the kernel has already told the reader. A second error
+            # reply then gets ENOENT and does no harm.
             self.refuse(r, EIO)
             return
         self.pacer.complete(
@@ -524,7 +528,7 @@ cdef class Loop:
         self.over(r)
 
     cdef const char *from_disk(self, File *file, Read *r, char *buffer) noexcept nogil:
-        """A read's data past the page cache, in a buffer; NULL if the disk fails or the source has shrunk."""
+        """A read's data, read past the page cache into the buffer; NULL if the disk fails or the source shrank."""
         cdef long long first = r.offset // PAGE * PAGE, end = r.offset + r.nbytes, have = 0
         cdef long long wanted = (end - first + PAGE - 1) // PAGE * PAGE
         cdef ssize_t count
@@ -546,7 +550,7 @@ cdef class Loop:
         self.over(r)
 
     cdef void over(self, Read *r) noexcept nogil:
-        """A read has ended, one way or the other."""
+        """A read has ended, with data or without."""
         cdef File *file = &self.files[r.file]
         pthread_mutex_lock(&self.lock)
         file.in_flight -= 1
@@ -556,13 +560,19 @@ cdef class Loop:
         self.tell()
 
     cdef void tell(self) noexcept nogil:
-        """Let the others know what the pacer's books call for: pages to be dropped, a look at the machine."""
+        """Wake the dropper if pages must be dropped, and Python's threads if a first pass has made progress or a
+        thread has begun to read.
+        """
         if self.pacer.resident is not None and self.pacer.resident.must_drop():
             pthread_mutex_lock(&self.lock)
             pthread_cond_signal(&self.drops)
             pthread_mutex_unlock(&self.lock)
-        if self.pacer.coverage.moments != self.told_moments:
-            self.told_moments = self.pacer.coverage.moments
+        # Of new readers one message waits at a time: a crowd of thousands is no queue of thousands.
+        if self.pacer.coverage.moments != self.told_moments or (
+            self.pacer.readers.fresh != self.told_readers and not self.telling
+        ):
+            self.told_moments, self.told_readers = self.pacer.coverage.moments, self.pacer.readers.fresh
+            self.telling = True
             self.pass_on(NULL, 0, 0)
 
     cdef void drop_loop(self) noexcept nogil:
@@ -584,7 +594,7 @@ cdef class Loop:
                 body.ino = self.pacer.inode(self.pacer.resident.drop_file)
                 body.off = self.pacer.resident.drop_first * PAGE
                 body.len = (self.pacer.resident.drop_end - self.pacer.resident.drop_first) * PAGE
-                # It fails where the kernel has forgotten the inode, and its pages with it.
+                # Fails if the kernel has forgotten the inode with its pages.
                 writev(self.fd, parts, 2)
 
     cdef void pass_on(self, const char *content, ssize_t length, long long arrival_ns) noexcept nogil:
@@ -610,7 +620,7 @@ cdef class Loop:
         pthread_mutex_unlock(&self.lock)
 
     cdef void end(self) noexcept nogil:
-        """The mount has ended: so does every thread. Reads that wait have nobody to wait for them."""
+        """The mount has ended: end every thread. Waiting reads have no readers any more."""
         pthread_mutex_lock(&self.lock)
         self.ended = True
         pthread_cond_broadcast(&self.leads)
@@ -623,7 +633,7 @@ cdef class Loop:
         pthread_mutex_unlock(&self.lock)
 
     cdef int place_of(self, uint64_t unique) noexcept nogil:
-        """Of a read that waits, its place in the pool; -1 if there is none. With the lock held."""
+        """The place of a waiting read in the pool; -1 if it does not wait. With the lock held."""
         cdef int at
         for at in range(self.waiting.count):
             if self.pool[self.waiting.item(at)].unique == unique:
@@ -638,6 +648,6 @@ cdef class Loop:
 
 
 cdef void *extra_receiver(void *loop) noexcept nogil:
-    # A borrowed reference: whoever runs `receive` holds one, and waits for this to end.
+    # A borrowed reference: the threads in `receive` hold one and wait for this one to end.
     (<Loop> loop).receive_besides()
     return NULL

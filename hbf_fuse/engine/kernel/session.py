@@ -1,8 +1,8 @@
 """Requests in, replies out: translates the kernel's requests into calls of a filesystem object.
 
-One thread per request in flight: read the request, ask the filesystem, wait, reply. The pool grows so
-that one thread is always left to read, which is what lets an interrupt reach a read that waits; when a
-crowd of readers has gone, it shrinks again.
+One thread per request in flight: it reads the request, asks the filesystem, waits, and replies. The pool
+grows so that one thread is always free to read. That is how an interrupt reaches a waiting read. The pool
+shrinks again when many readers have gone.
 """
 
 import contextlib
@@ -21,7 +21,8 @@ from hbf_fuse.engine.kernel import abi, notify
 from hbf_fuse.engine.kernel.abi import Opcode
 from hbf_fuse.engine.kernel.interrupts import Interrupts
 from hbf_fuse.fs import Filesystem, Node
-from hbf_fuse.fs.filesystem import OpenFile
+from hbf_fuse.fs.filesystem import BLOCK, NAME_MAX, OpenFile
+from hbf_fuse.fs.node import LINKS
 from hbf_fuse.host import linux
 from hbf_fuse.pacing.serving import Read
 
@@ -32,7 +33,9 @@ _log = logging.getLogger(__name__)
 
 MAX_THREADS = 256
 MAX_IDLE_THREADS = 16
-"""More than one reader's readahead keeps busy: threads come and go with crowds, not with requests."""
+"""More than one reader's readahead keeps busy. So threads start and end with crowds of readers, not with each
+request.
+"""
 MAX_BACKGROUND = 64
 _PAGE = 4096
 _VALID_SECONDS = 86_400
@@ -45,7 +48,7 @@ _WANTED_FLAGS = (
 class Session:
     """Serves one descriptor until the mount ends. `ready` is set when the kernel's INIT was answered.
 
-    loop: what serves the reads of files, if it could be compiled. owner: what fd lives as long as.
+    loop: serves the reads of files, if it is compiled. owner: keeps fd open.
     """
 
     def __init__(
@@ -69,8 +72,9 @@ class Session:
         self._lock = threading.Lock()
         self._threads = 0
         self._idle = 0
+        self._naming_from_ns = 0
         self._blind_ns = 0
-        """Since when no thread has been left to take a request; 0 if one is."""
+        """Since when no thread has been free to take a request; 0 if one is."""
         self._waiting: dict[int, Read] = {}
         self._drops = threading.Condition()
         self._interrupts = Interrupts(self._reader_of, self._kill)
@@ -96,11 +100,11 @@ class Session:
         }
 
     def start(self) -> None:
-        """Begin to serve, in threads of its own."""
+        """Begin to serve, in new threads."""
         if self._loop is None:
             # A thread that wakes with a reply due must not wait 5 ms for the interpreter.
             sys.setswitchinterval(0.0005)
-            if self.fs.resident is not None:
+            if self.fs.served.resident is not None:
                 threading.Thread(target=self._drop_for_ever, daemon=True, name="drop").start()
         else:
             for work in self._loop.work():
@@ -109,7 +113,7 @@ class Session:
             self._add_thread()
 
     def _grow(self) -> None:
-        """Leave a thread to take requests; where there may be none, they wait for one of those there are."""
+        """Keep a thread free to take requests. At the limit, requests wait for one of these threads."""
         if self._threads < MAX_THREADS:
             with contextlib.suppress(RuntimeError):
                 self._add_thread()
@@ -136,14 +140,14 @@ class Session:
                     self._threads -= 1
                     return
                 if self._blind_ns:
-                    self.fs.pacer.was_blind(self._blind_ns, time.monotonic_ns())
+                    self.fs.served.pacer.was_blind(self._blind_ns, time.monotonic_ns())
                     self._blind_ns = 0
                 self._idle += 1
         self.ended.set()
 
     def _taker(self) -> Callable[[], tuple[memoryview, int] | None]:
-        """A function for one thread: the next request, good until it is called again, and when it came; None
-        when the mount has ended.
+        """A function for one thread. It returns the next request, valid until the next call, and its arrival;
+        None when the mount has ended.
         """
         buffer = bytearray(abi.MIN_READ_BUFFER)
         view, into = memoryview(buffer), [buffer]
@@ -160,10 +164,20 @@ class Session:
 
         return take
 
+    def _name_readers(self) -> None:
+        """In a fifth of the time at most: thousands that begin at once must not keep others waiting."""
+        began_ns = time.monotonic_ns()
+        if began_ns < self._naming_from_ns:
+            return
+        self.fs.served.pacer.name_readers()
+        ended_ns = time.monotonic_ns()
+        self._naming_from_ns = ended_ns + 4 * (ended_ns - began_ns)
+
     def _dispatch(self, message: memoryview, arrival_ns: int) -> None:
         if len(message) < abi.IN_HEADER.size:
-            # Nothing from the kernel: the loop says that a first pass has begun or come further.
-            self.fs.pacer.coverage.look(self._loop.threads if self._loop else None)
+            # Not from the kernel: the loop reports new readers, or progress of a first pass.
+            self._name_readers()
+            self.fs.served.pacer.coverage.look(self._loop.threads if self._loop else None)
             return
         request = abi.Request(message)
         try:
@@ -175,10 +189,10 @@ class Session:
         except OSError as error:
             self._reply_error(request, error.errno or errno.EIO)
         except struct.error:
-            # A body too short for what its header says it is: no kernel sends that.
+            # The body is shorter than its opcode needs. No kernel sends that.
             self._reply_error(request, errno.EINVAL)
         except Exception:
-            # Whatever goes wrong, the caller must not be left hanging, nor this thread be lost.
+            # Any error must be answered: the caller must not hang, and this thread must go on.
             _log.exception("request %d failed", request.opcode)
             self._reply_error(request, errno.EIO)
         else:
@@ -191,7 +205,7 @@ class Session:
     def _reply(self, unique: int, body: bytes) -> None:
         header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(body), 0, unique)
         with contextlib.suppress(OSError):
-            # Who asked was killed meanwhile (ENOENT), or the mount is gone (ENODEV).
+            # The caller was killed meanwhile (ENOENT), or the mount is gone (ENODEV).
             self._send(header, body)
 
     def _reply_error(self, request: abi.Request, code: int) -> None:
@@ -209,20 +223,22 @@ class Session:
         if opened.backing is None:
             self._reply(request.unique, bytes((opened.live or memoryview(b""))[offset : offset + nbytes]))
             return
-        # Not as the file was opened: fcntl(F_SETFL) changes that, and a mapping does not care.
+        # The flags of open do not tell: fcntl(F_SETFL) changes them, and mappings ignore them.
         direct = bool(flags & abi.READ_LOCKOWNER)
         read = self.fs.read(opened, offset, nbytes, request.pid, arrival_ns, direct)
         self._waiting[request.unique] = read
         try:
             read.serve(
-                self.fs.pacer, lambda: self._send_data(request.unique, opened, read), self._tell_dropper
+                self.fs.served.pacer,
+                lambda: self._send_data(request.unique, opened, read),
+                self._tell_dropper,
             )
         finally:
             del self._waiting[request.unique]
 
     def _send_data(self, unique: int, opened: OpenFile, read: Read) -> None:
-        """OSError EIO if the source has lost the data: as the kernel has told the reader already if it was
-        lost while it was sent. To say it again is answered with ENOENT, and does no harm.
+        """OSError EIO if the source has lost the data. If that happened during sending, the kernel has
+        already told the reader. A second error reply then gets ENOENT and does no harm.
         """
         header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + read.nbytes, 0, unique)
         try:
@@ -247,7 +263,7 @@ class Session:
         self._interrupts.came(unique)
 
     def _tell_dropper(self) -> None:
-        if self.fs.resident is None or not self.fs.resident.must_drop():
+        if self.fs.served.resident is None or not self.fs.served.resident.must_drop():
             return
         if self._loop is not None:
             self._loop.tell_dropper()
@@ -257,13 +273,13 @@ class Session:
 
     def _drop_for_ever(self) -> None:
         """Drop pages from the page cache as the budget wants it; see pacing/resident.py."""
-        resident, pacer = self.fs.resident, self.fs.pacer
+        resident, pacer = self.fs.served.resident, self.fs.served.pacer
         while resident is not None:
             with self._drops:
                 self._drops.wait_for(resident.must_drop)
             while pacer.next_drop():
                 first, nbytes = resident.drop_first * _PAGE, (resident.drop_end - resident.drop_first) * _PAGE
-                # The kernel has forgotten the inode, and its pages with it; or the mount has ended.
+                # The kernel has forgotten the inode with its pages, or the mount has ended.
                 with contextlib.suppress(OSError):
                     notify.evict(self.fd, pacer.inode(resident.drop_file), first, nbytes)
 
@@ -279,8 +295,8 @@ class Session:
             self.ready.set()
             _refuse(errno.EPROTO)
         spoken = min(minor, abi.MINOR)
-        self.fs.mount_facts.update(
-            fuse_protocol=f"{abi.MAJOR}.{spoken}", fuse_protocol_kernel=f"{major}.{minor}"
+        self.fs.hidden.facts.update(
+            {"fuse_protocol": f"{abi.MAJOR}.{spoken}", "fuse_protocol_kernel": f"{major}.{minor}"}
         )
         reply = abi.INIT_OUT.pack(
             abi.MAJOR,
@@ -310,7 +326,9 @@ class Session:
         return abi.ATTR_OUT.pack(self._validity(node), 0, 0) + _attributes(node)
 
     def _setattr(self, request: abi.Request) -> bytes:
-        """Only what `>` does to a file before it writes: cutting the control file, which has no length."""
+        """Supports only truncation of the control file, as `>` does before it writes. That file has no
+        length.
+        """
         if not self.fs.is_control(self.fs.node(request.nodeid)):
             self.fs.refuse_write()
         return self._getattr(request)
@@ -330,13 +348,13 @@ class Session:
             self._tell_loop(handle)
         live = self.fs.is_live(self.fs.node(request.nodeid))
         cache = abi.FOPEN_DIRECT_IO if live else abi.FOPEN_KEEP_CACHE
-        # Whoever is killed while the server is suspended must not wait for it in close.
+        # NOFLUSH: a killed process must not wait in close for a suspended server.
         return abi.OPEN_OUT.pack(handle, cache | abi.FOPEN_NOFLUSH, 0)
 
     def _tell_loop(self, handle: int) -> None:
         opened = self.fs.opened(handle)
         if self._loop is not None and (backing := opened.backing) is not None:
-            place, size = self.fs.place(opened.node), opened.node.size
+            place, size = self.fs.served.place(opened.node), opened.node.size
             self._loop.opened(handle, backing, backing.memory, backing.fd, place, size)
 
     def _release(self, request: abi.Request) -> bytes:
@@ -349,9 +367,7 @@ class Session:
     def _readdir(self, request: abi.Request) -> bytes:
         _, offset, size, *_ = abi.READ_IN.unpack_from(request.body)
         packed = bytearray()
-        for position, (name, node) in enumerate(self.fs.listing(request.nodeid), start=1):
-            if position <= offset:
-                continue
+        for position, name, node in self.fs.listing(request.nodeid, offset):
             entry = abi.DIRENT.pack(node.ino, position, len(name), stat.S_IFMT(node.mode) >> 12) + name
             entry += bytes(-len(entry) % 8)
             if len(packed) + len(entry) > size:
@@ -360,8 +376,8 @@ class Session:
         return bytes(packed)
 
     def _statfs(self, request: abi.Request) -> bytes:
-        blocks = -(-self.fs.total_bytes() // _PAGE)
-        return abi.KSTATFS.pack(blocks, 0, 0, len(self.fs.tree.nodes), 0, _PAGE, 255, _PAGE, 0, b"")
+        blocks, free, names, free_names = self.fs.space()
+        return abi.KSTATFS.pack(blocks, free, free, names, free_names, BLOCK, NAME_MAX, BLOCK, 0, b"")
 
 
 def _refuse(code: int) -> NoReturn:
@@ -374,9 +390,8 @@ def _unknown(request: abi.Request) -> bytes:
 
 def _attributes(node: Node) -> bytes:
     seconds, ns = divmod(node.mtime_ns, 1_000_000_000)
-    links = 2 if node.is_dir else 1
     times = (seconds, seconds, seconds, ns, ns, ns)
     blocks = -(-node.size // 512)
     return abi.ATTR.pack(
-        node.ino, node.size, blocks, *times, node.mode, links, node.uid, node.gid, 0, _PAGE, 0
+        node.ino, node.size, blocks, *times, node.mode, LINKS, node.uid, node.gid, 0, _PAGE, 0
     )

@@ -9,7 +9,7 @@ from typing import get_type_hints
 from hbf_fuse.gguf.reader import GgufError
 
 _ROW = 256
-"""Weights in a block of the K-quants."""
+"""Weights per block of the K-quants."""
 
 _MOST = {
     "layers": 1024,
@@ -29,7 +29,9 @@ _MOST = {
 class Preset:
     """A model's geometry. experts 0 means dense; embedding and ffn are multiples of 256 (K-quant rows).
 
-    Raises GgufError for what is no model's.
+    words: with a text for each token, which llama-server needs. Without, llama.cpp has nothing to parse.
+
+    Raises GgufError for an impossible geometry.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Preset:
     attention_bias: bool = False
     experts: int = 0
     experts_used: int = 0
+    words: bool = False
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -74,14 +77,14 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Preset:
-    """A preset by name; GgufError lists the names there are."""
+    """A preset by name. GgufError lists the known names."""
     if name not in names():
-        raise GgufError(f"unknown preset {name!r}; there are: {', '.join(names())}")
+        raise GgufError(f"unknown preset {name!r}", f"there are: {', '.join(names())}")
     return parse(name, (resources.files(__name__) / f"{name}.toml").read_text())
 
 
 def parse(name: str, text: str) -> Preset:
-    """A preset from its TOML. GgufError for what is no geometry of a model."""
+    """A preset from its TOML. GgufError if it is not the geometry of a model."""
     try:
         return Preset(name=name, **tomllib.loads(text))
     except GgufError:

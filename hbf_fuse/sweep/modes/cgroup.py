@@ -1,6 +1,6 @@
 """Mode cgroup: llama-bench maps the real file, and the kernel's io.max is the tier."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from hbf_fuse.fs.placement import Layout
 from hbf_fuse.host import residency
 from hbf_fuse.limits import devices, group
 from hbf_fuse.limits.files import Limits
-from hbf_fuse.runs.run import Throttled
+from hbf_fuse.runs.metrics import Throttled
+from hbf_fuse.sweep import workloads
 from hbf_fuse.sweep.cell import Cell
 from hbf_fuse.sweep.modes.served import Measured
 from hbf_fuse.sweep.workspace import Workspace
 from hbf_fuse.tier import TierSpec
 from hbf_fuse.verdict import AGREES, OFF, UNSURE, words
-from hbf_fuse.workload import llama
 
 TOLERANCE_PCT = 3.0
 """How far from its io.max a rate still counts as agreement."""
@@ -42,35 +42,37 @@ def refusal(spec: TierSpec, layout: Layout) -> str:
     )
 
 
-def measure(cell: Cell, workspace: Workspace, binary: Path) -> Measured:
-    """Run llama-bench on the cold file under io.max = the tier's bandwidth.
+def measure(cell: Cell, workspace: Workspace) -> Measured:
+    """Run llama-bench on the cold files under io.max = the tier's bandwidth.
 
     Staging lasts from when the first page of the model came into the page cache until all were there.
     HbfError if the limit cannot be had, the kernel does not tell what is resident, or it never was all there.
     """
     if why := refusal(cell.spec, cell.layout):
         raise HbfError(why)
-    model = cell.model.path
-    with _limited(model, cell.spec) as (enter, in_force):
-        resident = residency.drop(model)
+    model, parts = cell.model.path, cell.model.parts
+    with _limited(parts, cell.spec) as (enter, in_force):
+        resident = residency.drop(*parts)
         if resident is None:
-            raise HbfError(f"mode cgroup must see what of {model} is resident; run as its owner or as root")
-        with residency.watching(model) as filling:
-            bench = llama.run(binary, model, cell.bench, cell.timeout_seconds, enter=enter, shown=model.name)
+            raise HbfError(f"mode cgroup must see what of {model} is resident", "run as its owner or as root")
+        with residency.watching(*parts) as filling:
+            bench = workloads.run(cell, workspace, model, enter=enter, shown=model.name)
     if filling.seconds is None:
-        raise HbfError(f"{model.name} was never resident as a whole; mode cgroup needs memory for all of it")
+        raise HbfError(
+            f"{model.name} was never resident as a whole", "mode cgroup needs memory for all of it"
+        )
     staging = _staging(cell.model.size, filling.seconds, cell.spec, resident)
     staging.io_max_in_force_mbps = in_force.io_mbps
     return Measured(bench, None, resident, staging=staging)
 
 
 @contextmanager
-def _limited(model: Path, spec: TierSpec) -> Iterator[tuple[Callable[[], None] | None, Limits]]:
+def _limited(parts: Sequence[Path], spec: TierSpec) -> Iterator[tuple[Callable[[], None] | None, Limits]]:
     """What a process calls to be under the limit, which is in force as it says."""
     if spec.bandwidth_mbps is None:
         yield None, Limits()
         return
-    with group.made(Limits.asked(io_mbps=spec.bandwidth_mbps), devices.of(model)) as made:
+    with group.made(Limits.asked(io_mbps=spec.bandwidth_mbps), devices.of_all(parts)) as made:
         yield made.enter, made.in_force()
 
 

@@ -1,7 +1,7 @@
-"""Known devices as data: one TOML file each in this folder, every value with where it comes from.
+"""Known devices as data: one TOML file each in this folder, with a source or a reason for every value.
 
-A file holds `about`, and per parameter of TierSpec a table with `value` and either `sourced` (the source)
-or `assumed` (why this value). `capacity_gb` may stand beside them.
+A file holds `about`, and per parameter of TierSpec a table with `value` and either `sourced` (the source) or
+`assumed` (why this value). `capacity_gb` is allowed, too.
 """
 
 import tomllib
@@ -18,7 +18,7 @@ _FACTS = {"capacity_gb"}
 
 @dataclass(frozen=True)
 class Value:
-    """A parameter with its provenance: `label` is "sourced" or "assumed", `why` the source or the reason."""
+    """A parameter with its provenance. label: "sourced" or "assumed". why: the source or the reason."""
 
     value: Any
     label: str
@@ -27,7 +27,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Profile:
-    """A device. Parameters that it leaves out have TierSpec's defaults."""
+    """A device. Parameters that are left out have TierSpec's defaults."""
 
     name: str
     about: str
@@ -45,7 +45,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Profile:
-    """A profile by name. SpecError for an unknown one or one that breaks the rules above."""
+    """A profile by name. SpecError if it is unknown or breaks the rules above."""
     if name not in names():
         raise SpecError(f"unknown profile {name!r}; there are: {', '.join(names())}")
     return parse(name, (resources.files(__name__) / f"{name}.toml").read_text())
@@ -77,7 +77,7 @@ def _value(name: str, key: str, entry: Any) -> Value:
 
 
 def tier_of(fields: dict[str, Any]) -> TierSpec:
-    """A tier from a table of TierSpec's names; `profile` begins with a profile's values.
+    """A tier from a table with TierSpec's names. `profile` in it sets the starting values.
 
     SpecError for unknown names and for values that no tier can have.
     """

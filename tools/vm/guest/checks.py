@@ -1,4 +1,4 @@
-"""Runs inside the guest: each check is a claim about the project on this kernel, and becomes a line of JSON.
+"""Runs inside the guest. Each check is a claim about the project on this kernel, and prints a line of JSON.
 
 A line has group, check, ok, detail and seconds; the last one is {"end": true}.
 """
@@ -20,7 +20,7 @@ CHECKS: list[tuple[str, Check]] = []
 
 
 def check(group: str) -> Callable[[Check], Check]:
-    """Put a function on the list: it returns what it saw, or raises."""
+    """Add a function to the list of checks. It returns its detail, or raises."""
 
     def add(function: Check) -> Check:
         CHECKS.append((group, function))
@@ -30,7 +30,7 @@ def check(group: str) -> Callable[[Check], Check]:
 
 
 def run(*command: object, code: int | None = 0, uid: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command that is expected to end with `code` (None: with any), without a traceback."""
+    """Run a command that must end with exit code `code` (None: any), without a traceback."""
     argv = [str(part) for part in command]
     ended = subprocess.run(
         argv, capture_output=True, text=True, timeout=200, check=False, user=uid, group=uid
@@ -42,7 +42,7 @@ def run(*command: object, code: int | None = 0, uid: int = 0) -> subprocess.Comp
 
 
 def refused(*command: object) -> str:
-    """The one line with which a command says no."""
+    """The one line with which a command refuses."""
     lines = run(*command, code=1).stderr.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -54,7 +54,7 @@ def drop_caches() -> None:
 
 
 def held(achieved: float, wanted: float, least: float = 0.7) -> str:
-    """A rate must not be above what was asked for. Below it may be: the emulated processor is uneven."""
+    """A rate must not exceed the requested one. It may be lower, because the emulated processor is uneven."""
     said = f"{achieved:.2f} MB/s for {wanted:g}"
     assert least <= achieved / wanted <= 1.1, said
     return said
@@ -72,7 +72,7 @@ def read_in_order(file: Path) -> tuple[bytes, float]:
 
 
 class Mounted:
-    """A mount for the length of a `with`; after it nothing may be left."""
+    """A mount during a `with` block. Nothing may be left after it."""
 
     def __init__(self, *options: object, uid: int = 0) -> None:
         self.options, self.uid = options, uid
@@ -127,7 +127,7 @@ def every_byte_comes_at_the_rate_asked_for() -> str:
 
 
 def said_yes_to_init(served: Path) -> str:
-    """What the kernel took over from the answer to INIT, and the readahead set after it."""
+    """The settings that the kernel accepted from the answer to INIT, and the readahead set after it."""
     device = served.stat().st_dev
     minor = os.minor(device)
     background = int(Path(f"/sys/fs/fuse/connections/{minor}/max_background").read_text())
@@ -147,7 +147,9 @@ def an_ordinary_user_mounts_and_reads() -> str:
 
 
 def limited_read(*options: object) -> tuple[float, dict[str, Any]]:
-    """The rate of a cold read of the model below `hbf run`, and what that says is in force."""
+    """The rate of a read of the model under `hbf run` with a cold page cache, and the limit that it says is
+    in force.
+    """
     drop_caches()
     timed = 'cat /proc/uptime; cat "$1" > /dev/null; cat /proc/uptime'
     ended = run("hbf", "run", "--json", *options, "--", "sh", "-c", timed, "sh", MODEL)
@@ -229,7 +231,7 @@ def the_server_itself_reads_under_io_max() -> str:
 
 @check("doctor")
 def doctor_knows_this_kernel() -> str:
-    # Without llama-bench it does not find all well.
+    # Without llama-bench its exit code is not 0.
     said = json.loads(run("hbf", "doctor", "--json", code=None).stdout)
     messages = {line["name"]: line["message"] for line in said["lines"]}
     assert os.uname().release in messages["kernel"], messages
@@ -239,7 +241,7 @@ def doctor_knows_this_kernel() -> str:
 
 
 def main() -> None:
-    """Run every check and say what came of it."""
+    """Run every check and print its result."""
     for group, function in CHECKS:
         begin = time.monotonic()
         try:

@@ -1,0 +1,103 @@
+"""`hbf kv sim`: decode in virtual time."""
+
+import dataclasses
+import itertools
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hbf_fuse.cli.bench import ModelOption
+from hbf_fuse.cli.common import Json, tell
+from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.kv.numbers import contexts, floats
+from hbf_fuse.cli.kv.options import (
+    Context,
+    EnduranceOptions,
+    Kept,
+    SpillOptions,
+    StreamOptions,
+    Tokens,
+    WriteMbps,
+)
+from hbf_fuse.cli.kv.rows import print_rows
+from hbf_fuse.cli.options import Seed
+from hbf_fuse.documents import Row
+from hbf_fuse.units import format_size
+
+if TYPE_CHECKING:
+    from hbf_fuse.kv.spill import Spill
+    from hbf_fuse.tier import TierSpec
+
+
+WELL_FILLED_PCT = 95.0
+
+
+@flattened
+def sim(
+    *,
+    context: Context,
+    model: ModelOption,
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="A known device, flash detail and all."),
+    ] = None,
+    mbps: Annotated[
+        str | None, typer.Option("--mbps", help="Bandwidths with commas. \\[default: 1000, or the profile's]")
+    ] = None,
+    lat: Annotated[
+        str | None,
+        typer.Option("--lat", help="In ms, with commas. \\[default: 0, or the profile's]"),
+    ] = None,
+    jitter: Annotated[
+        list[str] | None, typer.Option("--jitter", help="As for hbf-mount; give it again for another.")
+    ] = None,
+    seed: Seed = None,
+    spilled: SpillOptions,
+    streams: StreamOptions,
+    write_mbps: WriteMbps = None,
+    endurance: EnduranceOptions,
+    tokens: Tokens = 64,
+    kept: Kept,
+    as_json: Json = False,
+) -> None:
+    """Decode in virtual time: speed at percentiles, the ceiling, and what bounds it.
+
+    Example: [bold]hbf kv sim model.gguf --context 32768 --mbps 1000,4000 --lat 0.02 --compute-ms 50[/bold]
+    """
+    from hbf_fuse.kv import sim as kv_sim
+    from hbf_fuse.tier import TierSpec, profiles
+
+    spills = [streams.of(spill) for spill in spilled.spills(model, contexts(context), write_mbps)]
+    base = profiles.load(profile).spec() if profile else TierSpec(1000)
+    links = [base.bandwidth_mbps] if mbps is None else floats(mbps, "--mbps")
+    latencies = [base.latency_ms] if lat is None else floats(lat, "--lat")
+    for spill in spills:
+        if spill.unspilled:
+            tell(f"{spill.unspilled}: nothing is spilled")
+    specs = [
+        dataclasses.replace(
+            base,
+            bandwidth_mbps=link,
+            latency_ms=latency,
+            jitter=form,
+            seed=base.seed if seed is None else seed,
+        )
+        for link, latency, form in itertools.product(links, latencies, jitter or [base.jitter])
+    ]
+    rows = []
+    for spill, spec in itertools.product(spills, specs):
+        row = kv_sim.simulate(spill, spec, tokens).to_dict()
+        _tell_unfilled(spill, spec, row)
+        rows.append({**row, **endurance.lifetime(profile, row)})
+    kept.keep(rows, "speeds")
+    print_rows(rows, as_json)
+
+
+def _tell_unfilled(spill: "Spill", spec: "TierSpec", row: Row) -> None:
+    """A word where too little is in flight for the link."""
+    filled = row["filled_pct"]
+    if spill.spilled_tokens and filled is not None and filled < WELL_FILLED_PCT:
+        tell(
+            f"{spill.depth} reads of {format_size(spill.chunk_bytes)} at once have {filled:.0f}% of {spec}; "
+            "more of them (--queue-depth) or larger ones (--chunk) would have more of it"
+        )

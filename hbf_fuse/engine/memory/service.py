@@ -1,0 +1,397 @@
+"""Hands a mount's files out as memory, and keeps the books of what its readers do with it."""
+
+import contextlib
+import ctypes
+import dataclasses
+import fcntl
+import mmap
+import os
+import selectors
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from hbf_fuse.engine.memory import library
+from hbf_fuse.engine.memory.follow import Follower
+from hbf_fuse.engine.memory.proof import PAGE, Proof
+from hbf_fuse.errors import HbfError
+from hbf_fuse.fs import Node
+from hbf_fuse.fs.placement import DRAM
+from hbf_fuse.fs.served import Served
+from hbf_fuse.host.linux import Descriptor
+from hbf_fuse.observe.status import MappedStatus, ResidentStatus
+from hbf_fuse.pacing.floor import Floor
+from hbf_fuse.pacing.resident import HEADROOM_BYTES, MIN_BYTES, OVERFULL, WINDOW_BYTES
+from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier.expect import MAPPED_CHUNK_BYTES
+from hbf_fuse.units import format_size
+from hbf_fuse.verdict import Evidence
+
+RECORDS = 1 << 17
+_RECORD_BYTES = 48
+_MESSAGE = struct.Struct("=II")
+_GIVE, _LOOK = range(2)
+_CREDENTIALS = struct.Struct("=iII")
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_PIECE = 64 << 20
+_BUSY_SECONDS, _CALM_SECONDS = 0.005, 0.05
+"""How often records are read, while some come and while none do."""
+
+_PROOF_SECONDS = 0.1
+_PROOF_COST = 20
+"""Looking at the page tables may take one in this many seconds, at most."""
+
+_SPARE_BYTES = 64 << 20
+
+
+class Service:
+    """The memory side of a mount: its files in memory, the tiers' state, a socket for readers.
+
+    Takes the place of the mount's books for mappings: `Served.mapped`. Reads of the mount itself keep those
+    that they have, and a link of their own.
+
+    Raises HbfError if the engine is not there, the files do not fit into memory, or a file cannot be read.
+    """
+
+    def __init__(self, served: Served) -> None:
+        self._twin = library.twin()
+        self._served = served
+        self._require_memory()
+        self._files = [(_filled(served, node), node) for node in served.files]
+        self._chunk = served.spec.chunk_bytes or MAPPED_CHUNK_BYTES
+        self._control = Descriptor(os.memfd_create("hbf-tier", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+        self._state = self._laid_out()
+        self._address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(self._state)))
+        self.pacer = served.new_pacer()
+        self._follower = self._new_follower()
+        layout = served.layout
+        self._exempt = sum(self._dram_bytes(place) for place in range(len(self._files)))
+        budget = layout.resident_bytes
+        most = None if budget is None else int(budget * OVERFULL) + self._exempt
+        self._proof = Proof({_identity(fd.number) for fd, _ in self._files}, most)
+        self._lock = threading.Lock()
+        self._processes: dict[int, int] = {}
+        self._connected = 0
+        self._proven_at = 0.0
+
+    def _require_memory(self) -> None:
+        needed = sum(node.size for node in self._served.files)
+        available = psutil.virtual_memory().available
+        if needed + _SPARE_BYTES > available:
+            raise HbfError(
+                f"--engine memory holds the model in memory: {format_size(needed)}, and "
+                f"{format_size(available)} are available",
+                "serve a smaller model, or use --engine kernel",
+            )
+        budget = self._served.layout.resident_bytes
+        if budget is not None and budget < MIN_BYTES:
+            raise HbfError(f"a resident budget (--resident) of {format_size(budget)} thrashes", "give more")
+
+    def _laid_out(self) -> mmap.mmap:
+        """The memory that readers share, filled in."""
+        twin, served = self._twin, self._served
+        specs = served.tiers
+        chunks = [-(-node.size // self._chunk) for _, node in self._files]
+        regions = [served.regions.get(place, []) for place in range(len(self._files))]
+        counts = _numbers(len(chunks), max(1, sum(chunks)), len(specs), sum(map(len, regions)))
+        size = twin.hbf_size(counts)
+        os.ftruncate(self._control.number, size)
+        # A reader could end this process with a file that is cut short.
+        fcntl.fcntl(self._control.number, fcntl.F_ADD_SEALS, _SEALS)
+        state = mmap.mmap(self._control.number, size)
+        at = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(state)))
+        budget, names = served.layout.resident_bytes, list(specs)
+        limit = 0 if budget is None else budget - HEADROOM_BYTES
+        pinned = budget - WINDOW_BYTES if budget is not None and served.layout.policy == "pin" else 0
+        dram = names.index(DRAM) if DRAM in names else -1
+        twin.hbf_lay_out(at, counts, _numbers(self._chunk, limit, pinned, dram))
+        chunk = region = 0
+        for place, (_, node) in enumerate(self._files):
+            info = os.fstat(self._source(node))
+            entry = library.File(node.size, chunk, region, len(regions[place]))
+            entry.device[1], entry.inode[1] = info.st_dev, info.st_ino
+            # Until it is mounted, it is known by its source alone.
+            entry.device[0], entry.inode[0] = info.st_dev, info.st_ino
+            twin.hbf_set_file(at, ctypes.c_uint64(place), ctypes.byref(entry))
+            for start, tier in regions[place]:
+                twin.hbf_set_region(at, *map(ctypes.c_uint64, (region, start, tier)))
+                region += 1
+            chunk += chunks[place]
+        # What these places are is read before any reader can write there.
+        self._tiers_at, self._records_at = twin.hbf_tiers_at(at), twin.hbf_records_at(at)
+        self._tier_bytes = twin.hbf_tier_size()
+        self._first_chunks = chunks
+        for place, spec in enumerate(specs.values()):
+            twin.hbf_exchange(at, self._tier(at, place), ctypes.byref(library.Spec.of(spec)))
+        return state
+
+    def _source(self, node: Node) -> int:
+        self._held = Descriptor(self._served.tree.open(node))
+        return self._held.number
+
+    def _tier(self, at: ctypes.c_void_p, place: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p((at.value or 0) + self._tiers_at + place * self._tier_bytes)
+
+    def _new_follower(self) -> Follower:
+        end = self._records_at + RECORDS * _RECORD_BYTES
+        words = memoryview(self._state)[self._records_at : end].cast("q")
+        sizes = memoryview(array("q", [node.size for _, node in self._files]))
+        return Follower(self.pacer, words, RECORDS, sizes)
+
+    def _dram_bytes(self, place: int) -> int:
+        regions, names = self._served.regions.get(place, []), list(self._served.tiers)
+        ends = [*(start for start, _ in regions[1:]), self._files[place][1].size]
+        return sum(
+            end - start for (start, tier), end in zip(regions, ends, strict=False) if names[tier] == DRAM
+        )
+
+    def reckon_with(self, floor: Floor) -> None:
+        """Take this floor off every read. Call it before the first read."""
+        self.pacer.reckon_with(floor)
+        self._twin.hbf_set_floor(self._address, ctypes.c_int64(floor.of(0, 0)))
+
+    def known_as(self, device: int) -> None:
+        """The files are mounted on this device: their inodes there are the mount's."""
+        for place, (_, node) in enumerate(self._files):
+            self._twin.hbf_name_file(self._address, *map(ctypes.c_uint64, (place, device, node.ino)))
+
+    # As fs/served.py, Mappings
+
+    def look(self) -> None:
+        """See fs/served.py, Mappings."""
+        with self._lock:
+            self._read(prove=True)
+
+    def exchange(self, spec: TierSpec) -> None:
+        """See fs/served.py, Mappings."""
+        with self._lock:
+            reads = self._twin.hbf_exchange(
+                self._address, self._tier(self._address, 0), ctypes.byref(library.Spec.of(spec))
+            )
+            self._follower.follow(reads, time.monotonic_ns())
+            self.pacer.exchange(spec)
+
+    def proven(self, evidence: Evidence) -> Evidence:
+        """See fs/served.py, Mappings."""
+        arrived = self._arrived()
+        return dataclasses.replace(
+            evidence,
+            altered=self._altered(),
+            overfills=evidence.overfills + self._proof.overfills,
+            unproven_bytes=max(0, arrived - self._proof.proven),
+        )
+
+    def status(self) -> MappedStatus:
+        """See fs/served.py, Mappings."""
+        return {
+            "processes": len(self._processes),
+            "connected": self._connected,
+            "chunk_bytes": self._chunk,
+            "mapped_bytes": self._proof.mapped,
+            "proven_bytes": self._proof.proven,
+            "altered": self._altered(),
+            "overfills": self._proof.overfills,
+            "failed": self._counts()[3],
+        }
+
+    def resident_status(self) -> ResidentStatus | None:
+        """See fs/served.py, Mappings. What is resident is the kernel's word, the rest the readers'."""
+        layout = self._served.layout
+        if layout.resident_bytes is None:
+            return None
+        _, _, _, _, _, pinned, dropped = self._counts()
+        return {
+            "budget_bytes": layout.resident_bytes,
+            "policy": layout.policy,
+            "resident_bytes": max(0, self._proof.mapped - self._exempt),
+            "most_resident_bytes": max(0, self._proof.most_mapped - self._exempt),
+            "pinned_bytes": pinned,
+            "evicted_bytes": dropped,
+        }
+
+    def _counts(self) -> list[int]:
+        counts = (ctypes.c_int64 * 7)()
+        self._twin.hbf_look(self._address, counts)
+        return list(counts)
+
+    def _altered(self) -> int:
+        broken, failed = self._counts()[2:4]
+        return self._follower.altered + self._follower.lost + self._proof.excess + broken + failed
+
+    def _arrived(self) -> int:
+        """Bytes that came at least once, in whole pages."""
+        coverage = self.pacer.coverage
+        return sum(
+            -(-coverage.arrived_bytes(model) // PAGE) * PAGE for model in range(len(self.pacer.models))
+        )
+
+    def _read(self, prove: bool = False) -> bool:
+        """Read what is new, and look at the page tables if it is time. Whether anything was new."""
+        now = time.monotonic()
+        pause = max(_PROOF_SECONDS, _PROOF_COST * self._proof.cost_seconds)
+        prove = prove or now - self._proven_at > pause
+        found = self._proof.measure(self._processes.values()) if prove and self._processes else {}
+        # Everything that was mapped by now was reserved before this count.
+        fresh = self._follower.follow(self._counts()[0], time.monotonic_ns())
+        if found:
+            self._proven_at = now
+            # Parts of a file's last page, and of each placed region, count as whole pages.
+            slack = (self._follower.in_flight() + 2) * self._chunk + PAGE * len(self._files)
+            self._proof.judge(found, self._arrived(), slack)
+        if fresh:
+            self.pacer.coverage.look(())
+        return fresh
+
+    # The socket
+
+    @contextmanager
+    def answering(self) -> Iterator[Path]:
+        """Serve readers in a thread; yields the socket. It lies in a folder of this user alone."""
+        folder = Path(tempfile.mkdtemp(prefix="hbf-memory-"))
+        wake_read, wake_write = os.pipe()
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(str(folder / "socket"))
+                listener.listen(64)
+                thread = threading.Thread(
+                    target=self._serve, args=(listener, wake_read), daemon=True, name="memory"
+                )
+                thread.start()
+                try:
+                    yield folder / "socket"
+                finally:
+                    os.write(wake_write, b"\0")
+                    thread.join()
+        finally:
+            os.close(wake_read)
+            os.close(wake_write)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _serve(self, listener: socket.socket, wake: int) -> None:
+        connections: dict[int, socket.socket] = {}
+        busy_until = 0.0
+        with selectors.DefaultSelector() as selector:
+            selector.register(listener, selectors.EVENT_READ)
+            selector.register(wake, selectors.EVENT_READ)
+            while True:
+                now = time.monotonic()
+                calm = _CALM_SECONDS if connections else None
+                events = selector.select(_BUSY_SECONDS if now < busy_until else calm)
+                with self._lock:
+                    if self._read():
+                        busy_until = time.monotonic() + 1
+                for key, _ in events:
+                    if key.fileobj is listener:
+                        if (taken := self._accepted(listener)) is not None:
+                            connections[taken.fileno()] = taken
+                            selector.register(taken, selectors.EVENT_READ)
+                            busy_until = time.monotonic() + 1
+                    elif key.fd == wake:
+                        for connection in connections.values():
+                            connection.close()
+                        return
+                    elif not self._answered(connections[key.fd]):
+                        selector.unregister(key.fd)
+                        self._ended(connections.pop(key.fd))
+
+    def _accepted(self, listener: socket.socket) -> socket.socket | None:
+        """A reader, if it is this user's or root's."""
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            process, user, _ = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
+            if user not in (0, os.geteuid()):
+                connection.close()
+                return None
+            connection.settimeout(1)
+            socket.send_fds(connection, [b"\0"], [self._control.number])
+            with self._lock:
+                self._processes[connection.fileno()] = process
+                self._connected += 1
+            return connection
+        return None
+
+    def _answered(self, connection: socket.socket) -> bool:
+        """Answer one message. False if the reader has ended, or said something else."""
+        try:
+            said = connection.recv(_MESSAGE.size + 1)
+            if len(said) != _MESSAGE.size:
+                return False
+            order, file = _MESSAGE.unpack(said)
+            if order == _GIVE and file < len(self._files):
+                # Opened again for reading only.
+                with _reopened(self._files[file][0].number) as given:
+                    socket.send_fds(connection, [b"\0"], [given])
+                return True
+            if order == _LOOK:
+                self.look()
+                connection.send(b"\0")
+                return True
+        except OSError:
+            pass
+        return False
+
+    def _ended(self, connection: socket.socket) -> None:
+        with self._lock:
+            process = self._processes.pop(connection.fileno())
+            if process not in self._processes.values():
+                self._follower.abandon(process if self._processes else 0)
+        connection.close()
+
+
+@contextmanager
+def _reopened(fd: int) -> Iterator[int]:
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield again
+    finally:
+        os.close(again)
+
+
+def _filled(served: Served, node: Node) -> Descriptor:
+    """A file's bytes in memory that nobody can change."""
+    memory = Descriptor(os.memfd_create("hbf-model", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
+    source = Descriptor(served.tree.open(node))
+    done = 0
+    try:
+        while done < node.size:
+            # A hole would be filled by the kernel, without the tier: what is copied here are its zeros.
+            count = os.sendfile(memory.number, source.number, done, min(_PIECE, node.size - done))
+            if not count:
+                raise HbfError(f"{node.source} has become shorter", "mount again when it is whole")
+            done += count
+    except OSError as error:
+        raise HbfError(
+            f"cannot copy {node.source} into memory: {error.strerror}",
+            "serve a smaller model, or use --engine kernel",
+        ) from error
+    fcntl.fcntl(memory.number, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_WRITE)
+    return memory
+
+
+def _identity(fd: int) -> tuple[int, int, int]:
+    info = os.fstat(fd)
+    return os.major(info.st_dev), os.minor(info.st_dev), info.st_ino
+
+
+def _numbers(*values: int) -> "ctypes.Array[ctypes.c_int64]":
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def environment(
+    socket_path: Path | str, before: Callable[[str], str | None] = os.environ.get
+) -> dict[str, str]:
+    """What a program needs in its environment to be a reader."""
+    preloaded = before("LD_PRELOAD")
+    shim = str(library.shim())
+    return {"HBF_MEMORY": str(socket_path), "LD_PRELOAD": f"{shim}:{preloaded}" if preloaded else shim}
