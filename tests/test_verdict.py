@@ -16,7 +16,7 @@ from hbf_fuse.calibrate import envelope
 from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.host import machine
+from hbf_fuse.host import machine, starved
 from hbf_fuse.host.starved import Starved
 from hbf_fuse.mount import client, floor, server
 from hbf_fuse.mount.server import MountConfig
@@ -271,16 +271,32 @@ def test_run_queue_delay_counts_beyond_the_compensated_part(monkeypatch):
     """Of readers and servers, less the floor and less the lateness of threads that waited for a deadline."""
     counters, credit, idle = Counters(), Credit(), Idle()
     coverage = Coverage([4096], counters, credit, idle)
-    starved = {READER: 0, SERVER: 0}
-    monkeypatch.setattr(Starved, "ns", lambda _, threads: sum(starved[thread] for thread in threads))
+    waited = {READER: 0, SERVER: 0}
+    monkeypatch.setattr(Starved, "ns", lambda _, threads: sum(waited[thread] for thread in threads))
     coverage.begin(0, GB, GB, 0, READER)
     credit.sending(READER, GB, time.monotonic_ns())
     coverage.look([SERVER])
-    starved.update({READER: 5_000_000, SERVER: 4_000_000})
+    waited.update({READER: 5_000_000, SERVER: 4_000_000})
     counters.floored_ns, counters.woken_late_ns = 1_000_000, 2_000_000
     coverage.add(0, 0, 4096, GB + 900_000_000, GB + 900_000_000, 900_000_000, 8000)
     coverage.look([SERVER])
     assert coverage.first_pass(0).contention_seconds == pytest.approx(0.006)
+
+
+def test_a_pass_between_two_looks_counts_the_delay_since_its_file_was_mapped(monkeypatch):
+    """Of the threads that were there then, and of those that were born since; not from before."""
+    waited = {READER: 70_000_000}
+    monkeypatch.setattr(starved, "_waited_ns", lambda thread: waited[thread])
+    counters, credit, idle = Counters(), Credit(), Idle()
+    coverage = Coverage([4096], counters, credit, idle)
+    coverage.ready(0, [READER])
+    waited.update({READER: 73_000_000, READER + 1: 2_000_000})
+    for reader in (READER, READER + 1):
+        credit.sending(reader, GB, time.monotonic_ns())
+    coverage.begin(0, GB, GB, 0, READER)
+    coverage.add(0, 0, 4096, GB + 900_000_000, GB + 900_000_000, 900_000_000, 8000)
+    coverage.look([])
+    assert coverage.first_pass(0).contention_seconds == pytest.approx(0.005)
 
 
 def test_an_impossible_thread_id_is_ignored():

@@ -3,6 +3,7 @@
 From /proc/TID/schedstat, which everybody may read (Documentation/scheduler/sched-stats.rst).
 """
 
+import contextlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +18,14 @@ class Starved:
     def __init__(self) -> None:
         self._total_ns = 0
         self._known: dict[int, int] = {}
+        self._from_birth = False
+
+    def meet(self, threads: Collection[int]) -> None:
+        """A process has just these by now: from here on, threads that `ns` has not heard of count from birth."""
+        self._from_birth = True
+        for thread in threads:
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                self._known.setdefault(thread, _waited_ns(thread))
 
     def ns(self, threads: Collection[int]) -> int | None:
         """Delay of these threads in ns since each was first named, plus that of threads named before.
@@ -29,15 +38,22 @@ class Starved:
         known: dict[int, int] = {}
         for thread in threads:
             try:
-                known[thread] = int(Path(f"/proc/{thread}/schedstat").read_text().split()[1])
+                known[thread] = _waited_ns(thread)
             except (FileNotFoundError, ProcessLookupError):
                 if _lives(thread):
                     return None
             except (OSError, ValueError, IndexError):
                 return None
-        self._total_ns += sum(waited - self._known.get(thread, waited) for thread, waited in known.items())
-        self._known = known
+        self._total_ns += sum(
+            waited - self._known.get(thread, 0 if self._from_birth else waited)
+            for thread, waited in known.items()
+        )
+        self._known = self._known | known if self._from_birth else known
         return self._total_ns
+
+
+def _waited_ns(thread: int) -> int:
+    return int(Path(f"/proc/{thread}/schedstat").read_text().split()[1])
 
 
 def _lives(thread: int) -> bool:

@@ -19,7 +19,7 @@ cdef class Coverage:
     cdef long long[::1] _late_ns, _quarters, _before, _after
     cdef long long[::1] _of_moment, _reader_of_moment
     cdef long long _looked
-    cdef dict _looks
+    cdef dict _looks, _ready
     cdef object _look_lock, _readers, _servers
     cpdef bint is_complete(self, long long file) noexcept nogil
     cdef void _note(self, long long file, long long reader) noexcept nogil

@@ -29,6 +29,9 @@ _BLIND_NS = 1_000_000_000
 _RECENT_NS = 2_000_000_000
 """`look` counts the run-queue delay of every reader that read this recently."""
 
+_SOON_SECONDS = 0.5
+"""A first pass that is noticed this soon after its file became ready counts from then on."""
+
 _FIGURES = 12
 """Number of values that Coverage._note_figures records."""
 
@@ -63,6 +66,7 @@ class Coverage:
         self._readers, self._servers = Starved(), Starved()
         self._look_lock = threading.Lock()
         self._looks: dict[int, list[_Look]] = {}
+        self._ready: dict[int, _Look] = {}
 
     def begin(self, file: int, arrival_ns: int, began_ns: int, owed_ns: int, reader: int) -> None:
         """A read of a thread has arrived. A file's first pass begins with its first read.
@@ -160,6 +164,16 @@ class Coverage:
         self._reader_of_moment[self.moments % _MOMENTS] = reader
         self.moments += 1
 
+    def ready(self, file: int, readers: Collection[int]) -> None:
+        """A reader has mapped the file: its first read may come and go before the next `look`.
+
+        readers: ids of all threads that the reader's process has by now.
+        """
+        with self._look_lock:
+            self._readers.meet(readers)
+            if not self._begun[file]:
+                self._ready[file] = _Look.now(self._starved_ns((), ()))
+
     def look(self, servers: Collection[int] | None = None) -> None:
         """Record the machine's counters for every file whose first pass has begun or made progress since the
         last call. Called from Python's threads; safe for several.
@@ -177,6 +191,9 @@ class Coverage:
             for place in places:
                 file = self._of_moment[place]
                 known = self._looks.get(file, [])[:1] if self._quarters[file] else []
+                ready = self._ready.get(file)
+                if not known and ready and now.seconds - ready.seconds < _SOON_SECONDS:
+                    known = [ready]
                 self._looks[file] = [*known, now]
             self._looked = moments
 

@@ -99,6 +99,7 @@ def _measured(
         "p50_us": found["p50_ns"] / 1000,
         "floor_us": known.of(0, 0) / 1000,
         "verdict": file["staging"]["verdict"],
+        "staging": {name: file["staging"][name] for name in ("error_pct", "bound_pct", "reasons")},
     }
 
 
@@ -107,7 +108,7 @@ def _summary(cell: Sequence[float], runs: Sequence[dict[str, Any]]) -> dict[str,
     row: dict[str, Any] = {name: statistics.median(run[name] for run in runs) for name in names}
     axes = dict(zip(("tier_mbps", "lat_us", "chunk", "readers"), cell, strict=True))
     good = abs(row["error_pct"]) <= GOOD_PCT or abs(row["error_us"]) <= GOOD_US
-    return {**axes, **row, "good": good, "verdicts": [run["verdict"] for run in runs]}
+    return {**axes, **row, "good": good, "verdicts": [run["verdict"] for run in runs], "runs": list(runs)}
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:

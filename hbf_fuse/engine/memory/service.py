@@ -329,6 +329,9 @@ class Service:
                 return False
             order, file = _MESSAGE.unpack(said)
             if order == _GIVE and file < len(self._files):
+                with self._lock, contextlib.suppress(OSError):
+                    tasks = Path(f"/proc/{self._processes[connection.fileno()]}/task").iterdir()
+                    self.pacer.coverage.ready(file, [int(task.name) for task in tasks])
                 # Opened again for reading only.
                 with _reopened(self._files[file][0].number) as given:
                     socket.send_fds(connection, [b"\0"], [given])
