@@ -21,7 +21,7 @@ class Starved:
         self._from_birth = False
 
     def meet(self, threads: Collection[int]) -> None:
-        """A process has just these by now: from here on, threads that `ns` has not heard of count from birth."""
+        """All that a process has by now: threads that `ns` first hears of later count from birth."""
         self._from_birth = True
         for thread in threads:
             with contextlib.suppress(OSError, ValueError, IndexError):
