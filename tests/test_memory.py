@@ -5,6 +5,8 @@ import dataclasses
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import arrivals
+import psutil
 import pytest
 
 from hbf_fuse import doctor
@@ -93,6 +96,17 @@ def program(tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="module")
+def static_program(tmp_path_factory):
+    """The same without a dynamic linker."""
+    made = tmp_path_factory.mktemp("program") / "static"
+    source = Path(__file__).parent / "data/mapping.c"
+    line = ["cc", "-static", "-O1", "-o", made, source, "-pthread"]
+    if subprocess.run(line, capture_output=True, check=False).returncode:
+        pytest.skip("no static C library")
+    return made
+
+
 class Served:
     """Files as memory, without a mount."""
 
@@ -103,8 +117,8 @@ class Served:
         self.service.reckon_with(floor)
         self.socket = Path()
 
-    def start(self, *line: object, **options: Any) -> "subprocess.Popen[str]":
-        env = {**os.environ, **environment(self.socket)}
+    def start(self, *line: object, inject: bool = False, **options: Any) -> "subprocess.Popen[str]":
+        env = {**os.environ, **environment(self.socket, inject)}
         return subprocess.Popen(
             [*map(str, line)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
         )
@@ -377,14 +391,77 @@ def test_exec_exits_as_its_command_does(tiny_model):
     assert hbf("exec", "-m", tiny_model, "--", "/no/such").returncode == 127
 
 
-def test_exec_refuses_what_a_library_does_not_reach(tiny_model, tmp_path):
-    (tmp_path / "static.c").write_text("int main(void) { return 0; }\n")
-    made = tmp_path / "static"
-    line = ["cc", "-static", "-o", made, tmp_path / "static.c"]
-    if subprocess.run(line, capture_output=True, check=False).returncode:
-        pytest.skip("no static C library")
-    said = hbf("exec", "-m", tiny_model, "--", made)
+def test_exec_refuses_what_a_library_does_not_reach(tiny_model, static_program):
+    said = hbf("exec", "-m", tiny_model, "--", static_program)
     assert said.returncode == 1 and "is a static program" in said.stderr and said.stderr.count("\n") == 1
+    assert "use --inject" in said.stderr
+
+
+def test_inject_reaches_a_static_program(tiny_model, static_program):
+    said = hbf("exec", "--inject", "--mbps", 500, "--lat", 0.02, "--", static_program, "threads", tiny_model)
+    assert (said.returncode, said.stdout) == (0, "right\n"), said.stderr
+    assert "model.gguf: " in said.stderr and " due: " in said.stderr
+
+
+def test_inject_exits_as_its_command_does_and_follows_what_a_shell_starts(tiny_model, static_program):
+    said = hbf("exec", "--inject", "-m", tiny_model, "--", "sh", "-c", "exit 7")
+    assert said.returncode == 7 and "mapped nothing of the model" in said.stderr
+    line = "exec", "--inject", "-m", tiny_model, "--", "sh", "-c"
+    assert hbf(*line, "kill -TERM $$").returncode == 128 + signal.SIGTERM
+    said = hbf(*line, f"{static_program} plain {tiny_model} && exec {static_program} plain {tiny_model}")
+    assert (said.returncode, said.stdout) == (0, "right\nright\n"), said.stderr
+
+
+@pytest.mark.parametrize("options", [("--resident", "50%"), ("--on", "/")])
+def test_inject_refuses_what_it_cannot_do(tiny_model, options):
+    said = hbf("exec", "--inject", *options, "--", "true", tiny_model)
+    assert said.returncode == 2 and "--inject" in said.stderr
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS.split() if way != "fork"])
+def test_a_traced_program_that_does_odd_things_gets_the_right_bytes(served, static_program, tmp_path, way):
+    memory = served()
+    said = memory.run(library.injector(), static_program, way, memory.source, cwd=tmp_path, inject=True)
+    assert said == (0, "right")
+    mapped = memory.stats["mapped"]
+    assert not mapped["altered"] and not mapped["failed"] and mapped["connected"] == 1
+    if way not in ("unmap", "fixed", "remap", "write", "direct"):
+        assert memory.file["complete"] and memory.stats["reads"] == CHUNKS
+        assert mapped["proven_bytes"] >= SIZE
+
+
+def test_a_traced_programs_child_has_no_mapping(served, static_program, tmp_path):
+    memory = served()
+    code, said = memory.run(
+        library.injector(), static_program, "fork", memory.source, cwd=tmp_path, inject=True
+    )
+    assert code == 1 and "not so" in said
+
+
+def test_a_second_process_that_maps_is_refused(served, static_program, tmp_path):
+    memory = served(spec=TierSpec(1, 1, chunk_bytes=64 << 10))
+    both = f"{static_program} plain {memory.source} & {static_program} plain {memory.source}; wait"
+    code, said = memory.run(library.injector(), "sh", "-c", both, cwd=tmp_path, inject=True)
+    assert code == 125 and said == "hbf: a second process maps the model: --inject follows one"
+
+
+def test_a_traced_program_ends_with_its_server_and_with_its_tracer(served, static_program):
+    memory = served(spec=TierSpec(1, 1, chunk_bytes=64 << 10))
+    with memory.start(library.injector(), static_program, "plain", memory.source, inject=True) as process:
+        while not memory.stats["reads"]:
+            assert process.poll() is None
+        (child,) = psutil.Process(process.pid).children()
+        process.kill()
+        child.wait(10)
+
+
+def test_nobody_can_read_for_a_process_that_he_does_not_trace(served):
+    memory = served()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as reader:
+        reader.connect(str(memory.socket))
+        reader.recv(1)
+        reader.send(struct.pack("=II", 2, 1))
+        assert reader.recv(1) == b"", "the server hangs up"
 
 
 def test_exec_wants_a_model_or_a_mount_of_this_engine(mount, tiny_model):

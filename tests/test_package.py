@@ -58,7 +58,7 @@ def test_a_wheel_made_of_the_sdist_works_in_an_empty_environment(tmp_path):
     if not find_spec("setuptools"):
         pytest.skip("setuptools is not installed: a wheel would need the network")
     source = tmp_path / "source"
-    ignored = shutil.ignore_patterns("__pycache__", "*.so", "_built.py")
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "inject", "_built.py")
     for name in ("hbf_fuse", "share"):
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):

@@ -48,6 +48,10 @@ def execute(
     trace: Annotated[
         Path | None, typer.Option("--trace", help="Write every read to this file; see `hbf trace`.")
     ] = None,
+    inject: Annotated[
+        bool,
+        typer.Option("--inject", help="Trace CMD instead of preloading a library: for static programs."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Say what came of it as JSON: one line on stderr, after CMD's own.")
     ] = False,
@@ -57,22 +61,28 @@ def execute(
     Example: [bold]hbf exec --mbps 7000 --lat 0.06 -- llama-bench -m model.gguf[/bold]
 
     A preloaded library replaces CMD's mmap of the model, whether CMD names it in the mount or where it is.
+    A static program preloads nothing. --inject reaches it by ptrace(2): a fault then takes up to 50 us more
+    than its tier.
+
     Only mappings have this speed: what CMD reads with read(2) comes through FUSE, or from the file itself.
     """
-    from hbf_fuse.engine.memory import reach
+    from hbf_fuse.engine.memory import library, reach
     from hbf_fuse.limits import process
     from hbf_fuse.mount import client
 
     try:
         process.check(line[0])
-        if why := reach.why_not(line[0]):
-            raise HbfError(why, "use a dynamic build of it, or read from a mount of --engine kernel")
-        with _mounted(line, tier, memory, on, model, trace) as mountpoint:
-            wanted = client.reaching(mountpoint)
+        if why := reach.why_not(line[0], inject):
+            raise HbfError(why, "use --inject, a dynamic build of it, or a mount of --engine kernel")
+        if inject and (on is not None or memory.resident is not None):
+            raise typer.BadParameter("it goes neither with --on nor with --resident", param_hint="--inject")
+        with _mounted(line, tier, memory, on, model, trace, inject) as mountpoint:
+            wanted = client.reaching(mountpoint, inject)
             if not wanted:
                 raise HbfError(f"{mountpoint} is not of the memory engine", "mount it with --engine memory")
             before = client.read_stats(mountpoint)
-            with process.started(line, lambda: None, environment=wanted) as command:
+            before_it = [str(library.injector())] if inject else []
+            with process.started([*before_it, *line], lambda: None, environment=wanted) as command:
                 code = process.passed_through(command)
             _report(client.read_stats(mountpoint), before, as_json)
     except process.CannotStart as error:
@@ -89,6 +99,7 @@ def _mounted(
     on: Path | None,
     model: Path | None,
     trace: Path | None,
+    inject: bool,
 ) -> Iterator[Path]:
     """The mount of --on, or one for this command alone."""
     from hbf_fuse.engine import MEMORY
@@ -110,6 +121,7 @@ def _mounted(
         engine=MEMORY,
         layout=memory.layout(None if memory.resident is None else parse_size(memory.resident)),
         trace=trace.absolute() if trace else None,
+        inject=inject,
     )
     with tempfile.TemporaryDirectory(prefix="hbf-exec-") as folder:
         point = Path(folder).resolve() / "mnt"
@@ -136,7 +148,7 @@ def _report(stats: "Stats", before: "Stats", as_json: bool) -> None:
         print(json.dumps(stats), file=sys.stderr, flush=True)
         return
     mapped, was = stats.get("mapped"), before.get("mapped")
-    if mapped and was and mapped["connected"] == was["connected"]:
+    if mapped and was and mapped["given"] == was["given"]:
         tell("the command mapped nothing of the model: it read it in another way, or from another file")
         return
     for name, file in stats["files"].items():

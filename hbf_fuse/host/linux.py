@@ -9,6 +9,7 @@ import ctypes
 import errno
 import mmap
 import os
+import re
 import signal
 import socket
 import stat
@@ -325,6 +326,16 @@ def start_time(pid: int) -> int | None:
 def pid_namespace() -> int:
     """The PID namespace of this process. Process ids are valid only within one."""
     return Path("/proc/self/ns/pid").stat().st_ino
+
+
+def tracer(pid: int) -> int:
+    """The process that traces this one (ptrace(2)), or 0."""
+    try:
+        said = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    found = re.search(r"^TracerPid:\s+(\d+)$", said, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def tell_supervisor(*lines: str) -> None:

@@ -71,16 +71,16 @@ def read_spec(mountpoint: Path) -> Spec:
     return _checked(mountpoint, "spec.json", Spec)
 
 
-def reaching(mountpoint: Path) -> dict[str, str]:
+def reaching(mountpoint: Path, inject: bool = False) -> dict[str, str]:
     """What a program needs in its environment to have a live mount's tier under its mappings: nothing unless
-    the memory engine serves it. HbfError as above.
+    the memory engine serves it. inject: see engine/memory/service.py, environment. HbfError as above.
     """
     place = read_spec(mountpoint).get("memory_socket")
     if place is None:
         return {}
     from hbf_fuse.engine.memory.service import environment
 
-    return environment(place)
+    return environment(place, inject)
 
 
 def read_stats(mountpoint: Path) -> Stats:

@@ -61,6 +61,7 @@ class MountConfig:
     layout: which bytes are in which tier. async_dio: see engine.create.
     trace: a file for every read. metrics: "[ADDRESS:]PORT" for Prometheus.
     io_max_mbps: kernel limit on the server's reads of the source, past the page cache; decimal MB/s.
+    inject: readers of the memory engine will be traced (hbf exec --inject).
     links: what becomes of links that lead outside, see fs/links.py.
     """
 
@@ -78,6 +79,7 @@ class MountConfig:
     metrics: str | None = None
     io_max_mbps: float | None = None
     links: str = TIER
+    inject: bool = False
 
 
 def serve(
@@ -170,7 +172,7 @@ def mounted_here(
     fs.served.pacer.reckon_with(floor)
     fs.hidden.facts["engine"] = config.engine
     if config.engine == engine.MEMORY:
-        with _mappings(fs, tell) as service, _mounted(fs, config, tell, floor) as mount:
+        with _mappings(fs, config.inject, tell) as service, _mounted(fs, config, tell, floor) as mount:
             service.known_as(config.mountpoint.stat().st_dev)
             yield mount
     else:
@@ -179,12 +181,12 @@ def mounted_here(
 
 
 @contextmanager
-def _mappings(fs: Filesystem, tell: Callable[[str], None]) -> Iterator["Service"]:
+def _mappings(fs: Filesystem, inject: bool, tell: Callable[[str], None]) -> Iterator["Service"]:
     """The memory engine's side of a mount."""
     from hbf_fuse.engine.memory import floor
     from hbf_fuse.engine.memory.service import Service
 
-    known = floor.measure(expect.mapped_wait_ms(fs.served.spec))
+    known = floor.measure(expect.mapped_wait_ms(fs.served.spec), inject)
     if not known.known:
         tell("cannot measure what a fault takes (the machine is too busy): figures are unsure")
     fs.served.mapped = service = Service(fs.served)

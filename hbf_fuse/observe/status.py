@@ -87,14 +87,15 @@ class ResidentStatus(TypedDict):
 
 class MappedStatus(TypedDict):
     """Mappings under the memory engine. processes: that are connected; connected: that ever were.
-    mapped_bytes: in the kernel's page tables of them all at the last look. proven_bytes: how many of the
-    bytes that came the kernel has confirmed. altered: records and looks that contradict the server's own.
-    overfills: looks that found more mapped than the budget allows. failed: chunks that could not be mapped as
-    a whole.
+    given: how often one was given a file's memory, to map it. mapped_bytes: in the kernel's page tables of
+    them all at the last look. proven_bytes: how many of the bytes that came the kernel has confirmed.
+    altered: records and looks that contradict the server's own. overfills: looks that found more mapped than
+    the budget allows. failed: chunks that could not be mapped as a whole.
     """
 
     processes: int
     connected: int
+    given: int
     chunk_bytes: int
     mapped_bytes: int
     proven_bytes: int

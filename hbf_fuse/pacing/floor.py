@@ -13,6 +13,11 @@ _UNSURE_NS_PER_MIB = 50_000
 MAPPED_UNSURE_NS = 2_000
 """Of a fault under the memory engine: about as much as its floor varies with a quiet core."""
 
+INJECTED_UNSURE_NS = 50_000
+"""Of a fault that another process serves: two threads wake up, on cores that sleep (40 to 65 us) or do not
+(4).
+"""
+
 
 class Floor:
     """What a reader waits beyond what the server can see: entering the kernel, and waking up at the end.

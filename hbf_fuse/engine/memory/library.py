@@ -83,6 +83,12 @@ def shim() -> Path:
     return build.FOLDER / build.SHIM
 
 
+def injector() -> Path:
+    """What starts programs that preload nothing. HbfError as in `twin`."""
+    twin()
+    return build.FOLDER / build.INJECT
+
+
 @cache
 def twin() -> Any:
     """The library. HbfError if it was not built, or from other sources."""

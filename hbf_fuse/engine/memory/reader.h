@@ -1,4 +1,4 @@
-/* What a reader knows: the server of the mount, and where its files are mapped. Part of shim.c. */
+/* What a reader knows: the server of the mount, and where its files are mapped. Part of shim.c and inject.c. */
 #ifndef HBF_READER_H
 #define HBF_READER_H
 
@@ -24,7 +24,7 @@
 
 /* Memory that is a file's bytes from `offset` on. Free if low is high. */
 struct mapping { _Atomic uintptr_t low, high; uint64_t offset; uint32_t file; int writable; };
-enum order { GIVE, LOOK };
+enum order { GIVE, LOOK, TRACED }; /* TRACED: `file` is the process that this one traces, and reads for */
 struct message { uint32_t order, file; };
 
 static const char *address_of_server;
@@ -34,7 +34,6 @@ static int channel = -1, uffd = -1, *memory; /* memory: a descriptor for each fi
 static struct mapping mappings[MAPPINGS];
 static _Atomic uint64_t next_drop; /* of the list of dropped chunks */
 static _Atomic int64_t seen_alive_ns;
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 static void die(const char *why, int code) {
     const char *error = code ? strerror(code) : "";
@@ -145,16 +144,11 @@ static void forget(const void *address, size_t length) {
     }
 }
 
-/* The place of the mount's file that is open, or -1. */
-static int64_t file_of(int fd) {
-    struct stat info;
-    if (fd < 0 || !address_of_server || fstat(fd, &info) || !S_ISREG(info.st_mode)) return -1;
-    pthread_mutex_lock(&mutex);
-    if (channel < 0) reach_server();
-    pthread_mutex_unlock(&mutex);
-    for (uint64_t at = 0; at < shared->files; at++)
+/* The place of the mount's file, or -1. */
+static int64_t file_like(const struct stat *info) {
+    for (uint64_t at = 0; S_ISREG(info->st_mode) && at < shared->files; at++)
         for (int name = 0; name < 2; name++)
-            if (files[at].inode[name] == info.st_ino && files[at].device[name] == info.st_dev) return at;
+            if (files[at].inode[name] == info->st_ino && files[at].device[name] == info->st_dev) return at;
     return -1;
 }
 

@@ -27,6 +27,7 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Node
 from hbf_fuse.fs.placement import DRAM
 from hbf_fuse.fs.served import Served
+from hbf_fuse.host import linux
 from hbf_fuse.host.linux import Descriptor
 from hbf_fuse.observe.status import MappedStatus, ResidentStatus
 from hbf_fuse.pacing.floor import Floor
@@ -39,7 +40,7 @@ from hbf_fuse.verdict import Evidence
 RECORDS = 1 << 17
 _RECORD_BYTES = 48
 _MESSAGE = struct.Struct("=II")
-_GIVE, _LOOK = range(2)
+_GIVE, _LOOK, _TRACED = range(3)
 _CREDENTIALS = struct.Struct("=iII")
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _PIECE = 64 << 20
@@ -80,7 +81,7 @@ class Service:
         self._proof = Proof({_identity(fd.number) for fd, _ in self._files}, most)
         self._lock = threading.Lock()
         self._processes: dict[int, int] = {}
-        self._connected = 0
+        self._connected = self._given = 0
         self._proven_at = 0.0
 
     def _require_memory(self) -> None:
@@ -195,6 +196,7 @@ class Service:
         return {
             "processes": len(self._processes),
             "connected": self._connected,
+            "given": self._given,
             "chunk_bytes": self._chunk,
             "mapped_bytes": self._proof.mapped,
             "proven_bytes": self._proof.proven,
@@ -307,9 +309,7 @@ class Service:
         """A reader, if it is this user's or root's."""
         with contextlib.suppress(OSError):
             connection, _ = listener.accept()
-            process, user, _ = _CREDENTIALS.unpack(
-                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-            )
+            process, user = _peer(connection)
             if user not in (0, os.geteuid()):
                 connection.close()
                 return None
@@ -332,9 +332,15 @@ class Service:
                 with self._lock, contextlib.suppress(OSError):
                     tasks = Path(f"/proc/{self._processes[connection.fileno()]}/task").iterdir()
                     self.pacer.coverage.ready(file, [int(task.name) for task in tasks])
+                self._given += 1
                 # Opened again for reading only.
                 with _reopened(self._files[file][0].number) as given:
                     socket.send_fds(connection, [b"\0"], [given])
+                return True
+            if order == _TRACED and linux.tracer(file) == _peer(connection)[0]:
+                with self._lock:
+                    self._processes[connection.fileno()] = file
+                connection.send(b"\0")
                 return True
             if order == _LOOK:
                 self.look()
@@ -350,6 +356,13 @@ class Service:
             if process not in self._processes.values():
                 self._follower.abandon(process if self._processes else 0)
         connection.close()
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """The process at the other end, and its user."""
+    said = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    process, user, _ = _CREDENTIALS.unpack(said)
+    return process, user
 
 
 @contextmanager
@@ -392,9 +405,12 @@ def _numbers(*values: int) -> "ctypes.Array[ctypes.c_int64]":
 
 
 def environment(
-    socket_path: Path | str, before: Callable[[str], str | None] = os.environ.get
+    socket_path: Path | str, inject: bool = False, before: Callable[[str], str | None] = os.environ.get
 ) -> dict[str, str]:
-    """What a program needs in its environment to be a reader."""
+    """What a program needs in its environment to be a reader. inject: it is started by library.injector()."""
+    reached = {"HBF_MEMORY": str(socket_path)}
+    if inject:
+        return reached
     preloaded = before("LD_PRELOAD")
     shim = str(library.shim())
-    return {"HBF_MEMORY": str(socket_path), "LD_PRELOAD": f"{shim}:{preloaded}" if preloaded else shim}
+    return {**reached, "LD_PRELOAD": f"{shim}:{preloaded}" if preloaded else shim}
