@@ -438,6 +438,12 @@ def test_a_traced_programs_child_has_no_mapping(served, static_program, tmp_path
     assert code == 1 and "not so" in said
 
 
+def test_seccomp_that_forbids_a_traced_program_userfaultfd_is_told(served, static_program):
+    memory = served()
+    code, said = memory.run(library.injector(), static_program, "seccomp", memory.source, inject=True)
+    assert code == 125 and said.startswith("hbf: userfaultfd(2) is not permitted here") and "\n" not in said
+
+
 def test_a_second_process_that_maps_is_refused(served, static_program, tmp_path):
     memory = served(spec=TierSpec(1, 1, chunk_bytes=64 << 10))
     both = f"{static_program} plain {memory.source} & {static_program} plain {memory.source}; wait"

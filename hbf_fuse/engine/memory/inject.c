@@ -155,11 +155,14 @@ static void take_uffd(pid_t thread, const registers *was) {
     start_servers();
 }
 
-/* Read a chunk after the other, as MAP_POPULATE does, for the thread that stands still meanwhile. */
+/* Read a chunk after the other, as MAP_POPULATE does, for the thread that stands still meanwhile. Nobody has to wake up:
+ * the floor, which every read begins earlier by, passes before. */
 static void populate(pid_t thread, struct mapping *m) {
     uint64_t size = (files[m->file].size + PAGE - 1) / PAGE * PAGE;
     for (uintptr_t at = m->low; at < m->high && m->offset + (at - m->low) < size;) {
-        bring_for(thread, m, at, now_ns());
+        int64_t arrival_ns = now_ns() + shared->floor_ns;
+        wait_until(arrival_ns);
+        bring_for(thread, m, at, arrival_ns);
         at += shared->chunk - (m->offset + (at - m->low)) % shared->chunk;
     }
 }
