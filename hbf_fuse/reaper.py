@@ -1,8 +1,9 @@
-"""Unmounts, removes cgroups and ends a trace if the process that made them is killed.
+"""Unmounts, removes cgroups and sockets, and ends a trace if the process that made them is killed.
 
 Run as a script it is the watcher: reaper.py [--mount FOLDER:MOUNTPOINT] [--reads TRACE:RING]
-[--group DIRECTORY]... FOLDER, TRACE and RING are open descriptors. The watched process holds the other end of
-stdin. It imports next to nothing, and nothing of hbf_fuse: one watcher sleeps beside every mount.
+[--socket FOLDER:NAME] [--group DIRECTORY]... FOLDER, TRACE and RING are open descriptors. The watched process
+holds the other end of stdin. It imports next to nothing, and nothing of hbf_fuse: one watcher sleeps beside
+every mount.
 """
 
 import errno
@@ -33,13 +34,14 @@ _LOOK_SECONDS = 0.001
 
 @contextmanager
 def watching(
-    mountpoint: str = "", groups: Sequence[str] = (), reads: Sequence[int] = ()
+    mountpoint: str = "", groups: Sequence[str] = (), reads: Sequence[int] = (), socket: str = ""
 ) -> Iterator[Callable[[int], None]]:
     """Start a small process that unmounts and removes these cgroups (they need not exist yet) if this process
     dies without cleaning up. It notices by its stdin. Yields a function: call it with the mount's id when the
     mount is made. No other mount on the same path is touched.
 
     reads: descriptors of a trace and of the ring (observe/ring.py) whose newest records belong into it.
+    socket: a socket to remove, with the folder that is its own.
     """
     # Not at the top: the watcher does not need it.
     import subprocess
@@ -48,8 +50,12 @@ def watching(
     line = [sys.executable, "-I", "-S", __file__]
     if mountpoint:
         # Opened now: when the watcher runs, the path may lead elsewhere.
-        folders = [os.open(os.path.dirname(mountpoint), os.O_PATH | os.O_CLOEXEC)]
-        line += ["--mount", f"{folders[0]}:{mountpoint}"]
+        folders.append(os.open(os.path.dirname(mountpoint), os.O_PATH | os.O_CLOEXEC))
+        line += ["--mount", f"{folders[-1]}:{mountpoint}"]
+    if socket:
+        parent, name = os.path.split(os.path.dirname(socket))
+        folders.append(os.open(parent, os.O_PATH | os.O_CLOEXEC))
+        line += ["--socket", f"{folders[-1]}:{name}/{os.path.basename(socket)}"]
     if reads:
         line += ["--reads", ":".join(map(str, reads))]
     watcher = subprocess.Popen(
@@ -183,6 +189,14 @@ def _write_newest(trace: int, ring: int) -> None:
         os.write(trace, os.pread(ring, _RECORD, place % capacity * _RECORD))
 
 
+def _remove_socket(parent: str, path: str) -> None:
+    """path: the socket's, from an open folder on: NAME/SOCKET."""
+    name, socket = os.path.split(path)
+    folder = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=int(parent))
+    os.unlink(socket, dir_fd=folder)
+    os.rmdir(name, dir_fd=int(parent))
+
+
 def _lies_on(folder: int, name: str) -> bytes:
     """The id of the mount at this name."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
@@ -207,6 +221,9 @@ def _watch(arguments: list[str]) -> None:
     for kind, path in named:
         if kind == "--group":
             remove_group(path)
+        elif kind == "--socket":
+            with suppress(OSError):
+                _remove_socket(*path.split(":", 1))
         elif kind == "--reads":
             trace, ring = map(int, path.split(":"))
             with suppress(OSError):

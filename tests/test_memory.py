@@ -493,6 +493,17 @@ def test_exec_on_a_mount_and_the_mount_knows_its_files(mount, tiny_model, progra
         client.send(point, {"chunk": 4096})
 
 
+def test_a_killed_server_leaves_no_socket(mount, tiny_model):
+    point = mount(tiny_model, 800, 0.02, engine="memory")
+    spec = client.read_spec(point)
+    folder = Path(spec["memory_socket"]).parent
+    os.kill(spec["pid"], signal.SIGKILL)
+    end = time.monotonic() + 20
+    while folder.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_chunk_needs_this_engine(mount, tiny_model, tmp_path):
     (tmp_path / "mnt").mkdir()
     said = hbf("mount", "--chunk", 4096, tiny_model, tmp_path / "mnt")
