@@ -2,6 +2,7 @@
 
 import ast
 import runpy
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ BENCHES = {
     "limits": Bench("4 minutes"),
     "kv-spill": Bench("a minute", "kv_spill", has_options=False),
     "memory": Bench("a minute"),
+    "write-amplification": Bench("half a minute", "write_amplification", has_options=False),
     "load": Bench("as long as told"),
     "reliability": Bench("20 minutes"),
     "findings": Bench("seconds, from results of `hbf sweep`", has_options=False),
@@ -64,6 +66,8 @@ def main() -> None:
     if bench.needs_server:
         subprocess.run([str(HERE.parent / "llama-bench-build"), "--server"], check=True)
     sys.argv = [f"tools/bench {name}", *sys.argv[2:]]
+    # An exception, as Ctrl-C is: then subprocess.run ends its command.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     runpy.run_path(str(_path(name)), run_name="__main__")
 
 
