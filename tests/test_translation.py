@@ -59,5 +59,5 @@ def test_a_whole_medium_of_valid_pages_still_takes_writes():
 
 @pytest.mark.parametrize("sizes", [(0, 4, 8), (8, 2, 8), (9, 3, 8), (8, 8, 0)])
 def test_too_few_blocks_are_refused(sizes):
-    with pytest.raises(ValueError, match="two blocks more"):
+    with pytest.raises(IndexError, match="two blocks more"):
         Translation(*sizes)

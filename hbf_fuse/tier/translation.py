@@ -18,12 +18,12 @@ class Translation:
     logical: pages that the host sees. blocks, pages: of the medium, and pages in each block. One block is
     always kept free for collection, so at least two more are needed than the logical pages fill.
     host_pages, medium_pages: programmed by the host, and in all. erases: of blocks. Numbers of pages are
-    addresses. Raises ValueError if the blocks do not suffice.
+    addresses. Raises IndexError if the blocks do not suffice.
     """
 
     def __init__(self, logical: int, blocks: int, pages: int) -> None:
         if logical < 1 or pages < 1 or blocks < -(-logical // pages) + 2:
-            raise ValueError("a translation needs two blocks more than its logical pages fill")
+            raise IndexError("a translation needs two blocks more than its logical pages fill")
         self.host_pages = self.medium_pages = self.erases = 0
         self._pages = pages
         self._where = array("q", [_NONE]) * logical
