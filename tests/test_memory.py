@@ -232,10 +232,12 @@ def test_a_live_tier_can_be_changed(served, program):
     with memory.start(program, "plain", memory.source) as reader:
         while not memory.stats["reads"]:
             assert reader.poll() is None
+        memory.service.reckon_with(Floor(), lambda _: Floor(((0, 30_000),)))
         memory.service.exchange(TierSpec(2000, 0.01, chunk_bytes=64 << 10))
         assert reader.communicate(timeout=60) == ("right\n", "")
     assert not memory.stats["mapped"]["altered"]
     assert "tier-changed" in memory.file["staging"]["reasons"]
+    assert memory.stats["floor"]["fixed_ns"] == {"0": 30_000}
 
 
 def test_a_trace_has_every_fault(served, program):
@@ -502,6 +504,16 @@ def test_a_killed_server_leaves_no_socket(mount, tiny_model):
     while folder.exists():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def test_another_tier_has_a_floor_of_its_own(mount, tiny_model, program):
+    point = mount(tiny_model, 800, 0.02, engine="memory")
+    assert hbf("exec", "--on", point, "--", program, "plain", tiny_model).stdout == "right\n"
+    floors = []
+    for lat in (0.02, 2):
+        assert hbf("set", point, "--lat", lat).returncode == 0
+        floors.append(client.read_stats(point)["floor"]["fixed_ns"]["0"])
+    assert floors[0] > 0 and floors[1] > 0 and floors[0] != floors[1]
 
 
 def test_a_chunk_needs_this_engine(mount, tiny_model, tmp_path):

@@ -186,11 +186,14 @@ def _mappings(fs: Filesystem, inject: bool, tell: Callable[[str], None]) -> Iter
     from hbf_fuse.engine.memory import floor
     from hbf_fuse.engine.memory.service import Service
 
-    known = floor.measure(expect.mapped_wait_ms(fs.served.spec), inject)
+    def of_tier(spec: TierSpec) -> Floor:
+        return floor.measure(expect.mapped_wait_ms(spec), inject)
+
+    known = of_tier(fs.served.spec)
     if not known.known:
         tell("cannot measure what a fault takes (the machine is too busy): figures are unsure")
     fs.served.mapped = service = Service(fs.served)
-    service.reckon_with(known)
+    service.reckon_with(known, of_tier)
     with service.answering() as place, reaper.watching(socket=str(place)):
         fs.hidden.facts["memory_socket"] = str(place)
         yield service

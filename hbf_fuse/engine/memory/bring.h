@@ -89,11 +89,11 @@ static void drop_until(int64_t moment_ns) {
 static struct record *reserved(
     const struct reader *who, uint32_t file, uint64_t chunk, int64_t arrival_ns, _Atomic int64_t *due, int *timed
 ) {
-    int64_t offset, end = span(shared, &files[file], chunk, &offset), began_ns = arrival_ns - shared->floor_ns;
+    int64_t offset, end = span(shared, &files[file], chunk, &offset), owed_ns = who->last_done_ns - who->last_due_ns;
     struct record *record = NULL;
-    int64_t owed_ns = who->last_done_ns - who->last_due_ns;
-    if (who->last_due_ns && began_ns - who->last_done_ns <= EXPIRES_NS && owed_ns <= MOST_OWED_NS) began_ns -= owed_ns;
     lock(shared);
+    int64_t began_ns = arrival_ns - shared->floor_ns;
+    if (who->last_due_ns && began_ns - who->last_done_ns <= EXPIRES_NS && owed_ns <= MOST_OWED_NS) began_ns -= owed_ns;
     if (!atomic_load(due)) {
         int64_t due_ns = reserve_all(shared, &files[file], began_ns, offset, end, timed);
         uint64_t place = atomic_load(&shared->record_end);

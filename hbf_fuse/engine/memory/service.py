@@ -132,8 +132,13 @@ class Service:
         self._tier_bytes = twin.hbf_tier_size()
         self._first_chunks = chunks
         for place, spec in enumerate(specs.values()):
-            twin.hbf_exchange(at, self._tier(at, place), ctypes.byref(library.Spec.of(spec)))
+            self._exchanged(at, place, spec, 0)
         return state
+
+    def _exchanged(self, at: ctypes.c_void_p, place: int, spec: TierSpec, floor_ns: int) -> int:
+        """How many reads were reserved on the tier that was there."""
+        tier, wanted = self._tier(at, place), library.Spec.of(spec)
+        return int(self._twin.hbf_exchange(at, tier, ctypes.byref(wanted), ctypes.c_int64(floor_ns)))
 
     def _source(self, node: Node) -> int:
         self._held = Descriptor(self._served.tree.open(node))
@@ -155,8 +160,13 @@ class Service:
             end - start for (start, tier), end in zip(regions, ends, strict=False) if names[tier] == DRAM
         )
 
-    def reckon_with(self, floor: Floor) -> None:
-        """Take this floor off every read. Call it before the first read."""
+    def reckon_with(self, floor: Floor, of_tier: Callable[[TierSpec], Floor] | None = None) -> None:
+        """Take this floor off every read. Call it before the first read.
+
+        of_tier: measures that of another tier, for `exchange`: it depends on how long readers wait. None: the
+        floor stays.
+        """
+        self._floor_of = of_tier or (lambda _: floor)
         self.pacer.reckon_with(floor)
         self._twin.hbf_set_floor(self._address, ctypes.c_int64(floor.of(0, 0)))
 
@@ -174,12 +184,12 @@ class Service:
 
     def exchange(self, spec: TierSpec) -> None:
         """See fs/served.py, Mappings."""
+        floor = self._floor_of(spec)
         with self._lock:
-            reads = self._twin.hbf_exchange(
-                self._address, self._tier(self._address, 0), ctypes.byref(library.Spec.of(spec))
-            )
+            reads = self._exchanged(self._address, 0, spec, floor.of(0, 0))
             self._follower.follow(reads, time.monotonic_ns())
             self.pacer.exchange(spec)
+            self.pacer.reckon_with(floor)
 
     def proven(self, evidence: Evidence) -> Evidence:
         """See fs/served.py, Mappings."""

@@ -58,10 +58,11 @@ void hbf_name_file(struct shared *s, uint64_t at, uint64_t device, uint64_t inod
     AT(s, struct file, files_at)[at].inode[0] = inode;
 }
 
-/* Make a tier another one. Returns how many reads were reserved before. The server gives the tier's place: where s
+/* Make a tier another one, with its floor. Returns how many reads were reserved before. The server gives the tier's place: where s
  * says that it is may be anything once there are readers. */
-uint64_t hbf_exchange(struct shared *s, struct tier *tier, const struct spec *spec) {
+uint64_t hbf_exchange(struct shared *s, struct tier *tier, const struct spec *spec, int64_t floor_ns) {
     lock(s);
+    s->floor_ns = floor_ns;
     tier_begin(tier, spec);
     uint64_t reads = atomic_load(&s->record_end);
     unlock(s);
