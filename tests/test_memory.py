@@ -23,7 +23,8 @@ from hbf_fuse import doctor
 from hbf_fuse.cli import profile
 from hbf_fuse.doctor import serving
 from hbf_fuse.engine.memory import build, library
-from hbf_fuse.engine.memory.service import Service, environment
+from hbf_fuse.engine.memory.door import environment
+from hbf_fuse.engine.memory.service import Service
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.filesystem import NO_LAYOUT
@@ -150,7 +151,7 @@ def served(noise):
             layout: Layout = NO_LAYOUT,
         ) -> Served:
             made = Served(noise(source) if isinstance(source, int) else source, spec, layout, Floor())
-            made.socket = stack.enter_context(made.service.answering())
+            made.socket = stack.enter_context(made.service.door.answering())
             return made
 
         yield make
@@ -304,7 +305,7 @@ def test_nobody_can_change_the_bytes(served):
 def test_a_reader_whose_server_ends_ends_too(served, noise, program):
     memory = Served(noise(SIZE), TierSpec(2000, 0.01, chunk_bytes=4096), NO_LAYOUT, Floor())
     with ExitStack() as stack:
-        memory.socket = stack.enter_context(memory.service.answering())
+        memory.socket = stack.enter_context(memory.service.door.answering())
         reader = memory.start(program, "for-ever", memory.source)
         assert reader.stdout.readline() == "begun\n"
         stack.close()

@@ -51,16 +51,16 @@ def reached(
 
 @contextmanager
 def _mapped(source: Path, point: GridPoint) -> Iterator[Access]:
+    from hbf_fuse.engine.memory import door, service
     from hbf_fuse.engine.memory import floor as of_mappings
     from hbf_fuse.engine.memory import probe as touching
-    from hbf_fuse.engine.memory import service
 
     spec = replace(point.spec, chunk_bytes=point.size)
     served = Filesystem(source, spec).served
     served.mapped = mapped = service.Service(served)
     mapped.reckon_with(of_mappings.measure(expect.mapped_wait_ms(spec)))
-    with mapped.answering() as place, _opened(source) as fd:
-        yield Access(served, touching.command(fd), fd, service.environment(place))
+    with mapped.door.answering() as place, _opened(source) as fd:
+        yield Access(served, touching.command(fd), fd, door.environment(place))
 
 
 @contextmanager

@@ -73,12 +73,12 @@ def read_spec(mountpoint: Path) -> Spec:
 
 def reaching(mountpoint: Path, inject: bool = False) -> dict[str, str]:
     """What a program needs in its environment to have a live mount's tier under its mappings: nothing unless
-    the memory engine serves it. inject: see engine/memory/service.py, environment. HbfError as above.
+    the memory engine serves it. inject: see engine/memory/door.py, environment. HbfError as above.
     """
     place = read_spec(mountpoint).get("memory_socket")
     if place is None:
         return {}
-    from hbf_fuse.engine.memory.service import environment
+    from hbf_fuse.engine.memory.door import environment
 
     return environment(place, inject)
 

@@ -194,7 +194,7 @@ def _mappings(fs: Filesystem, inject: bool, tell: Callable[[str], None]) -> Iter
         tell("cannot measure what a fault takes (the machine is too busy): figures are unsure")
     fs.served.mapped = service = Service(fs.served)
     service.reckon_with(known, of_tier)
-    with service.answering() as place, reaper.watching(socket=str(place)):
+    with service.door.answering() as place, reaper.watching(socket=str(place)):
         fs.hidden.facts["memory_socket"] = str(place)
         yield service
 

@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from hbf_fuse.engine.memory import floor
-from hbf_fuse.engine.memory.service import Service, environment
+from hbf_fuse.engine.memory.door import environment
+from hbf_fuse.engine.memory.service import Service
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.host import machine
 from hbf_fuse.pacing.floor import Floor
@@ -77,7 +78,7 @@ def _measured(
     fs.served.mapped = service = Service(fs.served)
     known: Floor = floor.measure(expect.mapped_wait_ms(spec))
     service.reckon_with(known)
-    with service.answering() as place:
+    with service.door.answering() as place:
         said = subprocess.run(
             [str(reader), str(source), str(int(chunk)), str(int(readers))],
             env={**os.environ, **environment(place)},

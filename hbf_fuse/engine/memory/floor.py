@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from hbf_fuse.engine.memory import library, probe
-from hbf_fuse.engine.memory.service import Service, environment
+from hbf_fuse.engine.memory.door import environment
+from hbf_fuse.engine.memory.service import Service
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.pacing.floor import INJECTED_UNSURE_NS, MAPPED_UNSURE_NS, Floor
@@ -38,7 +39,7 @@ def measure(wait_ms: float = _LEAST_MS, inject: bool = False) -> Floor:
         source.write_bytes(os.urandom(_READS * _CHUNK))
         spec = TierSpec(latency_ms=min(max(wait_ms, _LEAST_MS), _MOST_MS), chunk_bytes=_CHUNK)
         service = Service(Filesystem(source, spec).served)
-        with service.answering() as place, source.open("rb") as file:
+        with service.door.answering() as place, source.open("rb") as file:
             # The second time there is nothing to wait for: what the touch itself takes.
             order = f"{_CHUNK} {_READS} 0 1\n"
             try:

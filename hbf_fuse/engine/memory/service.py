@@ -6,28 +6,22 @@ import dataclasses
 import fcntl
 import mmap
 import os
-import selectors
-import shutil
-import socket
-import struct
-import tempfile
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from hbf_fuse.engine.memory import library
+from hbf_fuse.engine.memory.door import Door
 from hbf_fuse.engine.memory.follow import Follower
 from hbf_fuse.engine.memory.proof import PAGE, Proof
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Node
 from hbf_fuse.fs.placement import DRAM
 from hbf_fuse.fs.served import Served
-from hbf_fuse.host import linux
 from hbf_fuse.host.linux import Descriptor
 from hbf_fuse.observe.status import MappedStatus, ResidentStatus
 from hbf_fuse.pacing.floor import Floor
@@ -39,14 +33,8 @@ from hbf_fuse.verdict import Evidence
 
 RECORDS = 1 << 17
 _RECORD_BYTES = 48
-_MESSAGE = struct.Struct("=II")
-_GIVE, _LOOK, _TRACED = range(3)
-_CREDENTIALS = struct.Struct("=iII")
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _PIECE = 64 << 20
-_BUSY_SECONDS, _CALM_SECONDS = 0.005, 0.05
-"""How often records are read, while some come and while none do."""
-
 _PROOF_SECONDS = 0.1
 _PROOF_COST = 20
 """Looking at the page tables may take one in this many seconds, at most."""
@@ -80,8 +68,7 @@ class Service:
         most = None if budget is None else int(budget * OVERFULL) + self._exempt
         self._proof = Proof({_identity(fd.number) for fd, _ in self._files}, most)
         self._lock = threading.Lock()
-        self._processes: dict[int, int] = {}
-        self._connected = self._given = 0
+        self.door = Door(self, self._control.number)
         self._proven_at = 0.0
 
     def _require_memory(self) -> None:
@@ -175,7 +162,29 @@ class Service:
         for place, (_, node) in enumerate(self._files):
             self._twin.hbf_name_file(self._address, *map(ctypes.c_uint64, (place, device, node.ino)))
 
-    # As fs/served.py, Mappings
+    # As engine/memory/door.py, Served
+
+    def memory_of(self, file: int) -> int | None:
+        """See Served."""
+        return self._files[file][0].number if file < len(self._files) else None
+
+    def mapped_by(self, process: int, file: int) -> None:
+        """See Served."""
+        with self._lock, contextlib.suppress(OSError):
+            tasks = Path(f"/proc/{process}/task").iterdir()
+            self.pacer.coverage.ready(file, [int(task.name) for task in tasks])
+
+    def read(self) -> bool:
+        """See Served."""
+        with self._lock:
+            return self._read()
+
+    def left(self, process: int, is_last: bool) -> None:
+        """See Served."""
+        with self._lock:
+            self._follower.abandon(0 if is_last else process)
+
+    # As fs/served.py, Mappings; `look` is the door's, too
 
     def look(self) -> None:
         """See fs/served.py, Mappings."""
@@ -204,9 +213,9 @@ class Service:
     def status(self) -> MappedStatus:
         """See fs/served.py, Mappings."""
         return {
-            "processes": len(self._processes),
-            "connected": self._connected,
-            "given": self._given,
+            "processes": len(self.door.processes),
+            "connected": self.door.connected,
+            "given": self.door.given,
             "chunk_bytes": self._chunk,
             "mapped_bytes": self._proof.mapped,
             "proven_bytes": self._proof.proven,
@@ -251,7 +260,7 @@ class Service:
         now = time.monotonic()
         pause = max(_PROOF_SECONDS, _PROOF_COST * self._proof.cost_seconds)
         prove = prove or now - self._proven_at > pause
-        found = self._proof.measure(self._processes.values()) if prove and self._processes else {}
+        found = self._proof.measure(self.door.processes) if prove else {}
         # Everything that was mapped by now was reserved before this count.
         fresh = self._follower.follow(self._counts()[0], time.monotonic_ns())
         if found:
@@ -262,126 +271,6 @@ class Service:
         if fresh:
             self.pacer.coverage.look(())
         return fresh
-
-    # The socket
-
-    @contextmanager
-    def answering(self) -> Iterator[Path]:
-        """Serve readers in a thread; yields the socket. It lies in a folder of this user alone."""
-        folder = Path(tempfile.mkdtemp(prefix="hbf-memory-"))
-        wake_read, wake_write = os.pipe()
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-                listener.bind(str(folder / "socket"))
-                listener.listen(64)
-                thread = threading.Thread(
-                    target=self._serve, args=(listener, wake_read), daemon=True, name="memory"
-                )
-                thread.start()
-                try:
-                    yield folder / "socket"
-                finally:
-                    os.write(wake_write, b"\0")
-                    thread.join()
-        finally:
-            os.close(wake_read)
-            os.close(wake_write)
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _serve(self, listener: socket.socket, wake: int) -> None:
-        connections: dict[int, socket.socket] = {}
-        busy_until = 0.0
-        with selectors.DefaultSelector() as selector:
-            selector.register(listener, selectors.EVENT_READ)
-            selector.register(wake, selectors.EVENT_READ)
-            while True:
-                now = time.monotonic()
-                calm = _CALM_SECONDS if connections else None
-                events = selector.select(_BUSY_SECONDS if now < busy_until else calm)
-                with self._lock:
-                    if self._read():
-                        busy_until = time.monotonic() + 1
-                for key, _ in events:
-                    if key.fileobj is listener:
-                        if (taken := self._accepted(listener)) is not None:
-                            connections[taken.fileno()] = taken
-                            selector.register(taken, selectors.EVENT_READ)
-                            busy_until = time.monotonic() + 1
-                    elif key.fd == wake:
-                        for connection in connections.values():
-                            connection.close()
-                        return
-                    elif not self._answered(connections[key.fd]):
-                        selector.unregister(key.fd)
-                        self._ended(connections.pop(key.fd))
-
-    def _accepted(self, listener: socket.socket) -> socket.socket | None:
-        """A reader, if it is this user's or root's."""
-        with contextlib.suppress(OSError):
-            connection, _ = listener.accept()
-            process, user = _peer(connection)
-            if user not in (0, os.geteuid()):
-                connection.close()
-                return None
-            connection.settimeout(1)
-            socket.send_fds(connection, [b"\0"], [self._control.number])
-            with self._lock:
-                self._processes[connection.fileno()] = process
-                self._connected += 1
-            return connection
-        return None
-
-    def _answered(self, connection: socket.socket) -> bool:
-        """Answer one message. False if the reader has ended, or said something else."""
-        try:
-            said = connection.recv(_MESSAGE.size + 1)
-            if len(said) != _MESSAGE.size:
-                return False
-            order, file = _MESSAGE.unpack(said)
-            if order == _GIVE and file < len(self._files):
-                with self._lock, contextlib.suppress(OSError):
-                    tasks = Path(f"/proc/{self._processes[connection.fileno()]}/task").iterdir()
-                    self.pacer.coverage.ready(file, [int(task.name) for task in tasks])
-                self._given += 1
-                # Opened again for reading only.
-                with _reopened(self._files[file][0].number) as given:
-                    socket.send_fds(connection, [b"\0"], [given])
-                return True
-            if order == _TRACED and linux.tracer(file) == _peer(connection)[0]:
-                with self._lock:
-                    self._processes[connection.fileno()] = file
-                connection.send(b"\0")
-                return True
-            if order == _LOOK:
-                self.look()
-                connection.send(b"\0")
-                return True
-        except OSError:
-            pass
-        return False
-
-    def _ended(self, connection: socket.socket) -> None:
-        with self._lock:
-            process = self._processes.pop(connection.fileno())
-            if process not in self._processes.values():
-                self._follower.abandon(process if self._processes else 0)
-        connection.close()
-
-
-def _peer(connection: socket.socket) -> tuple[int, int]:
-    """The process at the other end, and its user."""
-    said = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    process, user, _ = _CREDENTIALS.unpack(said)
-    return process, user
-
-
-@contextmanager
-def _reopened(fd: int) -> Iterator[int]:
-    again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield again
-    finally:
-        os.close(again)
 
 
 def _filled(served: Served, node: Node) -> Descriptor:
@@ -412,15 +301,3 @@ def _identity(fd: int) -> tuple[int, int, int]:
 
 def _numbers(*values: int) -> "ctypes.Array[ctypes.c_int64]":
     return (ctypes.c_int64 * len(values))(*values)
-
-
-def environment(
-    socket_path: Path | str, inject: bool = False, before: Callable[[str], str | None] = os.environ.get
-) -> dict[str, str]:
-    """What a program needs in its environment to be a reader. inject: it is started by library.injector()."""
-    reached = {"HBF_MEMORY": str(socket_path)}
-    if inject:
-        return reached
-    preloaded = before("LD_PRELOAD")
-    shim = str(library.shim())
-    return {**reached, "LD_PRELOAD": f"{shim}:{preloaded}" if preloaded else shim}
