@@ -146,9 +146,9 @@ class Folder:
         temporary = f".{name}.{secrets.token_hex(6)}"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         with naming(self.path / name):
-            fd = os.open(temporary, flags, mode, dir_fd=self.fd)
             try:
-                with open(fd, "w+b") as file:
+                # Made within: a signal may come right after it.
+                with open(os.open(temporary, flags, mode, dir_fd=self.fd), "w+b") as file:
                     yield file
                     file.flush()
                     signals.aside(lambda: os.fsync(file.fileno()))

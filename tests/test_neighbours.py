@@ -39,14 +39,18 @@ def run(*command):
 
 @pytest.fixture
 def point(tmp_path):
-    """A mountpoint. All mounts on it are unmounted at the end."""
+    """A mountpoint. All mounts on it, and beside it, are unmounted at the end."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/fuse")
     path = tmp_path / "mnt"
     path.mkdir()
     yield path
-    while mountinfo.find(path):
-        run("umount", "-l", path)
+    while left := [place for place in mountpoints() if place.startswith(f"{tmp_path}/")]:
+        run("umount", "-l", left[-1])
+
+
+def mountpoints():
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
 def mounted(*arguments, **options):
