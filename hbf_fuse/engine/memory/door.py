@@ -26,7 +26,7 @@ _BUSY_SECONDS, _CALM_SECONDS = 0.005, 0.05
 """How often records are read, while some come and while none do."""
 
 
-class Served(Protocol):
+class Books(Protocol):
     """What readers come for: engine/memory/service.py. Safe for several threads."""
 
     def memory_of(self, file: int) -> int | None:
@@ -51,9 +51,9 @@ class Door:
     connected: how many ever came. given: how often a file's memory was given.
     """
 
-    def __init__(self, served: Served, control: int) -> None:
+    def __init__(self, books: Books, control: int) -> None:
         self.connected = self.given = 0
-        self._served = served
+        self._books = books
         self._control = control
         self._processes: dict[int, int] = {}
 
@@ -95,7 +95,7 @@ class Door:
                 now = time.monotonic()
                 calm = _CALM_SECONDS if connections else None
                 events = selector.select(_BUSY_SECONDS if now < busy_until else calm)
-                if self._served.read():
+                if self._books.read():
                     busy_until = time.monotonic() + 1
                 for key, _ in events:
                     if key.fileobj is listener:
@@ -133,8 +133,8 @@ class Door:
             if len(said) != _MESSAGE.size:
                 return False
             order, file = _MESSAGE.unpack(said)
-            if order == _GIVE and (memory := self._served.memory_of(file)) is not None:
-                self._served.mapped_by(self._processes[connection.fileno()], file)
+            if order == _GIVE and (memory := self._books.memory_of(file)) is not None:
+                self._books.mapped_by(self._processes[connection.fileno()], file)
                 self.given += 1
                 # Opened again for reading only.
                 with _reopened(memory) as given:
@@ -145,7 +145,7 @@ class Door:
                 connection.send(b"\0")
                 return True
             if order == _LOOK:
-                self._served.look()
+                self._books.look()
                 connection.send(b"\0")
                 return True
         except OSError:
@@ -155,7 +155,7 @@ class Door:
     def _ended(self, connection: socket.socket) -> None:
         process = self._processes.pop(connection.fileno())
         if process not in self._processes.values():
-            self._served.left(process, not self._processes)
+            self._books.left(process, not self._processes)
         connection.close()
 
 

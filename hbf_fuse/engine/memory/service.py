@@ -162,25 +162,25 @@ class Service:
         for place, (_, node) in enumerate(self._files):
             self._twin.hbf_name_file(self._address, *map(ctypes.c_uint64, (place, device, node.ino)))
 
-    # As engine/memory/door.py, Served
+    # As engine/memory/door.py, Books
 
     def memory_of(self, file: int) -> int | None:
-        """See Served."""
+        """See Books."""
         return self._files[file][0].number if file < len(self._files) else None
 
     def mapped_by(self, process: int, file: int) -> None:
-        """See Served."""
+        """See Books."""
         with self._lock, contextlib.suppress(OSError):
             tasks = Path(f"/proc/{process}/task").iterdir()
             self.pacer.coverage.ready(file, [int(task.name) for task in tasks])
 
     def read(self) -> bool:
-        """See Served."""
+        """See Books."""
         with self._lock:
             return self._read()
 
     def left(self, process: int, is_last: bool) -> None:
-        """See Served."""
+        """See Books."""
         with self._lock:
             self._follower.abandon(0 if is_last else process)
 
