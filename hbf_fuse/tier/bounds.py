@@ -13,3 +13,6 @@ REMEMBERED_NS.
 
 NOTHING = -1
 """Returned as the item of an empty heap."""
+
+NOWHERE = -1
+"""The place of a page that was never written."""

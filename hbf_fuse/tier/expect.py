@@ -24,18 +24,22 @@ PRECISION = 1e-3
 _STEPS = 60
 
 
-def closed_loop(spec: TierSpec, nbytes: int, depth: int, reads: int = READS) -> float | None:
-    """Decimal MB/s of `depth` readers that each request the next `nbytes` as soon as the last have arrived.
+def closed_loop(
+    spec: TierSpec, nbytes: int, depth: int, reads: int = READS, writes: bool = False
+) -> float | None:
+    """Decimal MB/s of `depth` readers that each request the next `nbytes` as soon as the last have arrived. With
+    `writes` they are writers.
 
     The most that this queue depth and request size can get from a tier: with one read of 1 MiB in flight, 148
     MB/s at 500 MB/s + 5 ms. None if nothing limits the rate.
     """
     if not spec.throttled:
         return None
-    last_ns = Window(Tier(spec), depth).read(0, 0, reads * nbytes, nbytes)
+    window = Window(Tier(spec), depth)
+    last_ns = (window.write if writes else window.read)(0, 0, reads * nbytes, nbytes)
     if last_ns >= FOREVER_NS and reads > 1:
         # Decades: fewer reads, which fit into the clock, give the same rate.
-        return closed_loop(spec, nbytes, depth, reads // 2)
+        return closed_loop(spec, nbytes, depth, reads // 2, writes)
     return reads * nbytes * 1e3 / last_ns if last_ns else None
 
 

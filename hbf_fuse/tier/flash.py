@@ -1,13 +1,16 @@
-"""Flash planes: each plane senses one whole page at a time, before the link can carry it."""
+"""Flash planes: each senses one whole page at a time, before the link can carry it, or programs one after."""
 
 from array import array
 from collections.abc import Sequence
 
-from hbf_fuse.tier.bounds import FOREVER_NS
+from hbf_fuse.tier.bounds import FOREVER_NS, NOWHERE
 from hbf_fuse.tier.draws import Draws
+from hbf_fuse.tier.errors import SpecError
 from hbf_fuse.tier.spec import HASHED, TierSpec
+from hbf_fuse.tier.translation import Translation
 
 _NO_PAGE = -1
+_NEVER = -1
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 """2^64 over the golden ratio: its multiples are spread evenly (Knuth, TAOCP 3, 6.4)."""
@@ -30,11 +33,29 @@ class Planes:
     page that is there. Single reads are exact, and rates of equal reads within 1%: see
     tests/flash_reference.py.
 
-    bytes_sensed: bytes sensed so far, in whole pages. bytes_asked: bytes requested of them.
+    A plane that programs or erases does not sense: a read of it waits, or suspends it. What is suspended ends
+    later by as much, but the write whose page it is keeps its deadline: only what comes after it in this plane
+    is delayed. Pages that were written lie where the translation layer has put them. A page that is written in
+    part is sensed first.
+
+    bytes_sensed: bytes sensed so far, in whole pages. bytes_asked: bytes requested of them. bytes_programmed:
+    in whole pages, with those that collection has moved. reads_behind, behind_ns: reads that waited for a
+    program or an erase, and how long, each for its slowest page.
     """
 
-    def __init__(self, spec: TierSpec, retries: Sequence[tuple[float, float]] = ()) -> None:
-        """retries: when a page takes longer, each as (probability, additional ms)."""
+    def __init__(
+        self, spec: TierSpec, retries: Sequence[tuple[float, float]] = (), written_bytes: int = 0
+    ) -> None:
+        """retries: when a page takes longer, each as (probability, additional ms). written_bytes: size of what
+        can be written, 0 if nothing keeps account of blocks. SpecError if it is too small for its blocks.
+        """
+        self.bytes_programmed = self.reads_behind = self.behind_ns = 0
+        self._waited_ns = 0
+        self._program_ns = round(spec.t_prog_us * 1000)
+        self._erase_ns = round(spec.t_erase_us * 1000)
+        self._suspend_ns = _NEVER if spec.suspend_us is None else round(spec.suspend_us * 1000)
+        self._programmed = array("q", bytes(8 * spec.planes))
+        self.translation = translation_of(spec, written_bytes)
         self.bytes_sensed = 0
         self.bytes_asked = 0
         self._page = spec.page_bytes
@@ -62,10 +83,15 @@ class Planes:
         turn = self._turn(row)
         page, begin_ns, skipped = first, start_ns, False
         self.bytes_asked += nbytes
+        self._waited_ns = 0
         while page <= last:
             plane = place + turn
             if plane >= self._planes:
                 plane -= self._planes
+            if self.translation is not None:
+                written_in = self.translation.plane_of(page)
+                if written_in != NOWHERE:
+                    plane = written_in
             ready_ns = self._ready(plane, page, start_ns)
             before_ns = 0
             if rate and page > first:
@@ -82,17 +108,64 @@ class Planes:
                     row += rows
                     page += rows * self._planes
                 turn = self._turn(row)
+        if self._waited_ns:
+            self.reads_behind += 1
+            self.behind_ns += self._waited_ns
         return begin_ns
+
+    def program(self, carried_ns: int, offset: int, nbytes: int, rate: int) -> int:
+        """Program the pages of a range whose last byte the link has carried at carried_ns, at `rate` bytes/s (0
+        for no limit). Returns when the last page is programmed. nbytes: above 0.
+        """
+        first, end = offset // self._page, offset + nbytes
+        last, done_ns = (end - 1) // self._page, carried_ns
+        for page in range(first, last + 1):
+            page_end, behind_ns = (page + 1) * self._page, 0
+            if rate and page_end < end:
+                behind_ns = int((end - page_end) * 1e9 / rate)
+            there_ns = carried_ns - behind_ns
+            if self.translation is not None:
+                held_in = self.translation.plane_of(page)
+                if held_in != NOWHERE:
+                    if page_end > end or page * self._page < offset:
+                        there_ns = self._ready(held_in, page, there_ns)
+                    if self._held[held_in] == page:
+                        self._held[held_in] = _NO_PAGE
+                programmed = self.translation.write(page)
+                self.bytes_programmed += programmed * self._page
+                plane = self.translation.plane
+                there_ns = max(there_ns, self._free[plane], self._programmed[plane])
+                there_ns += self.translation.moved * (self._sense_ns + self._program_ns)
+                there_ns += self.translation.erased * self._erase_ns
+            else:
+                plane = (page % self._planes + self._turn(page // self._planes)) % self._planes
+                there_ns = max(there_ns, self._free[plane], self._programmed[plane])
+                self.bytes_programmed += self._page
+            self._programmed[plane] = min(there_ns + self._program_ns, FOREVER_NS)
+            done_ns = max(done_ns, self._programmed[plane])
+        return done_ns
 
     def _ready(self, plane: int, page: int, start_ns: int) -> int:
         """When a page is in its plane's register."""
+        free_ns = max(start_ns, self._free[plane])
         if self._held[plane] == page:
-            return max(start_ns, self._free[plane])
-        ready_ns = max(start_ns, self._free[plane]) + self._sense_ns
+            return free_ns
+        behind_ns = self._programmed[plane] - free_ns
+        if behind_ns > 0:
+            if self._suspend_ns != _NEVER:
+                behind_ns = min(behind_ns, self._suspend_ns)
+            self._waited_ns = max(self._waited_ns, behind_ns)
+            free_ns += behind_ns
+        ready_ns = free_ns + self._sense_ns
         for retry in range(self._retries):
             if self._draws.uniform() < self._chances[retry]:
                 ready_ns += self._more_ns[retry]
         ready_ns = min(ready_ns, FOREVER_NS)
+        if self._programmed[plane] > free_ns:
+            # Suspended: what is left of it follows.
+            self._programmed[plane] = min(
+                self._programmed[plane] + ready_ns - free_ns + behind_ns, FOREVER_NS
+            )
         self._free[plane] = ready_ns
         self._held[plane] = page
         self.bytes_sensed += self._page
@@ -118,8 +191,40 @@ class Planes:
     def count_on_from(self, before: "Planes") -> None:
         """Take over the counters of another one."""
         self.bytes_sensed, self.bytes_asked = before.bytes_sensed, before.bytes_asked
+        self.bytes_programmed = before.bytes_programmed
+        self.reads_behind, self.behind_ns = before.reads_behind, before.behind_ns
+
+    def take_over(self, before: "Planes") -> None:
+        """Have the pages where another one has them."""
+        self.translation = before.translation
+        for plane in range(self._planes):
+            self._programmed[plane] = before._programmed[plane]
 
     @property
     def read_amplification(self) -> float:
         """Bytes sensed over bytes asked for."""
         return self.bytes_sensed / self.bytes_asked if self.bytes_asked else 1.0
+
+
+def translation_of(spec: TierSpec, written_bytes: int) -> Translation | None:
+    """The translation layer of so many bytes: their pages and the over-provisioning, in whole blocks of each
+    plane. None for a tier without program times. SpecError if there are too few blocks to have some free.
+    """
+    if not (written_bytes and spec.t_prog_us):
+        return None
+    logical = -(-written_bytes // spec.page_bytes)
+    row = spec.planes * spec.block_pages
+    blocks = int(logical * (1 + spec.spare_pct / 100)) // row
+    needed = -(-logical // row) + 2
+    if blocks < needed:
+        least = next(
+            rows
+            for rows in range(1, 1 << 40)
+            if int(rows * row * (1 + spec.spare_pct / 100)) // row >= rows + 2
+        )
+        raise SpecError(
+            f"{written_bytes} bytes are too few for {spec.spare_pct:g}% over-provisioning (--spare): {spec.planes} "
+            f"planes with blocks of {spec.block_pages} pages need {least * row * spec.page_bytes}, or smaller "
+            f"blocks (--block)"
+        )
+    return Translation(logical, blocks, spec.block_pages, spec.planes)

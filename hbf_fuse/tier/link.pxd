@@ -1,6 +1,7 @@
 cimport cython
 
 cdef long long FOREVER_NS, REMEMBERED_NS
+cdef long long _SECOND_NS, _PIECE_BYTES
 cdef Py_ssize_t MAX_GAPS, _ROOM
 
 @cython.final
@@ -15,3 +16,11 @@ cdef class Link:
     cdef void _insert(self, Py_ssize_t at, long long start_ns, long long end_ns) noexcept nogil
     cdef void _remove(self, Py_ssize_t at) noexcept nogil
     cdef void _to_the_front(self) noexcept nogil
+
+@cython.final
+cdef class Pipe:
+    cdef long long _rate, _remainder
+    cdef Link _link
+    @cython.locals(transfer_ns=cython.longlong, piece=cython.longlong, units=cython.longlong, piece_ns=cython.longlong)
+    cpdef long long carry(self, long long start_ns, long long nbytes, long long now_ns) noexcept nogil
+    cpdef void succeed(self, Pipe before) noexcept

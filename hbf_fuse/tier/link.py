@@ -5,6 +5,9 @@ from array import array
 from hbf_fuse.tier.bounds import FOREVER_NS, MAX_GAPS, REMEMBERED_NS
 
 _ROOM = 2 * MAX_GAPS
+_SECOND_NS = 1_000_000_000
+_PIECE_BYTES = 9_000_000_000
+"""Most bytes whose ns x bytes/s fits into 64 bits."""
 
 
 class Link:
@@ -105,3 +108,34 @@ class Link:
             self._starts[place - self._first] = self._starts[place]
             self._ends[place - self._first] = self._ends[place]
         self._first, self._end = 0, self._end - self._first
+
+
+class Pipe:
+    """A link with a rate in bytes/s; 0 for no limit.
+
+    Transfer times seldom are whole ns: the remainder (in ns x bytes/s) goes to the next transfer, so that the
+    rate is exact over any number of them.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._remainder = 0
+        self._link = Link()
+
+    def carry(self, start_ns: int, nbytes: int, now_ns: int) -> int:
+        """When nbytes that are ready from start_ns on have been carried. now_ns: as in Link.carry."""
+        if not self._rate:
+            return start_ns
+        transfer_ns = 0
+        while nbytes > 0:
+            piece = min(nbytes, _PIECE_BYTES)
+            units = piece * _SECOND_NS + self._remainder
+            piece_ns = units // self._rate
+            self._remainder = units - piece_ns * self._rate
+            transfer_ns = min(transfer_ns + min(piece_ns, FOREVER_NS), FOREVER_NS)
+            nbytes -= piece
+        return self._link.carry(start_ns, transfer_ns, now_ns)
+
+    def succeed(self, before: "Pipe") -> None:
+        """Replace another pipe. The transfers that it has begun go on."""
+        self._link = before._link

@@ -20,6 +20,9 @@ MAX_PAGE_BYTES = 1 << 24
 MAX_DEPTH = 65_536
 MAX_SEED = (1 << 63) - 1
 MIN_CHUNK, MAX_CHUNK = 4096, 2 << 20
+MAX_BLOCK_PAGES = 65_536
+MAX_SPARE_PCT = 1000.0
+MAX_CYCLES = 1_000_000_000
 HASHED, MODULO = "hashed", "modulo"
 INTERLEAVES = (HASHED, MODULO)
 _KINDS = {str: "a text", int: "a whole number"}
@@ -30,6 +33,11 @@ _SHORT = {
     "t_read_us": "t_read",
     "seek_ms": "seek",
     "chunk_bytes": "chunk",
+    "t_prog_us": "t_prog",
+    "t_erase_us": "t_erase",
+    "block_pages": "block",
+    "spare_pct": "spare",
+    "suspend_us": "suspend",
 }
 """Short names of fields, on the command line and in control messages, where they differ from the field's
 name.
@@ -50,6 +58,15 @@ class TierSpec:
     depth: reads that the device works on at once; 0 for any number.
     seek_ms: of the single arm, before a read that does not begin where the last one ended; 0 for no arm.
     chunk_bytes: what one fault of a mapping brings under the memory engine, in pages; 0 for its default.
+    write_mbps: the most that the medium takes of writes, in decimal MB/s; they cross the link besides. None
+        for no limit of their own.
+    t_prog_us: time in which a plane programs a page; it needs planes. A plane that programs or erases does not
+        sense. 0 for none: then there is no translation layer either.
+    t_erase_us, block_pages: of an erase block, which lies in one plane.
+    spare_pct: over-provisioning, physical over logical pages - 1, in percent.
+    suspend_us: in which a program or an erase is suspended for a read that comes meanwhile; None if the read
+        has to wait for the end.
+    endurance: program and erase cycles of a block; 0 for unknown.
 
     Raises SpecError for values that no device can have.
     """
@@ -65,6 +82,13 @@ class TierSpec:
     interleave: str = HASHED
     seek_ms: float = 0.0
     chunk_bytes: int = 0
+    write_mbps: float | None = None
+    t_prog_us: float = 0.0
+    t_erase_us: float = 0.0
+    block_pages: int = 256
+    spare_pct: float = 7.0
+    suspend_us: float | None = None
+    endurance: int = 0
 
     def __post_init__(self) -> None:
         if self.bandwidth_mbps is not None:
@@ -75,12 +99,21 @@ class TierSpec:
         _check("page (--page)", self.page_bytes, MAX_PAGE_BYTES, "bytes")
         _check("seek (--seek)", self.seek_ms, MAX_LATENCY_MS, "ms")
         _check("depth (--depth)", self.depth, MAX_DEPTH, "reads")
+        if self.write_mbps is not None:
+            _check("write bandwidth (--write-mbps)", self.write_mbps, MAX_MBPS, "MB/s", least=1e-6)
+        _check("program time (--t-prog)", self.t_prog_us, MAX_LATENCY_MS * 1e3, "us")
+        _check("erase time (--t-erase)", self.t_erase_us, MAX_LATENCY_MS * 1e3, "us")
+        _check("erase block (--block)", self.block_pages, MAX_BLOCK_PAGES, "pages", least=1)
+        _check("over-provisioning (--spare)", self.spare_pct, MAX_SPARE_PCT, "%")
+        if self.suspend_us is not None:
+            _check("suspension (--suspend)", self.suspend_us, MAX_LATENCY_MS * 1e3, "us")
+        _check("endurance (--endurance)", self.endurance, MAX_CYCLES, "cycles")
         if self.interleave not in INTERLEAVES:
             raise SpecError(
                 f"unknown interleave {reprlib.repr(self.interleave)} (--interleave); "
                 f"there are: {', '.join(INTERLEAVES)}"
             )
-        for name in ("jitter", "seed", "planes", "page_bytes", "depth", "chunk_bytes"):
+        for name in _WHOLE:
             wanted = str if name == "jitter" else int
             if not isinstance(getattr(self, name), wanted):
                 raise SpecError(f"{name} must be {_KINDS[wanted]}, got {reprlib.repr(getattr(self, name))}")
@@ -95,6 +128,14 @@ class TierSpec:
             raise SpecError("page (--page) must be above 0 bytes where there are planes")
         if self.t_read_us and not self.planes:
             raise SpecError("a page read time (--t-read) needs planes (--planes)")
+        for name, value in (
+            ("erase time (--t-erase)", self.t_erase_us),
+            ("suspension (--suspend)", self.suspend_us is not None),
+        ):
+            if value and not self.t_prog_us:
+                raise SpecError(f"{name} needs a program time (--t-prog)")
+        if self.t_prog_us and not self.planes:
+            raise SpecError("a program time (--t-prog) needs planes (--planes)")
         below = sum(part.below_ms() for part in jitters.parse(self.jitter))
         if below > self.latency_ms:
             raise SpecError(
@@ -122,9 +163,9 @@ class TierSpec:
 
     @property
     def throttled(self) -> bool:
-        """Whether reads wait for this tier."""
-        times = self.mean_latency_ms, self.t_read_us, self.seek_ms
-        return self.bandwidth_mbps is not None or max(times) > 0
+        """Whether reads or writes wait for this tier."""
+        times = self.mean_latency_ms, self.t_read_us, self.seek_ms, self.t_prog_us
+        return (self.bandwidth_mbps or self.write_mbps) is not None or max(times) > 0
 
     @property
     def most_mbps(self) -> float | None:
@@ -136,6 +177,12 @@ class TierSpec:
     def plain(self) -> bool:
         """Whether the tier has only bandwidth and latency: no jitter, flash planes, queue depth or arm."""
         return not (self.jitter or self.planes or self.depth or self.seek_ms)
+
+    @property
+    def medium(self) -> tuple[int, ...]:
+        """What must be the same for pages to stay where they are: planes, pages and blocks."""
+        programs = bool(self.t_prog_us)
+        return (programs, self.planes, self.page_bytes, self.block_pages, round(self.spare_pct * 1e6))
 
     def chunked_mbps(self, chunk_bytes: int, depth: int = 1) -> float | None:
         """Steady rate, in decimal MB/s, of a reader that keeps `depth` reads of `chunk_bytes` in flight.
@@ -188,10 +235,27 @@ class TierSpec:
             parts.append(f"seek {self.seek_ms:g} ms")
         if self.chunk_bytes:
             parts.append(f"chunks of {self.chunk_bytes >> 10} KiB")
+        if self.write_mbps is not None:
+            parts.append(f"writes at {self.write_mbps:g} MB/s")
+        if self.t_prog_us:
+            suspended = "" if self.suspend_us is None else f", suspended in {self.suspend_us:g} us"
+            parts.append(f"programs in {self.t_prog_us:g} us{suspended}")
         return " + ".join(parts)
 
 
-_NEWER = {"interleave": HASHED, "seek_ms": 0.0, "chunk_bytes": 0}
+_WHOLE = ("jitter", "seed", "planes", "page_bytes", "depth", "chunk_bytes", "block_pages", "endurance")
+_NEWER = {
+    "interleave": HASHED,
+    "seek_ms": 0.0,
+    "chunk_bytes": 0,
+    "write_mbps": None,
+    "t_prog_us": 0.0,
+    "t_erase_us": 0.0,
+    "block_pages": 256,
+    "spare_pct": 7.0,
+    "suspend_us": None,
+    "endurance": 0,
+}
 
 NAMES = {_SHORT.get(field.name, field.name): field.name for field in dataclasses.fields(TierSpec)}
 """Every field of TierSpec by its short name: mbps, lat, jitter, seed, planes, page, ..."""
