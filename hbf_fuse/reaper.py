@@ -1,9 +1,10 @@
-"""Unmounts, removes cgroups and sockets, and ends a trace if the process that made them is killed.
+"""Unmounts, removes cgroups, sockets and folders in memory, and ends a trace if the process that made them is
+killed.
 
-Run as a script it is the watcher: reaper.py [--mount FOLDER:MOUNTPOINT] [--reads TRACE:RING]
-[--socket FOLDER:NAME] [--group DIRECTORY]... FOLDER, TRACE and RING are open descriptors. The watched process
-holds the other end of stdin. It imports next to nothing, and nothing of hbf_fuse: one watcher sleeps beside
-every mount.
+Run as a script it is the watcher: reaper.py [--mount FOLDER:MOUNTPOINT] [--reads TRACE:RING] [--socket
+FOLDER:NAME] [--tree FOLDER:NAME] [--group DIRECTORY]... FOLDER, TRACE and RING are open descriptors. The
+watched process holds the other end of stdin. It imports next to nothing, and nothing of hbf_fuse: one watcher
+sleeps beside every mount.
 """
 
 import errno
@@ -34,14 +35,19 @@ _LOOK_SECONDS = 0.001
 
 @contextmanager
 def watching(
-    mountpoint: str = "", groups: Sequence[str] = (), reads: Sequence[int] = (), socket: str = ""
+    mountpoint: str = "",
+    groups: Sequence[str] = (),
+    reads: Sequence[int] = (),
+    socket: str = "",
+    tree: str = "",
 ) -> Iterator[Callable[[int], None]]:
     """Start a small process that unmounts and removes these cgroups (they need not exist yet) if this process
     dies without cleaning up. It notices by its stdin. Yields a function: call it with the mount's id when the
     mount is made. No other mount on the same path is touched.
 
     reads: descriptors of a trace and of the ring (observe/ring.py) whose newest records belong into it.
-    socket: a socket to remove, with the folder that is its own.
+    socket: a socket to remove, with the folder that is its own. tree: a folder to remove with all that is in
+    it.
     """
     # Not at the top: the watcher does not need it.
     import subprocess
@@ -56,6 +62,10 @@ def watching(
         parent, name = os.path.split(os.path.dirname(socket))
         folders.append(os.open(parent, os.O_PATH | os.O_CLOEXEC))
         line += ["--socket", f"{folders[-1]}:{name}/{os.path.basename(socket)}"]
+    if tree:
+        parent, name = os.path.split(tree)
+        folders.append(os.open(parent, os.O_PATH | os.O_CLOEXEC))
+        line += ["--tree", f"{folders[-1]}:{name}"]
     if reads:
         line += ["--reads", ":".join(map(str, reads))]
     watcher = subprocess.Popen(
@@ -197,6 +207,18 @@ def _remove_socket(parent: str, path: str) -> None:
     os.rmdir(name, dir_fd=int(parent))
 
 
+def _remove_tree(parent: int, name: str) -> None:
+    """Remove a folder and all that is in it. Links are removed, not followed."""
+    folder = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY, dir_fd=parent)
+    for each in os.listdir(folder):
+        try:
+            os.unlink(each, dir_fd=folder)
+        except IsADirectoryError:
+            _remove_tree(folder, each)
+    os.close(folder)
+    os.rmdir(name, dir_fd=parent)
+
+
 def _lies_on(folder: int, name: str) -> bytes:
     """The id of the mount at this name."""
     fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=folder)
@@ -224,6 +246,10 @@ def _watch(arguments: list[str]) -> None:
         elif kind == "--socket":
             with suppress(OSError):
                 _remove_socket(*path.split(":", 1))
+        elif kind == "--tree":
+            folder, name = path.split(":", 1)
+            with suppress(OSError):
+                _remove_tree(int(folder), name)
         elif kind == "--reads":
             trace, ring = map(int, path.split(":"))
             with suppress(OSError):

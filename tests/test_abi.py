@@ -20,7 +20,7 @@ RENAMED = {"MAJOR": "FUSE_KERNEL_VERSION"}
 """Names for which the header's name is not FUSE_ plus ours."""
 
 CONSTANTS = {
-    name: RENAMED.get(name, name if name.startswith("FOPEN_") else f"FUSE_{name}")
+    name: RENAMED.get(name, name if name.startswith(("FOPEN_", "FATTR_")) else f"FUSE_{name}")
     for name, value in vars(abi).items()
     if name.isupper() and type(value) is int and name not in OURS
 }

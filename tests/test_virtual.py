@@ -215,12 +215,12 @@ def test_windows_are_told_in_every_token_where_requests_overtake_each_other():
 
 def test_reads_past_the_page_cache_wait_for_their_own_thread_and_others_for_anybody():
     reads = [
-        Read(0, 10, 10, 0, MIB, 1, 2, 0, direct=1),
-        Read(1, 30, 30, 8 * MIB, MIB, 2, 2, 0, direct=1),
-        Read(35, 50, 50, 16 * MIB, MIB, 1, 2, 0, direct=1),
+        Read(0, 10, 10, 0, MIB, 1, 2, 0, way=1),
+        Read(1, 30, 30, 8 * MIB, MIB, 2, 2, 0, way=1),
+        Read(35, 50, 50, 16 * MIB, MIB, 1, 2, 0, way=1),
     ]
     assert chains.Chains(reads).requests()[2].after == ((0, 25),)
-    reads = [read._replace(direct=0) for read in reads]
+    reads = [read._replace(way=0) for read in reads]
     assert chains.Chains(reads).requests()[2].after == ((1, 5),)
 
 

@@ -73,6 +73,18 @@ def mount(
     allow_other: Annotated[
         bool, typer.Option("--allow-other", help="Let other users read the mount.")
     ] = False,
+    kv: Annotated[
+        str | None,
+        typer.Option("--kv", help="Size of a folder kv/ that takes files, such as 8G: for KV caches."),
+    ] = None,
+    kv_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--kv-dir",
+            help="Keep the files of kv/ in this folder. \\[default: in memory, until the unmount]",
+            parser=found,
+        ),
+    ] = None,
     links: Annotated[
         str,
         typer.Option(
@@ -110,6 +122,8 @@ def mount(
     if remount:
         _change(paths, tier, _not_of_the_tier(given))
         return
+    if kv_dir and kv is None:
+        raise typer.BadParameter("--kv-dir needs a size (--kv)")
     spec = tier.spec()
     limit = limits_of(io_max)
     _warn(spec, engine, io_max)
@@ -130,6 +144,8 @@ def mount(
         metrics=metrics,
         io_max_mbps=limit.io_mbps,
         links=checked_links(links),
+        kv_bytes=None if kv is None else parse_size(kv),
+        kv_dir=kv_dir.absolute() if kv_dir else None,
     )
     if target == config.source or target in config.source.parents:
         raise HbfError(f"the source {config.source} lies under the mountpoint", "mount somewhere else")

@@ -108,6 +108,31 @@ class _Detail:
             "--interleave",
         ),
     ] = None
+    write_mbps: Annotated[
+        float | None,
+        _tier(
+            "What the device takes of writes, in decimal MB/s. Left out: as much as the link.", "--write-mbps"
+        ),
+    ] = None
+    t_prog: Annotated[float | None, _tier("Time in us that a plane needs to program a page.", "--t-prog")] = (
+        None
+    )
+    t_erase: Annotated[
+        float | None, _tier("Time in us that a plane needs to erase a block.", "--t-erase")
+    ] = None
+    block: Annotated[int | None, _tier("Pages in an erase block. \\[default: 256]", "--block")] = None
+    spare: Annotated[
+        float | None, _tier("Over-provisioning of kv/ in percent. \\[default: 7]", "--spare")
+    ] = None
+    suspend: Annotated[
+        float | None,
+        _tier(
+            "Time in us after which a read interrupts a program or an erase. Left out: it waits.", "--suspend"
+        ),
+    ] = None
+    endurance: Annotated[int | None, _tier("Program and erase cycles that a block bears.", "--endurance")] = (
+        None
+    )
     seek: Annotated[
         float | None,
         _tier("Time in ms that one arm needs for a read that does not go on where the last ended.", "--seek"),

@@ -16,6 +16,7 @@ from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem, Node
 from hbf_fuse.fs.filesystem import BLOCK, NAME_MAX
+from hbf_fuse.fs.kv import Region, Written
 from hbf_fuse.fs.node import LINKS
 from hbf_fuse.host.mountinfo import find
 
@@ -25,12 +26,14 @@ except OSError as problem:
     raise HbfError("the fusepy engine needs libfuse 2", "install it with `apt install libfuse2`") from problem
 
 _START_SECONDS = 10
+_NOBODY = 0xFFFFFFFF
+"""What chown(2) calls "leave it", as fusepy passes it on."""
 _NAMES = "latin-1"
 """Encoding for fusepy: names are bytes, and each byte becomes one character."""
 
 
 class _Operations(fuse.Operations):
-    """fusepy's calls by path, passed on by inode. Its defaults refuse every write with EROFS."""
+    """fusepy's calls by path, passed on by inode. Its defaults refuse every change with EROFS."""
 
     use_ns = True
 
@@ -48,17 +51,21 @@ class _Operations(fuse.Operations):
         return _attributes(self._node(path))
 
     def readdir(self, path: str, info: Any) -> Iterator[tuple[str, dict[str, int], int]]:
-        for _, name, node in self.fs.listing(self._node(path).ino):
+        for _, name, node in list(self.fs.listing(self._node(path).ino)):
             yield name.decode(_NAMES), _attributes(node), 0
 
     def readlink(self, path: str) -> str:
         return self._node(path).target.decode(_NAMES)
 
     def open(self, path: str, info: Any) -> int:
-        node = self._node(path)
+        self._opened(self._node(path), info)
+        return 0
+
+    def _opened(self, node: Node, info: Any) -> None:
         info.fh = self.fs.open(node.ino, info.flags)
         info.direct_io = self.fs.is_live(node)
-        return 0
+        # What was written to kv/ leaves the page cache when it is opened again: then it comes from the tier.
+        info.keep_cache = not self.fs.is_written(node)
 
     def release(self, path: str, info: Any) -> int:
         self.fs.release(info.fh)
@@ -81,20 +88,76 @@ class _Operations(fuse.Operations):
         return bytes(copied)
 
     def write(self, path: str, data: bytes, offset: int, info: Any) -> int:
-        return self.fs.write(info.fh, data)
+        arrival_ns = time.monotonic_ns()
+        _, _, pid = fuse.fuse_get_context()
+        opened = self.fs.opened(info.fh)
+        write = self.fs.store(opened, offset, data, pid, arrival_ns)
+        if write is None:
+            self.fs.take(opened, data)
+            return len(data)
+        write.serve(self.fs.served.pacer, lambda: None)
+        return write.nbytes
+
+    # Changes: see engine/kernel/changes.py
+
+    def _parent(self, path: str) -> tuple[Region, Written, bytes]:
+        folder, _, name = path.rpartition("/")
+        return *self.fs.changing(self._node(folder).ino), name.encode(_NAMES)
+
+    def create(self, path: str, mode: int, info: Any = None) -> int:
+        region, parent, name = self._parent(path)
+        self._opened(region.create(parent, name, mode), info)
+        return 0
+
+    def mkdir(self, path: str, mode: int) -> None:
+        region, parent, name = self._parent(path)
+        region.make_folder(parent, name, mode)
+
+    def unlink(self, path: str) -> None:
+        region, parent, name = self._parent(path)
+        region.remove(parent, name)
+
+    def rmdir(self, path: str) -> None:
+        region, parent, name = self._parent(path)
+        region.remove_folder(parent, name)
+
+    def rename(self, old: str, new: str) -> None:
+        region, parent, name = self._parent(old)
+        _, to, new_name = self._parent(new)
+        region.rename(parent, name, to, new_name)
 
     def truncate(self, path: str, length: int, info: Any = None) -> None:
-        if not self.fs.is_control(self._node(path)):
-            self.fs.refuse_write()
+        if self.fs.is_control(self._node(path)):
+            return
+        region, node = self.fs.changing(self._node(path).ino)
+        region.truncate(node, length)
+
+    def chmod(self, path: str, mode: int) -> None:
+        region, node = self.fs.changing(self._node(path).ino)
+        region.set_mode(node, mode)
+
+    def chown(self, path: str, uid: int, gid: int) -> None:
+        _, node = self.fs.changing(self._node(path).ino)
+        if uid not in (-1, _NOBODY, node.uid) or gid not in (-1, _NOBODY, node.gid):
+            raise fuse.FuseOSError(errno.EPERM)
 
     def utimens(self, path: str, times: Any = None) -> None:
-        self.fs.refuse_write()
+        region, node = self.fs.changing(self._node(path).ino)
+        region.set_times(node, *(times or (time.time_ns(),) * 2))
+
+    def fsync(self, path: str, datasync: int, info: Any) -> None:
+        # Never ENOSYS: the kernel would not ask again, for any file.
+        if self.fs.is_written(self._node(path)):
+            region, node = self.fs.changing(self._node(path).ino)
+            region.sync(node)
+
+    fsyncdir = fsync
 
     def listxattr(self, path: str) -> list[str]:
         raise fuse.FuseOSError(errno.ENOTSUP)
 
     def statfs(self, path: str) -> dict[str, int]:
-        blocks, free, names, free_names = self.fs.space()
+        blocks, free, names, free_names = self.fs.space(self._node(path))
         return {
             "f_bsize": BLOCK,
             "f_frsize": BLOCK,
@@ -183,7 +246,7 @@ class FusepyEngine:
                 noexec=True,
                 default_permissions=True,
                 allow_other=self._allow_other,
-                kernel_cache=True,
+                big_writes=True,
                 use_ino=True,
                 attr_timeout=86_400,
                 entry_timeout=86_400,

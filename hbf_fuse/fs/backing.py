@@ -1,4 +1,4 @@
-"""The real file behind a served file: either mapped and sliced, or read from its disk each time."""
+"""The real file behind a served file: mapped and sliced, or read from its disk each time, or written."""
 
 import errno
 import mmap
@@ -57,6 +57,24 @@ class Mapped:
         if len(read) < nbytes:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return read
+
+
+class Kept:
+    """A file of kv/: others may change its size meanwhile, so what is read may be shorter."""
+
+    memory: memoryview | None = None
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        self._shared = descriptor
+        self.fd = descriptor.number
+
+    def slice(self, offset: int, nbytes: int) -> memoryview:
+        """See Backing."""
+        return memoryview(self.copy(offset, nbytes))
+
+    def copy(self, offset: int, nbytes: int) -> bytes:
+        """See Backing."""
+        return os.pread(self.fd, nbytes, offset)
 
 
 class Uncached:

@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from hbf_fuse.fs import control
+from hbf_fuse.fs import control, kv_status
+from hbf_fuse.fs.kv import Region
 from hbf_fuse.fs.served import Served
 from hbf_fuse.host import machine
 from hbf_fuse.observe.phases import Phases
@@ -34,6 +35,7 @@ class Hidden:
         self.facts: MountFacts = {}
         self.broken: list[str] = []
         self.trace: TraceFile | None = None
+        self.kv: Region | None = None
         self._phases = Phases()
         self._lock = threading.Lock()
         makers: tuple[Callable[[], bytes], ...] = (
@@ -113,6 +115,8 @@ class Hidden:
                 resident = mapped.resident_status()
         if resident:
             stats["resident"] = resident
+        if self.kv:
+            stats["kv"] = kv_status.of(self.kv, served)
         if self.trace and self.trace.stopped:
             stats["trace_stopped"] = self.trace.stopped
         if self.broken:

@@ -42,13 +42,13 @@ class Mappings(Protocol):
 class Served:
     """Files of a tree behind one tier, or several.
 
-    files: every served file, by its place. regions: by the place of a file, what Pacer calls placed.
-    mapped: set by the memory engine. replies_seen: whether the engine knows when replies are sent, see
-    verdict/evidence.py. unplaced: files without tensors, which the placement rules cannot apply to.
-    Raises HbfError; see Resident and Placement.
+    files: every served file, by its place. regions: by the place of a file, what Pacer calls placed. mapped:
+    set by the memory engine. replies_seen: whether the engine knows when replies are sent, see
+    verdict/evidence.py. written_bytes: size of kv/, 0 for none. unplaced: files without tensors, which the
+    placement rules cannot apply to. Raises HbfError; see Resident and Placement.
     """
 
-    def __init__(self, tree: Tree, spec: TierSpec, layout: Layout) -> None:
+    def __init__(self, tree: Tree, spec: TierSpec, layout: Layout, written_bytes: int = 0) -> None:
         self.tree = tree
         self.spec = spec
         self.layout = layout
@@ -66,7 +66,7 @@ class Served:
             place: [(start, names[tier]) for start, tier in placement.regions]
             for place, placement in placements.items()
         }
-        self.pacer = self.new_pacer(self.resident)
+        self.pacer = self.new_pacer(self.resident, written_bytes)
 
     @property
     def ring(self) -> Ring:
@@ -86,13 +86,13 @@ class Served:
         return self.layout.specs(self.spec)
 
     def place(self, node: Node) -> int:
-        """A file's place in the list of files."""
-        return self._places[node.ino]
+        """A file's place in the list of files; for one in kv/, minus its inode."""
+        return self._places.get(node.ino, -node.ino)
 
-    def new_pacer(self, resident: Resident | None = None) -> Pacer:
+    def new_pacer(self, resident: Resident | None = None, written_bytes: int = 0) -> Pacer:
         """A pacer for these files and tiers, with schedules of its own."""
         files = [(node.ino, node.size) for node in self.files]
-        return Pacer(self.tiers, files, self.regions, resident, self._sets)
+        return Pacer(self.tiers, files, self.regions, resident, self._sets, written_bytes)
 
     def exchange(self, spec: TierSpec) -> None:
         """Serve reads that come from now on with another tier."""

@@ -147,10 +147,14 @@ class Tree:
         parent, name = self.nodes[node.parent], os.fsdecode(node.name)
         return name if parent is self.root else f"{self.path_of(parent)}/{name}"
 
+    def next_inode(self) -> int:
+        """A number that no node had before."""
+        return next(self._inodes)
+
     def _add(self, mode: int, parent: int, name: bytes = b"") -> Node:
         if len(self.nodes) >= MAX_NODES:
             raise HbfError(f"the source holds more than {MAX_NODES} names", "mount a smaller directory")
-        node = Node(next(self._inodes), parent, mode, name, mtime_ns=time.time_ns())
+        node = Node(self.next_inode(), parent, mode, name, mtime_ns=time.time_ns())
         self.nodes[node.ino] = node
         if name:
             self.nodes[parent].children[name] = node

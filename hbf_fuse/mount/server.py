@@ -19,13 +19,14 @@ from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.filesystem import NO_LAYOUT
+from hbf_fuse.fs.kv import KvFolder
 from hbf_fuse.fs.links import TIER
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.host import linux
-from hbf_fuse.mount import disk_limit, floor, heartbeat, mountpoint, preload
+from hbf_fuse.mount import disk_limit, floor, heartbeat, kv_folder, mountpoint, preload
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.pacer import Pacer
-from hbf_fuse.tier import TierSpec, expect
+from hbf_fuse.tier import SpecError, TierSpec, expect
 from hbf_fuse.traces import trace
 from hbf_fuse.traces.trace import TraceFile
 
@@ -63,6 +64,7 @@ class MountConfig:
     io_max_mbps: kernel limit on the server's reads of the source, past the page cache; decimal MB/s.
     inject: readers of the memory engine will be traced (hbf exec --inject).
     links: what becomes of links that lead outside, see fs/links.py.
+    kv_bytes: size of kv/, None for none. kv_dir: the folder that keeps its files, None for memory.
     """
 
     source: Path
@@ -80,6 +82,8 @@ class MountConfig:
     io_max_mbps: float | None = None
     links: str = TIER
     inject: bool = False
+    kv_bytes: int | None = None
+    kv_dir: Path | None = None
 
 
 def serve(
@@ -105,15 +109,30 @@ def serve(
         linux.keep_capabilities(_KEPT | _KEPT_FOR_MAPPINGS if of_memory else _KEPT)
     _raise_descriptors()
     linux.share_one_heap()
+    with kv_folder.prepared(config.kv_bytes, config.kv_dir, tell) as kv:
+        _serve(config, kv, when_ready, tell, until_stdin_closes)
+
+
+def _serve(
+    config: MountConfig,
+    kv: KvFolder | None,
+    when_ready: Callable[[str], None],
+    tell: Callable[[str], None],
+    until_stdin_closes: bool,
+) -> None:
     limited = config.io_max_mbps is not None
-    fs = Filesystem(
-        config.source,
-        config.spec,
-        config.layout,
-        uncached=limited,
-        links=config.links,
-        shared=config.allow_other,
-    )
+    try:
+        fs = Filesystem(
+            config.source,
+            config.spec,
+            config.layout,
+            uncached=limited,
+            links=config.links,
+            shared=config.allow_other,
+            kv=kv,
+        )
+    except SpecError as error:
+        raise HbfError(str(error), "give kv/ more room (--kv)") from error
     if fs.tree.remark:
         tell(fs.tree.remark)
     for name in fs.served.unplaced:

@@ -26,7 +26,7 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self.reads = self.bytes = 0
+        self.reads = self.bytes = self.writes = self.bytes_written = 0
         self.in_flight = self.in_flight_max = 0
         self.largest_read = 0
         self.interrupted = self.failed = 0
@@ -38,26 +38,40 @@ class Counters:
         self.first_arrival_ns = self.last_done_ns = 0
         self.took, self.lateness, self.backlog = Histogram(), Histogram(), Histogram()
 
-    def began(self, arrival_ns: int, nbytes: int, reader: int) -> None:
-        """A read of nbytes arrived from a thread."""
+    def began(self, arrival_ns: int, nbytes: int, reader: int, writes: bool = False) -> None:
+        """A read of nbytes arrived from a thread, or a write. The kernel's own writes have no thread."""
         # Concurrent reads may be counted in another order than they arrived.
         self.first_arrival_ns = min(self.first_arrival_ns or arrival_ns, arrival_ns)
         if arrival_ns - self.last_seen_ns > _GAP_NS:
             self.gap_end_ns = arrival_ns
         self.last_seen_ns = max(self.last_seen_ns, arrival_ns)
-        self.reads += 1
-        if not reader:
-            self.nameless += 1
-        self.largest_read = max(self.largest_read, nbytes)
+        if writes:
+            self.writes += 1
+        else:
+            self.reads += 1
+            self.largest_read = max(self.largest_read, nbytes)
+            if not reader:
+                self.nameless += 1
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
 
-    def finished(self, arrival_ns: int, due_ns: int, started_ns: int, done_ns: int, nbytes: int) -> None:
-        """The read's data, sent from started_ns on, was visible at done_ns."""
+    def finished(
+        self,
+        arrival_ns: int,
+        due_ns: int,
+        started_ns: int,
+        done_ns: int,
+        nbytes: int,
+        writes: bool = False,
+    ) -> None:
+        """The read's data, or the answer to the write, was sent from started_ns on and visible at done_ns."""
         self.in_flight -= 1
-        self.bytes += nbytes
+        if writes:
+            self.bytes_written += nbytes
+        else:
+            self.bytes += nbytes
+            self.sending_ns += done_ns - started_ns
         self.waited_ns += done_ns - arrival_ns
-        self.sending_ns += done_ns - started_ns
         self.last_done_ns = max(self.last_done_ns, done_ns)
         self.took.add(done_ns - arrival_ns)
         self.lateness.add(done_ns - max(due_ns, arrival_ns))
@@ -73,6 +87,7 @@ class Counters:
     def copy_to(self, other: "Counters") -> None:
         """Make the figures that `status` shows the same in another one."""
         other.reads, other.bytes = self.reads, self.bytes
+        other.writes, other.bytes_written = self.writes, self.bytes_written
         other.in_flight, other.in_flight_max = self.in_flight, self.in_flight_max
         other.largest_read = self.largest_read
         other.interrupted, other.failed = self.interrupted, self.failed
@@ -95,6 +110,8 @@ class Counters:
         return {
             "reads": self.reads,
             "bytes_read": self.bytes,
+            "writes": self.writes,
+            "bytes_written": self.bytes_written,
             "in_flight": self.in_flight,
             "in_flight_max": self.in_flight_max,
             "largest_read_bytes": self.largest_read,

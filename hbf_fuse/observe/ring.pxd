@@ -18,5 +18,5 @@ cdef class Ring:
         long long reader,
         long long ino,
         long long tier,
-        long long direct,
+        long long way,
     ) noexcept nogil

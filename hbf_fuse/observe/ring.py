@@ -37,7 +37,7 @@ class Ring:
         reader: int,
         ino: int,
         tier: int,
-        direct: int,
+        way: int,
     ) -> None:
         """Add one read; fields as in trace.RECORD."""
         at = self.count % RING_RECORDS * _WORDS
@@ -46,7 +46,7 @@ class Ring:
         self._words[at + 2] = done_ns
         self._words[at + 3] = offset
         self._words[at + 4] = nbytes | (reader & 0x7FFFFFFF) << 32
-        self._words[at + 5] = ino | tier << 32 | direct << 48
+        self._words[at + 5] = ino | tier << 32 | way << 48
         self.count += 1
         self._words[_COUNT] = self.count
 

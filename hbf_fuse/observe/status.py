@@ -27,10 +27,14 @@ class FloorStatus(TypedDict):
 
 
 class ReadCounts(TypedDict):
-    """All reads of a mount; see counters.py. wait_seconds sums over reads, so it can exceed wall time."""
+    """All reads and writes of a mount; see counters.py. wait_seconds sums over them, so it can exceed wall
+    time.
+    """
 
     reads: int
     bytes_read: int
+    writes: int
+    bytes_written: int
     in_flight: int
     in_flight_max: int
     largest_read_bytes: int
@@ -137,6 +141,39 @@ class FileStatus(CoverageStatus):
     staging: StagingStatus
 
 
+class WearStatus(TypedDict):
+    """Erases of blocks: all, and of a block the least, the mean and the most."""
+
+    erases: int
+    least: int
+    mean: float
+    most: int
+
+
+class KvStatus(TypedDict):
+    """kv/. used_bytes: by files, in whole blocks. is_kept: whether its files are there after the unmount.
+    bytes_programmed: what the medium has programmed for bytes_written; write_amplification: the one over the
+    other. reads_behind: reads that waited for a program or an erase. days_left: until worn out at this rate,
+    None if unknown. wear: with program times only. staging: the verdict on all that was read and written there,
+    once there is any; pauses of more than 0.1 s left out.
+    """
+
+    size_bytes: int
+    used_bytes: int
+    files: int
+    is_kept: bool
+    writes: int
+    bytes_written: int
+    bytes_read: int
+    bytes_programmed: int
+    write_amplification: float | None
+    reads_behind: int
+    reads_behind_seconds: float
+    days_left: float | None
+    wear: NotRequired[WearStatus]
+    staging: NotRequired[StagingStatus]
+
+
 class PhaseStatus(TypedDict):
     """What was read in a phase that the reader named."""
 
@@ -157,6 +194,7 @@ class Stats(PacerStatus):
     phases: NotRequired[dict[str, PhaseStatus]]
     resident: NotRequired[ResidentStatus]
     mapped: NotRequired[MappedStatus]
+    kv: NotRequired[KvStatus]
     trace_stopped: NotRequired[str]
     broken: NotRequired[list[str]]
     files: dict[str, FileStatus]

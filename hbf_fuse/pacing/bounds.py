@@ -8,3 +8,6 @@ MAX_OWED_NS = 1_000_000_000
 
 MAX_READERS = 4096
 """Readers whose newest reply is remembered, at most."""
+
+ENDLESS = -1
+"""The size of what is read and written for ever."""

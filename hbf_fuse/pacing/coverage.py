@@ -11,6 +11,7 @@ from hbf_fuse.host import machine, pressure
 from hbf_fuse.host.starved import Starved
 from hbf_fuse.observe.counters import Counters
 from hbf_fuse.observe.status import CoverageStatus
+from hbf_fuse.pacing.bounds import ENDLESS, LIFETIME_NS
 from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.idle import Idle
 from hbf_fuse.pacing.pages import Pages
@@ -32,6 +33,9 @@ _RECENT_NS = 2_000_000_000
 _SOON_SECONDS = 0.5
 """A first pass that is noticed this soon after its file became ready counts from then on."""
 
+_SOMETIMES_NS = 250_000_000
+"""How often what has no end counts as having made progress."""
+
 _FIGURES = 12
 """Number of values that Coverage._note_figures records."""
 
@@ -44,14 +48,16 @@ class Coverage:
     """Which pages of each file have reached a reader at least once, and when the last of them did.
 
     A page counts once one reply has covered the whole of it; only reads past the page cache can bring parts.
-    Files are named by their places in `sizes` (bytes). Not safe for concurrent callers, except `look`.
+    Files are named by their places in `sizes` (bytes). ENDLESS as a size is for what is read and written for
+    ever: every byte counts, and pauses of more than LIFETIME_NS do not belong to its pass. Not safe for
+    concurrent callers, except `look`.
     """
 
     def __init__(self, sizes: Sequence[int], counters: Counters, credit: Credit, idle: Idle) -> None:
         self.moments = 0
         """How often a first pass has begun or made progress. Call `look` after each change."""
         self._counters, self._credit, self._idle = counters, credit, idle
-        pages = [-(-size // _PAGE) for size in sizes]
+        pages = [0 if size == ENDLESS else -(-size // _PAGE) for size in sizes]
         self._sizes, self._pages = array("q", sizes), array("q", pages)
         self._first_page = array("q", accumulate(pages, initial=0))
         self._seen = Pages(sum(pages))
@@ -59,6 +65,7 @@ class Coverage:
         self._first_ns, self._owed_ns, self._complete_ns, self._complete_due_ns = zeros(4, len(sizes))
         self._timed_ns, self._unsure_ns, self._most_unsure_ns, self._late_ns = zeros(4, len(sizes))
         self._quarters, *_ = zeros(1, len(sizes))
+        self._now = array("q", bytes(8 * _FIGURES))
         # The mount's figures at the first read, and at the newest first-time byte.
         self._before, self._after = zeros(2, len(sizes) * _FIGURES)
         self._of_moment, self._reader_of_moment = (array("q", bytes(8 * _MOMENTS)) for _ in range(2))
@@ -77,6 +84,8 @@ class Coverage:
         self._in_flight[file] += 1
         if self.is_complete(file):
             return
+        if self._sizes[file] == ENDLESS and self._in_flight[file] == 1 and self._begun[file]:
+            self._leave_out_pause(file, began_ns)
         if not self._begun[file]:
             self._begun[file] = 1
             self._first_ns[file], self._owed_ns[file] = began_ns, owed_ns
@@ -107,6 +116,7 @@ class Coverage:
             return
         base, size = self._first_page[file], self._sizes[file]
         end_byte = offset + nbytes
+        is_endless = size == ENDLESS
         first = (offset + _PAGE - 1) // _PAGE
         end = self._pages[file] if end_byte >= size else end_byte // _PAGE
         self._timed_ns[file] += timed_ns
@@ -114,8 +124,11 @@ class Coverage:
         self._most_unsure_ns[file] = max(self._most_unsure_ns[file], unsure_ns)
         if timed_ns:
             self._late_ns[file] += max(0, done_ns - due_ns)
-        self._count_parts(file, offset, end_byte)
-        fresh = self._seen.add(base + first, base + end)
+        if is_endless:
+            fresh = nbytes
+        else:
+            self._count_parts(file, offset, end_byte)
+            fresh = self._seen.add(base + first, base + end)
         if fresh:
             self._arrived[file] += fresh
             self._complete_ns[file] = max(self._complete_ns[file], done_ns)
@@ -123,10 +136,26 @@ class Coverage:
             self._note_figures(self._after, file)
             self._after[file * _FIGURES + 3] = self._idle.window_until_ns(self._complete_due_ns[file])
             # `look` is called at each quarter of the file; the newest call bounds the pass.
-            quarter = self._arrived[file] * 4 // self._pages[file]
+            if is_endless:
+                quarter = (done_ns - self._first_ns[file]) // _SOMETIMES_NS
+            else:
+                quarter = self._arrived[file] * 4 // self._pages[file]
             if quarter > self._quarters[file]:
                 self._quarters[file] = quarter
                 self._note(file, 0)
+
+    def _leave_out_pause(self, file: int, began_ns: int) -> None:
+        """A request has come after none was under way: a long pause is as if it had taken no time."""
+        pause_ns = began_ns - self._complete_ns[file]
+        if pause_ns <= LIFETIME_NS or not self._arrived[file]:
+            return
+        at = file * _FIGURES
+        for figure in range(_FIGURES):
+            self._now[figure] = self._before[at + figure]
+        self._note_figures(self._before, file)
+        for figure in range(_FIGURES):
+            self._before[at + figure] += self._now[figure] - self._after[at + figure]
+        self._first_ns[file] += pause_ns
 
     def _note_figures(self, figures: "memoryview[int]", file: int) -> None:
         """Record the mount's counters of this moment. The first two count waits that the server could not
@@ -207,17 +236,20 @@ class Coverage:
 
     def is_complete(self, file: int) -> bool:
         """Whether every page has arrived."""
-        return self._arrived[file] == self._pages[file]
+        return self._arrived[file] == self._pages[file] and self._sizes[file] != ENDLESS
 
     def arrived_bytes(self, file: int) -> int:
         """Bytes that have arrived at least once."""
+        if self._sizes[file] == ENDLESS:
+            return int(self._arrived[file])
         pages, size = self._pages[file], self._sizes[file]
         has_last = pages and self._seen.has(self._first_page[file] + pages - 1)
         return int(self._arrived[file] * _PAGE - (-size % _PAGE if has_last else 0))
 
     def begun(self) -> list[int]:
-        """Places of the files with any arrived bytes."""
-        return [file for file in range(len(self._sizes)) if self._arrived[file] or self._uncounted[file]]
+        """Places of the files with any arrived bytes, without those that have no end."""
+        files = [file for file in range(len(self._sizes)) if self._sizes[file] != ENDLESS]
+        return [file for file in files if self._arrived[file] or self._uncounted[file]]
 
     def copy_pass(self, file: int, figures: "array[int]") -> None:
         """Copy what is known of a file's first pass: PASS_FIGURES values, which `evidence_of` reads."""
@@ -265,7 +297,7 @@ class Coverage:
         share = seconds / timed_ns if timed_ns else 0.0
         meanwhile = self._meanwhile(file, seconds)
         return Evidence(
-            nbytes=int(arrived * _PAGE - (-self._sizes[file] % _PAGE if has_last else 0)),
+            nbytes=self._bytes_of(file, arrived, bool(has_last)),
             seconds=seconds,
             model_seconds=(due_ns - first_ns - forgiven) / 1e9,
             timed=unsure_ns > 0,
@@ -288,6 +320,11 @@ class Coverage:
             uncounted_bytes=uncounted,
             sending_ns_per_mib=(sending << 20) // nbytes if nbytes else 0,
         )
+
+    def _bytes_of(self, file: int, arrived: int, has_last: bool) -> int:
+        if self._sizes[file] == ENDLESS:
+            return arrived
+        return int(arrived * _PAGE - (-self._sizes[file] % _PAGE if has_last else 0))
 
     def _meanwhile(self, file: int, seconds: float) -> "_Look":
         """What the machine's counters gained during a first pass of this length."""

@@ -8,11 +8,12 @@ floor (floor.py) and the lateness of its newest reply (credit.py). The tier is c
 from array import array
 from collections.abc import Mapping, Sequence
 
-from hbf_fuse.observe.bounds import MAX_READER_NAMES, MOST_NAMED_AT_ONCE, MOST_THREADS
+from hbf_fuse.observe.bounds import DIRECT, MAX_READER_NAMES, MOST_NAMED_AT_ONCE, MOST_THREADS, WRITES
 from hbf_fuse.observe.counters import Counters
 from hbf_fuse.observe.readers import Readers
 from hbf_fuse.observe.ring import Ring
 from hbf_fuse.observe.status import PacerStatus, ReaderStatus
+from hbf_fuse.pacing.bounds import ENDLESS
 from hbf_fuse.pacing.coverage import PASS_FIGURES, Coverage
 from hbf_fuse.pacing.credit import Credit
 from hbf_fuse.pacing.floor import Floor
@@ -22,6 +23,7 @@ from hbf_fuse.pacing.resident import Resident
 from hbf_fuse.pacing.tiers import Rank, Regions
 from hbf_fuse.tier.device import Tier
 from hbf_fuse.tier.spec import TierSpec
+from hbf_fuse.tier.translation import Translation
 from hbf_fuse.verdict import Evidence
 
 _PAGE = 4096
@@ -36,6 +38,11 @@ _LATE_BEAT_NS = 10_000_000
 
 _LIVELY_NS = 1_000_000_000
 
+_TRIMMED_AT_ONCE = 4096
+
+OFFSETS = (1 << 40) - 1
+"""In what fs/kv.py gives a file of kv/ as an offset, the bits that are one within the file."""
+
 _LINK_WAIT_NS = 500_000
 """If all tiers have bandwidth only, the floor is at least that after a wait of this length. A link does not
 make up for what a slowly waking reader loses. No link carries more than its rate, whatever is taken off
@@ -48,7 +55,9 @@ class Pacer:
 
     specs: the tiers by name; the first is the mount's own. files: (inode, size in bytes) each; reads name a
     file by its place in this list. placed: see Regions. resident: None for no budget. sets: places of files
-    that are one model together; each other file is one by itself. Coverage is of models.
+    that are one model together; each other file is one by itself. Coverage is of models. written_bytes: size
+    of kv/, whose files lie in the first tier; their place is minus their inode, and their offsets are what
+    fs/kv.py gives them.
     """
 
     def __init__(
@@ -58,21 +67,29 @@ class Pacer:
         placed: Mapping[int, Sequence[tuple[int, int]]],
         resident: Resident | None = None,
         sets: Sequence[Sequence[int]] = (),
+        written_bytes: int = 0,
     ) -> None:
         self.throttled = any(spec.throttled for spec in specs.values())
         self._least_wait_ns = 0 if any(map(_waits, specs.values())) else _LINK_WAIT_NS
         self.floor = Floor()
         self.counters, self.credit, self.idle, self.ring = Counters(), Credit(), Idle(), Ring()
         self.readers = Readers()
+        # The last one stands for all files of kv/.
+        self.kv = len(files)
+        files = [*files, (0, ENDLESS)]
         sizes = [size for _, size in files]
-        self.models = models_of(len(files), sets)
+        self.models = models_of(self.kv, sets)
         """Places of files, by model."""
         self._sizes, self._padded_end = array("q", sizes), array("q", sizes)
         self._model, self._base = array("q", sizes), array("q", sizes)
         whole = [self._laid_out(model, places, sizes) for model, places in enumerate(self.models)]
-        self.coverage = Coverage(whole, self.counters, self.credit, self.idle)
+        self.kv_model = self._model[self.kv] = len(whole)
+        self._base[self.kv] = 0
+        self.coverage = Coverage([*whole, ENDLESS], self.counters, self.credit, self.idle)
+        self.kv_read_bytes = self.kv_since_ns = 0
         self.resident = resident
-        self.tiers = Rank([Tier(spec) for spec in specs.values()])
+        first, *others = specs.values()
+        self.tiers = Rank([Tier(first, written_bytes), *map(Tier, others)])
         self._regions = Regions(len(files), placed)
         self._names = list(specs)
         self._inodes = array("q", [ino for ino, _ in files])
@@ -94,13 +111,18 @@ class Pacer:
         """Take this floor off every read. Call it before the first read."""
         self.floor = floor
 
-    def admit(self, file: int, offset: int, nbytes: int, reader: int, direct: bool, arrival_ns: int) -> int:
-        """A read has arrived: reserve its place in the tiers' schedules. Returns when its data is due.
+    def admit(self, file: int, offset: int, nbytes: int, reader: int, way: int, arrival_ns: int) -> int:
+        """A read or a write has arrived: reserve its place in the tiers' schedules. Returns when its data is
+        due, or when it is written.
 
-        reader: the thread that waits for it. direct: whether it goes past the page cache.
+        reader: the thread that waits for it. way: DIRECT for past the page cache, WRITES for a write.
         """
         self._mutex.acquire()
-        self.counters.began(arrival_ns, nbytes, reader)
+        place = file
+        if file < 0:
+            place = self.kv
+            self.kv_since_ns = self.kv_since_ns or arrival_ns
+        self.counters.began(arrival_ns, nbytes, reader, bool(way & WRITES))
         self.readers.count(reader, nbytes, arrival_ns)
         waited_ns = max(self._least_wait_ns, self.credit.waited(reader))
         self.counters.floored_ns += self.floor.of(0, waited_ns)
@@ -110,15 +132,18 @@ class Pacer:
         self.idle.ended(began_ns, owed_ns, self.floor.unsure(nbytes))
         end, due_ns = offset + nbytes, 0
         while True:
-            piece_end = self._regions.piece_end(file, offset, end)
-            ready_ns = self.tiers.reserve(self._regions.tier, began_ns, offset, piece_end - offset)
+            piece_end = self._regions.piece_end(place, offset, end)
+            if way & WRITES:
+                ready_ns = self.tiers.write(began_ns, offset, piece_end - offset)
+            else:
+                ready_ns = self.tiers.reserve(self._regions.tier, began_ns, offset, piece_end - offset)
             due_ns = max(due_ns, ready_ns)
             self.idle.taken(self.tiers.carried_ns(self._regions.tier), ready_ns)
             offset = piece_end
             if offset >= end:
                 break
-        self.coverage.begin(self._model[file], arrival_ns, began_ns, owed_ns, reader)
-        if self.resident is not None and not direct:
+        self.coverage.begin(self._model[place], arrival_ns, began_ns, owed_ns, reader)
+        if self.resident is not None and file >= 0 and not way & DIRECT:
             self.resident.coming(file, end - nbytes, nbytes)
         self._mutex.release()
         return due_ns
@@ -137,7 +162,7 @@ class Pacer:
         offset: int,
         nbytes: int,
         reader: int,
-        direct: bool,
+        way: int,
         arrival_ns: int,
         due_ns: int,
         started_ns: int,
@@ -145,27 +170,32 @@ class Pacer:
     ) -> None:
         """The reply, sent from started_ns on, was visible to the reader at done_ns."""
         self._mutex.acquire()
-        self.counters.finished(arrival_ns, due_ns, started_ns, done_ns, nbytes)
+        self.counters.finished(arrival_ns, due_ns, started_ns, done_ns, nbytes, bool(way & WRITES))
+        place = file if file >= 0 else self.kv
         at, end, timed = offset, offset + nbytes, False
-        model, begin = self._model[file], self._base[file] + offset
-        covered = nbytes
-        if nbytes > 0 and end == self._sizes[file]:
+        model, begin = self._model[place], self._base[place] + offset
+        covered, inode, shown = nbytes, self._inodes[place], offset
+        if file < 0:
+            inode, shown = -file, offset & OFFSETS
+            if not way & WRITES:
+                self.kv_read_bytes += nbytes
+        elif nbytes > 0 and end == self._sizes[file]:
             covered = self._padded_end[file] - offset
         while True:
-            piece_end = self._regions.piece_end(file, at, end)
-            place = self._regions.tier
-            timed = timed or self.tiers.is_throttled(place)
-            self.tiers.served(place, piece_end - at)
+            piece_end = self._regions.piece_end(place, at, end)
+            tier = self._regions.tier
+            timed = timed or self.tiers.is_throttled(tier)
+            self.tiers.served(tier, piece_end - at)
             self.ring.add(
                 arrival_ns,
                 due_ns,
                 done_ns,
-                at,
+                shown + at - offset,
                 piece_end - at,
                 reader,
-                self._inodes[file],
-                place,
-                direct,
+                inode,
+                tier,
+                way,
             )
             at = piece_end
             if at >= end:
@@ -181,19 +211,19 @@ class Pacer:
             if self.throttled:
                 self.idle.untimed(done_ns - arrival_ns)
             self.coverage.add(model, begin, covered, due_ns, done_ns, 0, 0)
-        if self.resident is not None and not direct:
+        if self.resident is not None and file >= 0 and not way & DIRECT:
             self.resident.came(file, offset, nbytes)
             if self.resident.is_overfull():
                 self.counters.overfills += 1
         self._mutex.release()
 
-    def abandon(self, file: int, nbytes: int, reader: int, direct: bool, interrupted: bool) -> None:
+    def abandon(self, file: int, nbytes: int, reader: int, way: int, interrupted: bool) -> None:
         """A read ended without data. interrupted: its reader was killed."""
         self._mutex.acquire()
         self.counters.abandoned(interrupted)
         self.credit.nothing_owed(reader)
-        self.coverage.abandon(self._model[file])
-        if self.resident is not None and not direct:
+        self.coverage.abandon(self._model[file if file >= 0 else self.kv])
+        if self.resident is not None and file >= 0 and not way & DIRECT:
             self.resident.abandoned(nbytes)
         self._mutex.release()
 
@@ -237,6 +267,21 @@ class Pacer:
     def inode(self, file: int) -> int:
         """The inode number of the file at a place."""
         return self._inodes[file]
+
+    def trim(self, offset: int, nbytes: int) -> None:
+        """What was written there is no longer needed. In pieces: reads must not wait for a large file."""
+        planes = self.tiers.tier.planes
+        if planes is None or planes.translation is None:
+            return
+        page = self.tiers.tier.spec.page_bytes
+        first, end = -(-offset // page), -(-(offset + nbytes) // page)
+        for start in range(first, end, _TRIMMED_AT_ONCE):
+            self._trim(planes.translation, start, min(end, start + _TRIMMED_AT_ONCE))
+
+    def _trim(self, translation: Translation, first: int, end: int) -> None:
+        self._mutex.acquire()
+        translation.trim_range(first, end)
+        self._mutex.release()
 
     def exchange(self, spec: TierSpec) -> None:
         """Replace the mount's own tier. Reads in flight keep their deadlines."""

@@ -1,4 +1,4 @@
-"""One read from beginning to end, for engines that serve each read in a thread."""
+"""One read or write from beginning to end, for engines that serve each in a thread."""
 
 import errno
 import os
@@ -13,20 +13,29 @@ _INTERRUPTIBLE_NS = 50_000_000
 
 
 class Read:
-    """A read: nbytes from offset on, of the file in this place. reader: id of the thread that waits. direct:
-    past the page cache. arrival_ns: when it was seen (CLOCK_MONOTONIC).
+    """A read, or a write whose data is stored: nbytes from offset on, of the file in this place. reader: id
+    of the thread that waits. way: DIRECT for past the page cache, WRITES for a write. arrival_ns: when it was
+    seen (CLOCK_MONOTONIC). base: the address of a file's first byte, in kv/.
     """
 
-    __slots__ = ("_killed", "arrival_ns", "direct", "file", "nbytes", "offset", "reader")
+    __slots__ = ("_killed", "arrival_ns", "base", "file", "nbytes", "offset", "reader", "way")
 
     def __init__(
-        self, file: int, offset: int, nbytes: int, reader: int, direct: bool, arrival_ns: int
+        self,
+        file: int,
+        offset: int,
+        nbytes: int,
+        reader: int,
+        way: int,
+        arrival_ns: int,
+        base: int = 0,
     ) -> None:
         self.file = file
         self.offset = offset
         self.nbytes = nbytes
         self.reader = reader
-        self.direct = direct
+        self.way = way
+        self.base = base
         self.arrival_ns = arrival_ns
         self._killed = threading.Event()
 
@@ -44,7 +53,8 @@ class Read:
         """
         coverage, moments = pacer.coverage, pacer.coverage.moments
         fresh = pacer.readers.fresh
-        due_ns = pacer.admit(self.file, self.offset, self.nbytes, self.reader, self.direct, self.arrival_ns)
+        address = self.base + self.offset
+        due_ns = pacer.admit(self.file, address, self.nbytes, self.reader, self.way, self.arrival_ns)
         sent = False
         try:
             booked()
@@ -61,14 +71,14 @@ class Read:
             sent = True
         finally:
             if not sent:
-                pacer.abandon(self.file, self.nbytes, self.reader, self.direct, self._killed.is_set())
+                pacer.abandon(self.file, self.nbytes, self.reader, self.way, self._killed.is_set())
                 booked()
         pacer.complete(
             self.file,
-            self.offset,
+            address,
             self.nbytes,
             self.reader,
-            self.direct,
+            self.way,
             self.arrival_ns,
             due_ns,
             started_ns,

@@ -9,6 +9,7 @@ cdef class Rank:
     cdef readonly long long nbytes
     cdef readonly bint throttled
     cdef long long reserve(self, long long place, long long arrival_ns, long long offset, long long nbytes) noexcept nogil
+    cdef long long write(self, long long arrival_ns, long long offset, long long nbytes) noexcept nogil
     cdef long long carried_ns(self, long long place) noexcept nogil
     cdef void served(self, long long place, long long nbytes) noexcept nogil
     cdef bint is_throttled(self, long long place) noexcept nogil

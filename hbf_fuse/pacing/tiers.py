@@ -28,6 +28,10 @@ class Rank:
             return self.following.reserve(place - 1, arrival_ns, offset, nbytes)
         return self.tier.reserve(arrival_ns, offset, nbytes)
 
+    def write(self, arrival_ns: int, offset: int, nbytes: int) -> int:
+        """Tier.write of this tier."""
+        return self.tier.write(arrival_ns, offset, nbytes)
+
     def carried_ns(self, place: int) -> int:
         """Tier.carried_ns of the tier at a place."""
         if place and self.following is not None:

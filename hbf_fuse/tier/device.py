@@ -19,8 +19,8 @@ _NOWHERE = -1
 class Tier:
     """A device with its schedule. Deterministic; not safe for concurrent callers.
 
-    Times are integers in ns on one monotonic scale of the caller's choice, up to FOREVER_NS. written_bytes: size
-    of what can be written; see Planes. SpecError if that is too small.
+    Times are integers in ns on one monotonic scale of the caller's choice, up to FOREVER_NS. written_bytes:
+    size of what can be written; see Planes. SpecError if that is too small.
     """
 
     def __init__(self, spec: TierSpec, written_bytes: int = 0) -> None:
@@ -72,8 +72,8 @@ class Tier:
         return self._done(carried_ns, offset + nbytes)
 
     def write(self, arrival_ns: int, offset: int, nbytes: int) -> int:
-        """Put one write into the schedule: as `reserve`, but it is the planes' turn after the link. Returns when
-        it is on the medium and its writer may know, in ns.
+        """Put one write into the schedule: as `reserve`, but it is the planes' turn after the link. Returns
+        when it is on the medium and its writer may know, in ns.
         """
         begin_ns = self._begun(arrival_ns, offset)
         carried_ns = self._link.carry(begin_ns, nbytes, arrival_ns)

@@ -27,8 +27,8 @@ _STEPS = 60
 def closed_loop(
     spec: TierSpec, nbytes: int, depth: int, reads: int = READS, writes: bool = False
 ) -> float | None:
-    """Decimal MB/s of `depth` readers that each request the next `nbytes` as soon as the last have arrived. With
-    `writes` they are writers.
+    """Decimal MB/s of `depth` readers that each request the next `nbytes` as soon as the last have arrived.
+    With `writes` they are writers.
 
     The most that this queue depth and request size can get from a tier: with one read of 1 MiB in flight, 148
     MB/s at 500 MB/s + 5 ms. None if nothing limits the rate.

@@ -34,9 +34,9 @@ class Planes:
     tests/flash_reference.py.
 
     A plane that programs or erases does not sense: a read of it waits, or suspends it. What is suspended ends
-    later by as much, but the write whose page it is keeps its deadline: only what comes after it in this plane
-    is delayed. Pages that were written lie where the translation layer has put them. A page that is written in
-    part is sensed first.
+    later by as much, but the write whose page it is keeps its deadline: only what comes after it in this
+    plane is delayed. Pages that were written lie where the translation layer has put them. A page that is
+    written in part is sensed first.
 
     bytes_sensed: bytes sensed so far, in whole pages. bytes_asked: bytes requested of them. bytes_programmed:
     in whole pages, with those that collection has moved. reads_behind, behind_ns: reads that waited for a
@@ -46,8 +46,9 @@ class Planes:
     def __init__(
         self, spec: TierSpec, retries: Sequence[tuple[float, float]] = (), written_bytes: int = 0
     ) -> None:
-        """retries: when a page takes longer, each as (probability, additional ms). written_bytes: size of what
-        can be written, 0 if nothing keeps account of blocks. SpecError if it is too small for its blocks.
+        """retries: when a page takes longer, each as (probability, additional ms). written_bytes: size of
+        what can be written, 0 if nothing keeps account of blocks. SpecError if it is too small for its
+        blocks.
         """
         self.bytes_programmed = self.reads_behind = self.behind_ns = 0
         self._waited_ns = 0
@@ -114,8 +115,8 @@ class Planes:
         return begin_ns
 
     def program(self, carried_ns: int, offset: int, nbytes: int, rate: int) -> int:
-        """Program the pages of a range whose last byte the link has carried at carried_ns, at `rate` bytes/s (0
-        for no limit). Returns when the last page is programmed. nbytes: above 0.
+        """Program the pages of a range whose last byte the link has carried at carried_ns, at `rate` bytes/s
+        (0 for no limit). Returns when the last page is programmed. nbytes: above 0.
         """
         first, end = offset // self._page, offset + nbytes
         last, done_ns = (end - 1) // self._page, carried_ns
@@ -223,8 +224,8 @@ def translation_of(spec: TierSpec, written_bytes: int) -> Translation | None:
             if int(rows * row * (1 + spec.spare_pct / 100)) // row >= rows + 2
         )
         raise SpecError(
-            f"{written_bytes} bytes are too few for {spec.spare_pct:g}% over-provisioning (--spare): {spec.planes} "
-            f"planes with blocks of {spec.block_pages} pages need {least * row * spec.page_bytes}, or smaller "
-            f"blocks (--block)"
+            f"{written_bytes} bytes are too few for {spec.spare_pct:g}% over-provisioning (--spare): "
+            f"{spec.planes} planes with blocks of {spec.block_pages} pages need "
+            f"{least * row * spec.page_bytes}, or smaller blocks (--block)"
         )
     return Translation(logical, blocks, spec.block_pages, spec.planes)

@@ -60,8 +60,8 @@ class TierSpec:
     chunk_bytes: what one fault of a mapping brings under the memory engine, in pages; 0 for its default.
     write_mbps: the most that the medium takes of writes, in decimal MB/s; they cross the link besides. None
         for no limit of their own.
-    t_prog_us: time in which a plane programs a page; it needs planes. A plane that programs or erases does not
-        sense. 0 for none: then there is no translation layer either.
+    t_prog_us: time in which a plane programs a page; it needs planes. A plane that programs or erases does
+        not sense. 0 for none: then there is no translation layer either.
     t_erase_us, block_pages: of an erase block, which lies in one plane.
     spare_pct: over-provisioning, physical over logical pages - 1, in percent.
     suspend_us: in which a program or an erase is suspended for a read that comes meanwhile; None if the read
@@ -91,23 +91,9 @@ class TierSpec:
     endurance: int = 0
 
     def __post_init__(self) -> None:
-        if self.bandwidth_mbps is not None:
-            _check("bandwidth (--mbps)", self.bandwidth_mbps, MAX_MBPS, "MB/s", least=1e-6)
-        _check("latency (--lat)", self.latency_ms, MAX_LATENCY_MS, "ms")
-        _check("page read time (--t-read)", self.t_read_us, MAX_LATENCY_MS * 1e3, "us")
-        _check("planes (--planes)", self.planes, MAX_PLANES, "planes")
-        _check("page (--page)", self.page_bytes, MAX_PAGE_BYTES, "bytes")
-        _check("seek (--seek)", self.seek_ms, MAX_LATENCY_MS, "ms")
-        _check("depth (--depth)", self.depth, MAX_DEPTH, "reads")
-        if self.write_mbps is not None:
-            _check("write bandwidth (--write-mbps)", self.write_mbps, MAX_MBPS, "MB/s", least=1e-6)
-        _check("program time (--t-prog)", self.t_prog_us, MAX_LATENCY_MS * 1e3, "us")
-        _check("erase time (--t-erase)", self.t_erase_us, MAX_LATENCY_MS * 1e3, "us")
-        _check("erase block (--block)", self.block_pages, MAX_BLOCK_PAGES, "pages", least=1)
-        _check("over-provisioning (--spare)", self.spare_pct, MAX_SPARE_PCT, "%")
-        if self.suspend_us is not None:
-            _check("suspension (--suspend)", self.suspend_us, MAX_LATENCY_MS * 1e3, "us")
-        _check("endurance (--endurance)", self.endurance, MAX_CYCLES, "cycles")
+        for name, (shown, most, unit, least) in _RANGES.items():
+            if getattr(self, name) is not None or name not in _NULLABLE:
+                _check(shown, getattr(self, name), most, unit, least)
         if self.interleave not in INTERLEAVES:
             raise SpecError(
                 f"unknown interleave {reprlib.repr(self.interleave)} (--interleave); "
@@ -126,16 +112,14 @@ class TierSpec:
             raise SpecError("seed (--seed) must fit into 64 bits")
         if self.planes and not self.page_bytes:
             raise SpecError("page (--page) must be above 0 bytes where there are planes")
-        if self.t_read_us and not self.planes:
-            raise SpecError("a page read time (--t-read) needs planes (--planes)")
-        for name, value in (
-            ("erase time (--t-erase)", self.t_erase_us),
-            ("suspension (--suspend)", self.suspend_us is not None),
+        for needing, is_given, needed in (
+            ("a page read time (--t-read) needs planes (--planes)", self.t_read_us, self.planes),
+            ("a program time (--t-prog) needs planes (--planes)", self.t_prog_us, self.planes),
+            ("an erase time (--t-erase) needs a program time (--t-prog)", self.t_erase_us, self.t_prog_us),
+            ("--suspend needs a program time (--t-prog)", self.suspend_us is not None, self.t_prog_us),
         ):
-            if value and not self.t_prog_us:
-                raise SpecError(f"{name} needs a program time (--t-prog)")
-        if self.t_prog_us and not self.planes:
-            raise SpecError("a program time (--t-prog) needs planes (--planes)")
+            if is_given and not needed:
+                raise SpecError(needing)
         below = sum(part.below_ms() for part in jitters.parse(self.jitter))
         if below > self.latency_ms:
             raise SpecError(
@@ -242,6 +226,26 @@ class TierSpec:
             parts.append(f"programs in {self.t_prog_us:g} us{suspended}")
         return " + ".join(parts)
 
+
+_RANGES: dict[str, tuple[str, float, str, float]] = {
+    "bandwidth_mbps": ("bandwidth (--mbps)", MAX_MBPS, "MB/s", 1e-6),
+    "latency_ms": ("latency (--lat)", MAX_LATENCY_MS, "ms", 0),
+    "t_read_us": ("page read time (--t-read)", MAX_LATENCY_MS * 1e3, "us", 0),
+    "planes": ("planes (--planes)", MAX_PLANES, "planes", 0),
+    "page_bytes": ("page (--page)", MAX_PAGE_BYTES, "bytes", 0),
+    "seek_ms": ("seek (--seek)", MAX_LATENCY_MS, "ms", 0),
+    "depth": ("depth (--depth)", MAX_DEPTH, "reads", 0),
+    "write_mbps": ("write bandwidth (--write-mbps)", MAX_MBPS, "MB/s", 1e-6),
+    "t_prog_us": ("program time (--t-prog)", MAX_LATENCY_MS * 1e3, "us", 0),
+    "t_erase_us": ("erase time (--t-erase)", MAX_LATENCY_MS * 1e3, "us", 0),
+    "block_pages": ("erase block (--block)", MAX_BLOCK_PAGES, "pages", 1),
+    "spare_pct": ("over-provisioning (--spare)", MAX_SPARE_PCT, "%", 0),
+    "suspend_us": ("suspension (--suspend)", MAX_LATENCY_MS * 1e3, "us", 0),
+    "endurance": ("endurance (--endurance)", MAX_CYCLES, "cycles", 0),
+}
+"""Of numbers: the name with its option, the most, the unit, and the least."""
+
+_NULLABLE = ("bandwidth_mbps", "write_mbps", "suspend_us")
 
 _WHOLE = ("jitter", "seed", "planes", "page_bytes", "depth", "chunk_bytes", "block_pages", "endurance")
 _NEWER = {

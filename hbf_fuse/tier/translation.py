@@ -17,16 +17,16 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Translation:
-    """Page-mapped, with an open block in each plane and greedy garbage collection within the plane: of the full
-    blocks, the one with the fewest valid pages goes first. Of equals the oldest goes first, here and when a
-    free block is opened: so wear spreads. Pages are written to the planes in turn.
+    """Page-mapped, with an open block in each plane and greedy garbage collection within the plane: of the
+    full blocks, the one with the fewest valid pages goes first. Of equals the oldest goes first, here and
+    when a free block is opened: so wear spreads. Pages are written to the planes in turn.
 
     A page has any number below 2^61 as its name. logical: how many of them may be valid at once. blocks,
     pages: of each plane, and pages in each block. One block of a plane is always kept free for collection, so
     at least two more are needed than the logical pages fill. Raises IndexError if the blocks do not suffice.
 
-    host_pages, medium_pages: programmed by the host, and in all. erases: of blocks. plane, moved, erased: where
-    the newest write went, and how many pages and blocks were moved and erased there for it.
+    host_pages, medium_pages: programmed by the host, and in all. erases: of blocks. plane, moved, erased:
+    where the newest write went, and how many pages and blocks were moved and erased there for it.
     """
 
     def __init__(self, logical: int, blocks: int, pages: int, planes: int = 1) -> None:

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple, Self
 from hbf_fuse import documents
 from hbf_fuse.errors import naming
 from hbf_fuse.host import linux
+from hbf_fuse.observe.bounds import DIRECT, WRITES
 from hbf_fuse.observe.ring import Ring
 
 RECORD = struct.Struct("<QQQQIIIHH")
 """Arrival, deadline and done (CLOCK_MONOTONIC, ns), offset, bytes, reader (thread id), inode, tier (its place
-in the header's `tiers`), direct (1 for a read past the page cache). A read from several tiers has a record
-for each part.
+in the header's `tiers`), way (the flags DIRECT and WRITES of observe/bounds.py). A read from several tiers
+has a record for each part. Of files in kv/, which come and go, the header knows nothing.
 """
 
 FORMAT = "hbf-trace-2"
@@ -41,7 +42,7 @@ _OPEN_TO_WRITE = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NON
 
 
 class Read(NamedTuple):
-    """One record."""
+    """One record: of a read, or of a write."""
 
     arrival_ns: int
     deadline_ns: int
@@ -51,7 +52,17 @@ class Read(NamedTuple):
     reader: int
     ino: int
     tier: int
-    direct: int = 0
+    way: int = 0
+
+    @property
+    def direct(self) -> bool:
+        """Whether it went past the page cache."""
+        return bool(self.way & DIRECT)
+
+    @property
+    def writes(self) -> bool:
+        """Whether it was a write."""
+        return bool(self.way & WRITES)
 
 
 class TraceFile:
@@ -258,7 +269,7 @@ def _is_headless(content: bytes) -> bool:
     if content.startswith(b"{") or len(content) < RECORD.size:
         return False
     first = Read(*RECORD.unpack_from(content))
-    return 0 < first.arrival_ns < first.done_ns < 1 << 61 and first.direct in (0, 1)
+    return 0 < first.arrival_ns < first.done_ns < 1 << 61 and 0 <= first.way <= DIRECT | WRITES
 
 
 def _check_header(header: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ OLDEST_MINOR = 31
 """Linux 5.4; older kernels are refused."""
 
 ASYNC_READ = 1 << 0
+BIG_WRITES = 1 << 5
 ASYNC_DIO = 1 << 15
 PARALLEL_DIROPS = 1 << 18
 MAX_PAGES = 1 << 22
@@ -65,7 +66,23 @@ WRITE_IN = WireStruct(
     "fuse_write_in",
     "fh:Q offset:Q size:I write_flags:I lock_owner:Q flags:I padding:I",
 )
+WRITE_LOCKOWNER = 1 << 1
+"""A flag in write_flags: set for writes past the page cache, never for those that go through it."""
+
 WRITE_OUT = WireStruct("fuse_write_out", "size:I padding:I")
+SETATTR_IN = WireStruct(
+    "fuse_setattr_in",
+    "valid:I padding:I fh:Q size:Q lock_owner:Q atime:q mtime:q ctime:q atimensec:I mtimensec:I ctimensec:I "
+    "mode:I unused4:I uid:I gid:I unused5:I",
+)
+FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+FATTR_ATIME, FATTR_MTIME, FATTR_ATIME_NOW, FATTR_MTIME_NOW = 1 << 4, 1 << 5, 1 << 7, 1 << 8
+CREATE_IN = WireStruct("fuse_create_in", "flags:I mode:I umask:I open_flags:I")
+MKNOD_IN = WireStruct("fuse_mknod_in", "mode:I rdev:I umask:I padding:I")
+MKDIR_IN = WireStruct("fuse_mkdir_in", "mode:I umask:I")
+RENAME_IN = WireStruct("fuse_rename_in", "newdir:Q")
+RENAME2_IN = WireStruct("fuse_rename2_in", "newdir:Q flags:I padding:I")
+FALLOCATE_IN = WireStruct("fuse_fallocate_in", "fh:Q offset:Q length:Q mode:I padding:I")
 INIT_IN = WireStruct("fuse_init_in", "major:I minor:I max_readahead:I flags:I")
 INIT_OUT = WireStruct(
     "fuse_init_out",
@@ -106,12 +123,14 @@ class Opcode(IntEnum):
     RELEASE = 18
     SETXATTR = 21
     GETXATTR = 22
+    FSYNC = 20
     LISTXATTR = 23
     REMOVEXATTR = 24
     INIT = 26
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    FSYNCDIR = 30
     CREATE = 35
     INTERRUPT = 36
     DESTROY = 38
@@ -121,27 +140,6 @@ class Opcode(IntEnum):
     RENAME2 = 45
     COPY_FILE_RANGE = 47
     TMPFILE = 51
-
-
-WRITES = frozenset(
-    {
-        Opcode.SYMLINK,
-        Opcode.MKNOD,
-        Opcode.MKDIR,
-        Opcode.UNLINK,
-        Opcode.RMDIR,
-        Opcode.RENAME,
-        Opcode.LINK,
-        Opcode.SETXATTR,
-        Opcode.REMOVEXATTR,
-        Opcode.CREATE,
-        Opcode.FALLOCATE,
-        Opcode.RENAME2,
-        Opcode.COPY_FILE_RANGE,
-        Opcode.TMPFILE,
-    }
-)
-"""Requests that would change something, whatever file they name."""
 
 
 UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})

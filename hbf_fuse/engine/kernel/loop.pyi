@@ -1,14 +1,24 @@
 from collections.abc import Callable
 
 from hbf_fuse.pacing.pacer import Pacer
+from hbf_fuse.pacing.room import Room
 
 class Loop:
     threads: list[int]
-    def __init__(self, fd: int, pacer: Pacer, max_request: int, owner: object = None) -> None: ...
+    def __init__(
+        self, fd: int, pacer: Pacer, max_request: int, owner: object = None, kv_room: Room | None = None
+    ) -> None: ...
     def work(self) -> list[Callable[[], None]]: ...
     def next_message(self) -> tuple[memoryview, int] | None: ...
     def opened(
-        self, handle: int, owner: object, memory: memoryview | None, fd: int, place: int, size: int
+        self,
+        handle: int,
+        owner: object,
+        memory: memoryview | None,
+        fd: int,
+        place: int,
+        size: int,
+        base: int = 0,
     ) -> None: ...
     def released(self, handle: int) -> None: ...
     def reader_of(self, unique: int) -> int: ...

@@ -1,4 +1,4 @@
-"""Reads without the interpreter: requests in, deadlines, replies out. All other requests go to Python's threads.
+"""Reads and writes without the interpreter: requests in, deadlines, replies out. All other requests go to Python's threads.
 
 Receivers take requests from the kernel. A read that is not due yet goes into a heap. One thread leads: it waits
 until the earliest read is due and sends it. The sender on standby leads while the leader is busy sending and the
@@ -13,10 +13,11 @@ when they are not needed.
 from threading import get_native_id
 
 from hbf_fuse.pacing.pacer cimport Pacer
+from hbf_fuse.pacing.room cimport Room
 from hbf_fuse.tier.heap cimport Heap
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.errno cimport EAGAIN, EINTR, EIO, ENOENT, ENOMEM, errno
+from libc.errno cimport EAGAIN, EFBIG, EINTR, EIO, ENOENT, ENOMEM, ENOSPC, errno
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
@@ -24,13 +25,18 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 
 cdef extern from "<linux/fuse.h>" nogil:
-    enum: FUSE_READ, FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_INVAL_INODE
+    enum: FUSE_READ, FUSE_WRITE, FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_NOTIFY_INVAL_INODE
     struct fuse_in_header:
         uint32_t len, opcode, pid
         uint64_t unique, nodeid
     struct fuse_read_in:
         uint64_t fh, offset
         uint32_t size, read_flags
+    struct fuse_write_in:
+        uint64_t fh, offset
+        uint32_t size, write_flags
+    struct fuse_write_out:
+        uint32_t size, padding
     struct fuse_out_header:
         uint32_t len
         int32_t error
@@ -48,6 +54,7 @@ cdef extern from "<sys/uio.h>" nogil:
 cdef extern from "<unistd.h>" nogil:
     ssize_t read(int, void *, size_t)
     ssize_t pread(int, void *, size_t, long long)
+    ssize_t pwrite(int, const void *, size_t, long long)
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t, size_t)
@@ -95,22 +102,24 @@ cdef enum:
     OVERDUE_NS = 1000000  # how long a due read may wait for a sender
     POOL = 16384  # reads that wait here at once; more wait in the kernel
     FILES = 65536  # handles known here; reads of others go to Python's threads
-    DIRECT = 2  # FUSE_READ_LOCKOWNER: set for reads past the page cache, never for those that fill it
+    LOCKOWNER = 2  # in read_flags and write_flags: set for what goes past the page cache, never for the rest
+    DIRECT = 1  # as in observe/bounds.py
+    WRITES = 2
     SENDING_NS = 20000  # about what a reply takes, without copying its data
     SENDING_BYTES_PER_NS = 4  # how fast data is copied; with SENDING_NS tells if another thread must lead meanwhile
-    READ_BYTES = 80  # a header and the struct fuse_read_in behind it
+    READ_BYTES = 80  # a header and the struct fuse_read_in, or fuse_write_in, behind it
 
 
 cdef struct File:  # an open handle; 0 for none
     uint64_t fh
     const char *base  # NULL: read from the disk each time
-    long long size, place, in_flight
+    long long size, place, in_flight, base_address  # size -1: in kv/, ask the file
     int fd
 
 cdef struct Read:  # one read in flight
     uint64_t unique
     long long offset, nbytes, reader, arrival_ns, due_ns
-    int file, direct
+    int file, way
 
 cdef struct Message:  # for Python's threads
     Message *following
@@ -126,6 +135,7 @@ cdef inline long long now() noexcept nogil:
 
 cdef class Loop:
     cdef Pacer pacer
+    cdef Room kv_room
     cdef int fd, max_request
     cdef int receiving  # receivers that wait for a request
     cdef int extra  # receivers that the watch has started
@@ -147,9 +157,9 @@ cdef class Loop:
     cdef pthread_mutex_t lock
     cdef pthread_cond_t leads, follows, room, messages, drops, watches, released_, ends
 
-    def __cinit__(self, int fd, Pacer pacer, int max_request, owner=None):
+    def __cinit__(self, int fd, Pacer pacer, int max_request, owner=None, Room kv_room=None):
         cdef pthread_condattr_t monotonic
-        self.fd, self.pacer, self.max_request = fd, pacer, max_request
+        self.fd, self.pacer, self.max_request, self.kv_room = fd, pacer, max_request, kv_room
         self.kept, self.owner, self.threads = {}, owner, []
         self.waiting = Heap(POOL)
         # calloc: memory is allocated when it is first used.
@@ -238,20 +248,21 @@ cdef class Loop:
         finally:
             free(message)
 
-    def opened(self, uint64_t handle, owner, memory, int fd, int place, long long size):
+    def opened(self, uint64_t handle, owner, memory, int fd, long long place, long long size, long long base=0):
         """Serve reads of this handle from now on: from memory, or from fd if memory is None. owner: keeps both
-        valid.
+        valid. size -1: a file of kv/, whose addresses begin at base; serve its writes, too.
         """
         cdef Py_buffer buffer
         cdef File *file = &self.files[handle % FILES]
-        cdef const char *base = NULL
+        cdef const char *data = NULL
         if memory is not None:
             PyObject_GetBuffer(memory, &buffer, PyBUF_SIMPLE)
-            base = <const char *> buffer.buf
+            data = <const char *> buffer.buf
             PyBuffer_Release(&buffer)
         pthread_mutex_lock(&self.lock)
         if not file.fh and not file.in_flight:
-            file.fh, file.base, file.fd, file.place, file.size = handle, base, fd, place, size
+            file.fh, file.base, file.fd, file.place, file.size = handle, data, fd, place, size
+            file.base_address = base
         pthread_mutex_unlock(&self.lock)
         self.kept[handle] = owner, memory
 
@@ -319,7 +330,7 @@ cdef class Loop:
             self.lead_while_needed(buffer)
         while self.may_receive(is_extra):
             while True:
-                length = read(self.fd, buffer, MESSAGE)
+                length = read(self.fd, buffer, MESSAGE + PAGE)
                 if length >= 0 or (errno != EINTR and errno != EAGAIN and errno != ENOENT):
                     break
             arrival_ns = now()
@@ -332,6 +343,10 @@ cdef class Loop:
             if header.opcode == FUSE_READ and length >= READ_BYTES and self.takes(&r, buffer):
                 r.arrival_ns = arrival_ns
                 self.begin(&r, buffer)
+            elif header.opcode == FUSE_WRITE and length >= READ_BYTES and self.stores(&r, buffer, length):
+                r.arrival_ns = arrival_ns
+                if r.nbytes >= 0:
+                    self.begin(&r, buffer)
             else:
                 self.pass_on(buffer, length, arrival_ns)
         free(buffer)
@@ -362,25 +377,64 @@ cdef class Loop:
         cdef fuse_in_header *header = <fuse_in_header *> message
         cdef fuse_read_in *body = <fuse_read_in *> (message + sizeof(fuse_in_header))
         cdef File *file = &self.files[body.fh % FILES]
-        cdef long long left = -1
+        cdef long long size
+        cdef bint is_ours
         pthread_mutex_lock(&self.lock)
-        if body.fh and file.fh == body.fh and body.offset <= <uint64_t> file.size:
+        is_ours = body.fh and file.fh == body.fh and (file.size < 0 or body.offset <= <uint64_t> file.size)
+        if is_ours:
             file.in_flight += 1
-            left = file.size - <long long> body.offset
         pthread_mutex_unlock(&self.lock)
-        if left < 0:
+        if not is_ours:
             return False
+        size = file.size if file.size >= 0 else size_of(file.fd)
         r.unique, r.reader, r.offset = header.unique, header.pid, body.offset
-        r.nbytes = min(left, min(<long long> body.size, <long long> self.max_request))
-        r.direct = (body.read_flags & DIRECT) != 0
+        r.nbytes = max(0, min(size - r.offset, min(<long long> body.size, <long long> self.max_request)))
+        r.way = DIRECT if body.read_flags & LOCKOWNER else 0
         r.file = body.fh % FILES
         return True
 
+    cdef bint stores(self, Read *r, const char *message, ssize_t length) noexcept nogil:
+        """Whether the loop serves this write; stores its data and fills in r. Of one that fails, which is answered
+        here, nbytes is -1.
+        """
+        cdef fuse_in_header *header = <fuse_in_header *> message
+        cdef fuse_write_in *body = <fuse_write_in *> (message + sizeof(fuse_in_header))
+        cdef File *file = &self.files[body.fh % FILES]
+        cdef bint is_ours
+        cdef long long before, after, stored = -1
+        cdef int code = ENOSPC
+        pthread_mutex_lock(&self.lock)
+        is_ours = body.fh and file.fh == body.fh and file.size < 0
+        if is_ours:
+            file.in_flight += 1
+        pthread_mutex_unlock(&self.lock)
+        if not is_ours:
+            return False
+        r.unique, r.reader, r.offset = header.unique, header.pid, body.offset
+        r.way = WRITES | (DIRECT if body.write_flags & LOCKOWNER else 0)
+        r.file = body.fh % FILES
+        before = size_of(file.fd)
+        after = max(before, r.offset + <long long> body.size)
+        if after >> 40:
+            code = EFBIG
+        elif self.kv_room.grow(before, after):
+            stored = pwrite(file.fd, message + READ_BYTES, min(<long long> body.size, length - READ_BYTES), r.offset)
+            if stored < 0:
+                code = errno
+            # A disk that is full takes less.
+            self.kv_room.grow(after, max(before, size_of(file.fd)))
+        r.nbytes = stored
+        if stored < 0:
+            self.fail(r, code)
+            self.over(r)
+        return True
+
     cdef void begin(self, Read *r, char *buffer) noexcept nogil:
-        """Admit a read; send it if it is due, else let it wait."""
+        """Admit a read or a write; answer it if it is due, else let it wait."""
         cdef int place
+        cdef File *file = &self.files[r.file]
         r.due_ns = self.pacer.admit(
-            self.files[r.file].place, r.offset, r.nbytes, r.reader, r.direct, r.arrival_ns
+            file.place, file.base_address + r.offset, r.nbytes, r.reader, r.way, r.arrival_ns
         )
         self.tell()
         if not self.pacer.throttled or r.due_ns <= r.arrival_ns:
@@ -500,30 +554,35 @@ cdef class Loop:
         pthread_mutex_unlock(&self.lock)
 
     cdef void send(self, Read *r, char *buffer) noexcept nogil:
-        """Reply to a read. Only the kernel touches the source's pages: if the source shrank or its disk fails, it
+        """Reply to a read or a write. Only the kernel touches the source's pages: if the source shrank or its disk fails, it
         returns EFAULT. The page with the new end of a shrunk source is filled with zeros, hence the size check.
         """
         cdef fuse_out_header header
+        cdef fuse_write_out written
         cdef iovec parts[2]
         cdef File *file = &self.files[r.file]
         cdef const char *data = file.base
-        cdef long long started_ns
+        cdef long long started_ns, length
         self.pacer.sending(r.reader, r.arrival_ns, r.due_ns)
         started_ns = now()
-        if data:
+        if r.way & WRITES:
+            written.size, written.padding = r.nbytes, 0
+            data = <const char *> &written
+        elif data:
             data = data + r.offset if size_of(file.fd) >= r.offset + r.nbytes else NULL
         else:
             data = self.from_disk(file, r, buffer)
-        header.len, header.error, header.unique = sizeof(header) + r.nbytes, 0, r.unique
+        length = sizeof(written) if r.way & WRITES else r.nbytes
+        header.len, header.error, header.unique = sizeof(header) + length, 0, r.unique
         parts[0].iov_base, parts[0].iov_len = &header, sizeof(header)
-        parts[1].iov_base, parts[1].iov_len = <void *> data, r.nbytes
+        parts[1].iov_base, parts[1].iov_len = <void *> data, length
         if not data or writev(self.fd, parts, 2) < 0:
             # If the data was lost during the sending, the kernel has already told the reader. A second error
             # reply then gets ENOENT and does no harm.
             self.refuse(r, EIO)
             return
         self.pacer.complete(
-            file.place, r.offset, r.nbytes, r.reader, r.direct, r.arrival_ns, r.due_ns, started_ns, now()
+            file.place, file.base_address + r.offset, r.nbytes, r.reader, r.way, r.arrival_ns, r.due_ns, started_ns, now()
         )
         self.over(r)
 
@@ -534,20 +593,27 @@ cdef class Loop:
         cdef ssize_t count
         while first + have < end:
             count = pread(file.fd, buffer + have, wanted - have, first + have)
-            if count <= 0 or (count % PAGE and first + have + count < end):
+            if count == 0 and file.size < 0:
+                # Somebody has truncated it meanwhile.
+                r.nbytes = max(0, first + have - r.offset)
+                break
+            if count <= 0 or (count % PAGE and first + have + count < end and file.size >= 0):
                 return NULL
             have += count
         return buffer + (r.offset - first)
 
     cdef void refuse(self, Read *r, int code) noexcept nogil:
         """Answer a read with an error."""
+        self.fail(r, code)
+        self.pacer.abandon(self.files[r.file].place, r.nbytes, r.reader, r.way, code == EINTR)
+        self.over(r)
+
+    cdef void fail(self, Read *r, int code) noexcept nogil:
         cdef fuse_out_header header
         cdef iovec part
         header.len, header.error, header.unique = sizeof(header), -code, r.unique
         part.iov_base, part.iov_len = &header, sizeof(header)
         writev(self.fd, &part, 1)
-        self.pacer.abandon(self.files[r.file].place, r.nbytes, r.reader, r.direct, code == EINTR)
-        self.over(r)
 
     cdef void over(self, Read *r) noexcept nogil:
         """A read has ended, with data or without."""

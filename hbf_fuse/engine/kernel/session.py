@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from hbf_fuse.engine.kernel import abi, notify
 from hbf_fuse.engine.kernel.abi import Opcode
+from hbf_fuse.engine.kernel.changes import Changes
 from hbf_fuse.engine.kernel.interrupts import Interrupts
 from hbf_fuse.fs import Filesystem, Node
 from hbf_fuse.fs.filesystem import BLOCK, NAME_MAX, OpenFile
+from hbf_fuse.fs.kv import Written
 from hbf_fuse.fs.node import LINKS
 from hbf_fuse.host import linux
 from hbf_fuse.pacing.serving import Read
@@ -41,7 +43,12 @@ _PAGE = 4096
 _VALID_SECONDS = 86_400
 _RETRY = (errno.ENOENT, errno.EINTR, errno.EAGAIN)
 _WANTED_FLAGS = (
-    abi.ASYNC_READ | abi.PARALLEL_DIROPS | abi.MAX_PAGES | abi.CACHE_SYMLINKS | abi.EXPLICIT_INVAL_DATA
+    abi.ASYNC_READ
+    | abi.BIG_WRITES
+    | abi.PARALLEL_DIROPS
+    | abi.MAX_PAGES
+    | abi.CACHE_SYMLINKS
+    | abi.EXPLICIT_INVAL_DATA
 )
 
 
@@ -68,6 +75,8 @@ class Session:
         self.ended = threading.Event()
         self.refusal: str | None = None
         self._max_request = max_request
+        # The control file takes less than a page at once.
+        self._max_write = _PAGE if fs.kv is None else max_request
         self._wanted_flags = _WANTED_FLAGS | (abi.ASYNC_DIO if async_dio else 0)
         self._lock = threading.Lock()
         self._threads = 0
@@ -82,21 +91,19 @@ class Session:
             Opcode.INIT: self._init,
             Opcode.LOOKUP: self._lookup,
             Opcode.GETATTR: self._getattr,
-            Opcode.SETATTR: self._setattr,
-            Opcode.WRITE: self._write,
             Opcode.READLINK: lambda request: self.fs.target(request.nodeid),
             Opcode.OPEN: self._open,
             Opcode.RELEASE: self._release,
-            Opcode.OPENDIR: lambda request: abi.OPEN_OUT.pack(0, 0, 0),
+            Opcode.OPENDIR: lambda request: abi.OPEN_OUT.pack(self.fs.open_folder(request.nodeid), 0, 0),
             Opcode.READDIR: self._readdir,
-            Opcode.RELEASEDIR: lambda request: b"",
+            Opcode.RELEASEDIR: self._release_folder,
             Opcode.STATFS: self._statfs,
             Opcode.INTERRUPT: self._interrupt,
             Opcode.FORGET: lambda request: None,
             Opcode.BATCH_FORGET: lambda request: None,
             Opcode.DESTROY: lambda request: b"",
             Opcode.IOCTL: lambda request: _refuse(errno.ENOTTY),
-            **dict.fromkeys(abi.WRITES, lambda request: self.fs.refuse_write()),
+            **Changes(fs, self._entry, self._attributed, self._opened).handlers,
         }
 
     def start(self) -> None:
@@ -149,7 +156,7 @@ class Session:
         """A function for one thread. It returns the next request, valid until the next call, and its arrival;
         None when the mount has ended.
         """
-        buffer = bytearray(abi.MIN_READ_BUFFER)
+        buffer = bytearray(max(abi.MIN_READ_BUFFER, self._max_write + _PAGE))
         view, into = memoryview(buffer), [buffer]
 
         def take() -> tuple[memoryview, int] | None:
@@ -181,8 +188,9 @@ class Session:
             return
         request = abi.Request(message)
         try:
-            if request.opcode == Opcode.READ:
-                self._read(request, arrival_ns)
+            if request.opcode in (Opcode.READ, Opcode.WRITE):
+                move = self._read if request.opcode == Opcode.READ else self._write
+                move(request, arrival_ns)
                 return
             handler = self._handlers.get(request.opcode, _unknown)
             body = handler(request)
@@ -214,7 +222,7 @@ class Session:
         with contextlib.suppress(OSError):
             self._send(abi.OUT_HEADER.pack(abi.OUT_HEADER.size, -code, request.unique), b"")
 
-    # Reading
+    # Reading and writing
 
     def _read(self, request: abi.Request, arrival_ns: int) -> None:
         handle, offset, nbytes, flags, *_ = abi.READ_IN.unpack_from(request.body)
@@ -226,24 +234,35 @@ class Session:
         # The flags of open do not tell: fcntl(F_SETFL) changes them, and mappings ignore them.
         direct = bool(flags & abi.READ_LOCKOWNER)
         read = self.fs.read(opened, offset, nbytes, request.pid, arrival_ns, direct)
-        self._waiting[request.unique] = read
+        self._serve_paced(request.unique, read, lambda: self._send_data(request.unique, opened, read))
+
+    def _write(self, request: abi.Request, arrival_ns: int) -> None:
+        handle, offset, size, flags, *_ = abi.WRITE_IN.unpack_from(request.body)
+        data, opened = request.body[abi.WRITE_IN.size :][:size], self.fs.opened(handle)
+        direct = bool(flags & abi.WRITE_LOCKOWNER)
+        write = self.fs.store(opened, offset, data, request.pid, arrival_ns, direct)
+        if write is None:
+            self.fs.take(opened, bytes(data))
+            self._reply(request.unique, abi.WRITE_OUT.pack(size, 0))
+            return
+        reply = abi.WRITE_OUT.pack(write.nbytes, 0)
+        self._serve_paced(request.unique, write, lambda: self._reply(request.unique, reply))
+
+    def _serve_paced(self, unique: int, read: Read, send: Callable[[], object]) -> None:
+        self._waiting[unique] = read
         try:
-            read.serve(
-                self.fs.served.pacer,
-                lambda: self._send_data(request.unique, opened, read),
-                self._tell_dropper,
-            )
+            read.serve(self.fs.served.pacer, send, self._tell_dropper)
         finally:
-            del self._waiting[request.unique]
+            del self._waiting[unique]
 
     def _send_data(self, unique: int, opened: OpenFile, read: Read) -> None:
         """OSError EIO if the source has lost the data. If that happened during sending, the kernel has
         already told the reader. A second error reply then gets ENOENT and does no harm.
         """
-        header = abi.OUT_HEADER.pack(abi.OUT_HEADER.size + read.nbytes, 0, unique)
         try:
             if opened.backing is not None:
-                self._send(header, opened.backing.slice(read.offset, read.nbytes))
+                data = opened.backing.slice(read.offset, read.nbytes)
+                self._send(abi.OUT_HEADER.pack(abi.OUT_HEADER.size + len(data), 0, unique), data)
         except OSError as error:
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
 
@@ -305,7 +324,7 @@ class Session:
             flags & self._wanted_flags,
             MAX_BACKGROUND,
             MAX_BACKGROUND * 3 // 4,
-            _PAGE,
+            self._max_write,
             1,
             self._max_request // _PAGE,
             0,
@@ -317,45 +336,43 @@ class Session:
         return None
 
     def _lookup(self, request: abi.Request) -> bytes:
-        node = self.fs.lookup(request.nodeid, bytes(request.body).rstrip(b"\0"))
+        return self._entry(self.fs.lookup(request.nodeid, bytes(request.body).rstrip(b"\0")))
+
+    def _entry(self, node: Node) -> bytes:
         valid = self._validity(node)
         return abi.ENTRY_OUT.pack(node.ino, 0, _VALID_SECONDS, valid, 0, 0) + _attributes(node)
 
     def _getattr(self, request: abi.Request) -> bytes:
-        node = self.fs.node(request.nodeid)
+        return self._attributed(self.fs.node(request.nodeid))
+
+    def _attributed(self, node: Node) -> bytes:
         return abi.ATTR_OUT.pack(self._validity(node), 0, 0) + _attributes(node)
-
-    def _setattr(self, request: abi.Request) -> bytes:
-        """Supports only truncation of the control file, as `>` does before it writes. That file has no
-        length.
-        """
-        if not self.fs.is_control(self.fs.node(request.nodeid)):
-            self.fs.refuse_write()
-        return self._getattr(request)
-
-    def _write(self, request: abi.Request) -> bytes:
-        handle, _, size, *_ = abi.WRITE_IN.unpack_from(request.body)
-        data = request.body[abi.WRITE_IN.size : abi.WRITE_IN.size + size]
-        return abi.WRITE_OUT.pack(self.fs.write(handle, bytes(data)), 0)
 
     def _validity(self, node: Node) -> int:
         return 0 if self.fs.is_live(node) else _VALID_SECONDS
 
     def _open(self, request: abi.Request) -> bytes:
         flags, _ = abi.OPEN_IN.unpack_from(request.body)
-        handle = self.fs.open(request.nodeid, flags)
+        return self._opened(self.fs.node(request.nodeid), flags)
+
+    def _opened(self, node: Node, flags: int) -> bytes:
+        handle = self.fs.open(node.ino, flags)
         if self._loop is not None:
             self._tell_loop(handle)
-        live = self.fs.is_live(self.fs.node(request.nodeid))
-        cache = abi.FOPEN_DIRECT_IO if live else abi.FOPEN_KEEP_CACHE
+        # What was written to kv/ leaves the page cache when it is opened again: then it comes from the tier.
+        kept = 0 if self.fs.is_written(node) else abi.FOPEN_KEEP_CACHE
+        cache = abi.FOPEN_DIRECT_IO if self.fs.is_live(node) else kept
         # NOFLUSH: a killed process must not wait in close for a suspended server.
         return abi.OPEN_OUT.pack(handle, cache | abi.FOPEN_NOFLUSH, 0)
 
     def _tell_loop(self, handle: int) -> None:
         opened = self.fs.opened(handle)
         if self._loop is not None and (backing := opened.backing) is not None:
-            place, size = self.fs.served.place(opened.node), opened.node.size
-            self._loop.opened(handle, backing, backing.memory, backing.fd, place, size)
+            node, place = opened.node, self.fs.served.place(opened.node)
+            if self.fs.kv is not None and isinstance(node, Written):
+                self._loop.opened(handle, backing, None, backing.fd, place, -1, node.base)
+            else:
+                self._loop.opened(handle, backing, backing.memory, backing.fd, place, node.size)
 
     def _release(self, request: abi.Request) -> bytes:
         handle, *_ = abi.RELEASE_IN.unpack_from(request.body)
@@ -364,10 +381,15 @@ class Session:
         self.fs.release(handle)
         return b""
 
+    def _release_folder(self, request: abi.Request) -> bytes:
+        handle, *_ = abi.RELEASE_IN.unpack_from(request.body)
+        self.fs.release_folder(handle)
+        return b""
+
     def _readdir(self, request: abi.Request) -> bytes:
-        _, offset, size, *_ = abi.READ_IN.unpack_from(request.body)
+        handle, offset, size, *_ = abi.READ_IN.unpack_from(request.body)
         packed = bytearray()
-        for position, name, node in self.fs.listing(request.nodeid, offset):
+        for position, name, node in self.fs.listing(request.nodeid, offset, handle):
             entry = abi.DIRENT.pack(node.ino, position, len(name), stat.S_IFMT(node.mode) >> 12) + name
             entry += bytes(-len(entry) % 8)
             if len(packed) + len(entry) > size:
@@ -376,7 +398,7 @@ class Session:
         return bytes(packed)
 
     def _statfs(self, request: abi.Request) -> bytes:
-        blocks, free, names, free_names = self.fs.space()
+        blocks, free, names, free_names = self.fs.space(self.fs.node(request.nodeid))
         return abi.KSTATFS.pack(blocks, free, free, names, free_names, BLOCK, NAME_MAX, BLOCK, 0, b"")
 
 
