@@ -632,11 +632,11 @@ def test_what_does_not_fit_is_refused_and_what_fits_is_not(serve, engine):
     with opened(kv / "full") as fd:
         for action in (
             lambda: os.pwrite(fd, b"x", MIB),
-            lambda: os.pwrite(fd, b"x", 1 << 40),
             lambda: os.ftruncate(fd, MIB + 1),
             lambda: os.posix_fallocate(fd, MIB, 1),
         ):
             assert error_of(action) == errno.ENOSPC
+        assert error_of(lambda: os.pwrite(fd, b"x", 1 << 40)) == errno.EFBIG
         assert os.fstat(fd).st_size == MIB
         assert os.pwrite(fd, b"changed", 1000) == 7, "room that a file has is not asked for again"
     (kv / "more").unlink(missing_ok=True)

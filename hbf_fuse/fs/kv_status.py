@@ -46,8 +46,8 @@ def _wear(pacer: Pacer) -> WearStatus | None:
 
 
 def _days_left(region: Region, served: Served, programmed: int) -> float | None:
-    """Until every block has had its cycles, if it goes on as it has since the first write or read; None if nothing
-    was written or the cycles are unknown.
+    """Until every block has had its cycles, if it goes on as it has since the first write or read; None if
+    nothing was written or the cycles are unknown.
     """
     spec, passed_ns = served.spec, time.monotonic_ns() - served.pacer.kv_since_ns
     if not (spec.endurance and programmed and served.pacer.kv_since_ns and passed_ns > 0):

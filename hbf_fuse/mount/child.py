@@ -89,7 +89,7 @@ def _packed(config: MountConfig) -> str:
 
 def _unpacked(text: str) -> MountConfig:
     fields = json.loads(text)
-    paths = {key: Path(fields[key]) for key in ("source", "mountpoint", "trace") if fields[key]}
+    paths = {key: Path(fields[key]) for key in ("source", "mountpoint", "trace", "kv_dir") if fields[key]}
     layout = fields["layout"]
     tiers = {name: TierSpec.from_dict(spec) for name, spec in layout["tiers"].items()}
     layout = Layout(**{**layout, "place": tuple(layout["place"]), "tiers": tiers})

@@ -1,4 +1,4 @@
-"""Timed reads without the interpreter between the clock and the read; lean.py is the same uncompiled."""
+"""Timed reads and writes without the interpreter between the clock and each; lean.py is the same uncompiled."""
 
 import os
 from array import array
@@ -9,6 +9,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int, void *, size_t, long long)
+    ssize_t pwrite(int, const void *, size_t, long long)
 
 cdef extern from "<stdlib.h>" nogil:
     void *aligned_alloc(size_t, size_t)
@@ -20,12 +21,14 @@ cdef inline long long now() noexcept nogil:
     return t.tv_sec * 1000000000LL + t.tv_nsec
 
 
-def measure(int fd, long long size, long long reads, long long start, long long stride, long long pause_ns=0):
+def measure(
+    int fd, long long size, long long reads, long long start, long long stride, long long pause_ns=0, bint writes=False
+):
     """See lean.py."""
     cdef long long pieces = os.fstat(fd).st_size // size
     cdef long long[::1] times = array("q", bytes(8 * reads))
     cdef char *buffer = <char *> aligned_alloc(4096, size)
-    cdef long long count, begin, began = 0, ended = 0
+    cdef long long count, begin, offset, came, began = 0, ended = 0
     cdef bint failed = buffer == NULL
     with nogil:
         if not failed:
@@ -33,8 +36,10 @@ def measure(int fd, long long size, long long reads, long long start, long long 
             memset(buffer, 1, size)
         began = now()
         for count in range(reads if not failed else 0):
+            offset = (start + count * stride) % pieces * size
             begin = now()
-            if pread(fd, buffer, size, (start + count * stride) % pieces * size) < size:
+            came = pwrite(fd, buffer, size, offset) if writes else pread(fd, buffer, size, offset)
+            if came < size:
                 failed = True
                 break
             ended = now()
@@ -43,5 +48,5 @@ def measure(int fd, long long size, long long reads, long long start, long long 
                 pass
     free(buffer)
     if failed:
-        raise OSError("a read failed")
+        raise OSError("a read or a write failed")
     return began, ended, list(times)

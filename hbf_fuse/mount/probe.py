@@ -20,11 +20,11 @@ def command(library: str, fd: int) -> list[str]:
     return [sys.executable, "-I", "-S", __file__, library, str(fd)]
 
 
-def order(size: int, reads: int, start: int = 0, stride: int = 1) -> str:
+def order(size: int, reads: int, start: int = 0, stride: int = 1, writes: bool = False) -> str:
     """The line that makes it read `reads` times `size` bytes: piece `start` of the file, then every
-    `stride`-th piece, again and again.
+    `stride`-th piece, again and again. With `writes`, it writes them.
     """
-    return f"{size} {reads} {start} {stride}\n"
+    return f"{size} {reads} {start} {stride} 0 {int(writes)}\n"
 
 
 def _main(library: str, fd: int) -> None:

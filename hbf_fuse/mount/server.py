@@ -24,6 +24,7 @@ from hbf_fuse.fs.links import TIER
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.host import linux
 from hbf_fuse.mount import disk_limit, floor, heartbeat, kv_folder, mountpoint, preload
+from hbf_fuse.mount.floor import measure_writing
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.pacer import Pacer
 from hbf_fuse.tier import SpecError, TierSpec, expect
@@ -188,7 +189,8 @@ def mounted_here(
 
     floor: what this machine adds to a read; see mount/floor.py.
     """
-    fs.served.pacer.reckon_with(floor)
+    writing = measure_writing(config.engine) if fs.kv else None
+    fs.served.pacer.reckon_with(floor, *(writing or ()))
     fs.hidden.facts["engine"] = config.engine
     if config.engine == engine.MEMORY:
         with _mappings(fs, config.inject, tell) as service, _mounted(fs, config, tell, floor) as mount:

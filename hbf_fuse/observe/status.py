@@ -154,8 +154,8 @@ class KvStatus(TypedDict):
     """kv/. used_bytes: by files, in whole blocks. is_kept: whether its files are there after the unmount.
     bytes_programmed: what the medium has programmed for bytes_written; write_amplification: the one over the
     other. reads_behind: reads that waited for a program or an erase. days_left: until worn out at this rate,
-    None if unknown. wear: with program times only. staging: the verdict on all that was read and written there,
-    once there is any; pauses of more than 0.1 s left out.
+    None if unknown. wear: with program times only. staging: the verdict on all that was read and written
+    there, once there is any; pauses of more than 0.1 s left out.
     """
 
     size_bytes: int

@@ -10,7 +10,7 @@ cdef class Floor:
     cdef readonly bint known
     cdef long long[::1] _waited, _fixed
     cdef Py_ssize_t _last
-    cdef long long _doubt_ns
+    cdef long long _doubt_ns, _doubt_per_mib_ns
     cpdef long long of(self, long long nbytes, long long waited_ns) noexcept nogil
     cpdef long long unsure(self, long long nbytes) noexcept nogil
     @cython.locals(at=cython.Py_ssize_t, fixed_ns=cython.longlong, beyond_ns=cython.longlong)

@@ -10,6 +10,10 @@ _UNSURE_NS = 50_000
 _UNSURE_NS_PER_MIB = 50_000
 """Of a read through the kernel."""
 
+WRITTEN_UNSURE_NS_PER_MIB = 100_000
+"""Besides, of a write: its data is copied before the server can see it, which takes 0.15 to 0.4 ms per MiB.
+"""
+
 MAPPED_UNSURE_NS = 2_000
 """Of a fault under the memory engine: about as much as its floor varies with a quiet core."""
 
@@ -27,7 +31,7 @@ class Floor:
     interpolated linearly between them. A longer sleep takes longer to wake from: the core sleeps, too.
     per_mib_ns: addition per MiB. NVMeVirt subtracts such floors too. known: whether the floor could be
     measured; if not, reads come late by an unknown time. doubt_ns: uncertainty of every read's floor; None
-    for that of unsure_ns.
+    for that of unsure_ns. doubt_per_mib_ns: uncertainty of each MiB besides.
     """
 
     def __init__(
@@ -36,10 +40,12 @@ class Floor:
         per_mib_ns: int = 0,
         known: bool = True,
         doubt_ns: int | None = None,
+        doubt_per_mib_ns: int = 0,
     ) -> None:
         self.per_mib_ns = per_mib_ns
         self.known = known
         self._doubt_ns = -1 if doubt_ns is None else doubt_ns
+        self._doubt_per_mib_ns = doubt_per_mib_ns
         self._waited = array("q", [waited_ns for waited_ns, _ in after])
         self._fixed = array("q", [fixed_ns for _, fixed_ns in after])
         self._last = len(after) - 1
@@ -50,7 +56,8 @@ class Floor:
 
     def unsure(self, nbytes: int) -> int:
         """Uncertainty of the floor of a read of this size, in ns."""
-        return unsure_ns(nbytes) if self._doubt_ns < 0 else self._doubt_ns
+        doubt_ns = unsure_ns(nbytes) if self._doubt_ns < 0 else self._doubt_ns
+        return doubt_ns + self._doubt_per_mib_ns * nbytes // _MIB
 
     def _after(self, waited_ns: int) -> int:
         at = 0

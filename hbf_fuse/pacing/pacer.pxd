@@ -21,6 +21,7 @@ cdef class Pacer:
     cdef long long _least_wait_ns
     cdef readonly Counters counters
     cdef readonly Floor floor
+    cdef Floor _writing, _writing_at_most
     cdef readonly Credit credit
     cdef readonly Idle idle
     cdef readonly Ring ring
@@ -39,6 +40,8 @@ cdef class Pacer:
     cpdef long long admit(
         self, long long file, long long offset, long long nbytes, long long reader, long long way, long long arrival_ns
     ) noexcept nogil
+    cdef long long _floor_of(self, long long way, long long nbytes, long long waited_ns) noexcept nogil
+    cdef long long _unsure_ns(self, long long way, long long nbytes) noexcept nogil
     cpdef void sending(self, long long reader, long long arrival_ns, long long due_ns) noexcept nogil
     @cython.locals(at=cython.longlong, end=cython.longlong, piece_end=cython.longlong, place=cython.longlong,
                    took_ns=cython.longlong, timed=cython.bint, model=cython.longlong, begin=cython.longlong,

@@ -71,7 +71,7 @@ class Pacer:
     ) -> None:
         self.throttled = any(spec.throttled for spec in specs.values())
         self._least_wait_ns = 0 if any(map(_waits, specs.values())) else _LINK_WAIT_NS
-        self.floor = Floor()
+        self.floor = self._writing = self._writing_at_most = Floor()
         self.counters, self.credit, self.idle, self.ring = Counters(), Credit(), Idle(), Ring()
         self.readers = Readers()
         # The last one stands for all files of kv/.
@@ -107,9 +107,13 @@ class Pacer:
             self._padded_end[place] = min(end, size - self._base[place])
         return size
 
-    def reckon_with(self, floor: Floor) -> None:
-        """Take this floor off every read. Call it before the first read."""
+    def reckon_with(self, floor: Floor, writing: Floor | None = None, at_most: Floor | None = None) -> None:
+        """Take this floor off every read, and that of writing off every write. at_most: what it takes to
+        write in the slowest cases. Call it before the first read.
+        """
         self.floor = floor
+        self._writing = writing or floor
+        self._writing_at_most = at_most or self._writing
 
     def admit(self, file: int, offset: int, nbytes: int, reader: int, way: int, arrival_ns: int) -> int:
         """A read or a write has arrived: reserve its place in the tiers' schedules. Returns when its data is
@@ -125,11 +129,11 @@ class Pacer:
         self.counters.began(arrival_ns, nbytes, reader, bool(way & WRITES))
         self.readers.count(reader, nbytes, arrival_ns)
         waited_ns = max(self._least_wait_ns, self.credit.waited(reader))
-        self.counters.floored_ns += self.floor.of(0, waited_ns)
-        arrived_ns = arrival_ns - self.floor.of(nbytes, waited_ns)
+        self.counters.floored_ns += self._floor_of(way, 0, waited_ns)
+        arrived_ns = arrival_ns - self._floor_of(way, nbytes, waited_ns)
         owed_ns = self.credit.owed(reader, arrived_ns)
         began_ns = arrived_ns - owed_ns
-        self.idle.ended(began_ns, owed_ns, self.floor.unsure(nbytes))
+        self.idle.ended(began_ns, owed_ns, self._unsure_ns(way, nbytes))
         end, due_ns = offset + nbytes, 0
         while True:
             piece_end = self._regions.piece_end(place, offset, end)
@@ -147,6 +151,17 @@ class Pacer:
             self.resident.coming(file, end - nbytes, nbytes)
         self._mutex.release()
         return due_ns
+
+    def _floor_of(self, way: int, nbytes: int, waited_ns: int) -> int:
+        if not way & WRITES:
+            return self.floor.of(nbytes, waited_ns)
+        # A writer has one write in flight. On a link alone it would lose some of it with each that is slow.
+        if self._least_wait_ns:
+            return self._writing_at_most.of(nbytes, waited_ns)
+        return self._writing.of(nbytes, waited_ns)
+
+    def _unsure_ns(self, way: int, nbytes: int) -> int:
+        return self._writing.unsure(nbytes) if way & WRITES else self.floor.unsure(nbytes)
 
     def sending(self, reader: int, arrival_ns: int, due_ns: int) -> None:
         """A reply is about to be sent: due at due_ns, to a read that arrived at arrival_ns. Its reader may be
@@ -205,7 +220,7 @@ class Pacer:
             self.credit.sent(reader, due_ns, done_ns)
             self.idle.replied(done_ns, done_ns - due_ns)
             took_ns = done_ns - arrival_ns
-            self.coverage.add(model, begin, covered, due_ns, done_ns, took_ns, self.floor.unsure(nbytes))
+            self.coverage.add(model, begin, covered, due_ns, done_ns, took_ns, self._unsure_ns(way, nbytes))
         else:
             self.credit.nothing_owed(reader)
             if self.throttled:
