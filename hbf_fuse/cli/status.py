@@ -13,7 +13,7 @@ from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
 if TYPE_CHECKING:
-    from hbf_fuse.observe.status import FileStatus, StagingStatus, Stats
+    from hbf_fuse.observe.status import FileStatus, KvStatus, StagingStatus, Stats
 
 MOST_FILES = 5
 """Of a directory, whose verdicts are shown."""
@@ -79,8 +79,28 @@ def _line(document: dict[str, Any]) -> str:
         f"{resident}, lateness p50 {lateness['p50'] / 1000:.0f} us p99 {lateness['p99'] / 1000:.0f} us"
         f"{backlog}{', read by ' if stats['readers'] else ''}{shown_readers(stats)}"
         + "".join(f"\n  {name}: {_judged(file['staging'])}" for name, file in _read_files(stats))
+        + (f"\n  {shown_kv(stats['kv'])}" if "kv" in stats else "")
         + "".join(f"\n  a thread of the server has ended: {each}" for each in stats.get("broken", []))
     )
+
+
+def shown_kv(kv: "KvStatus") -> str:
+    """`kv/: 3 files, 33.00 MiB of 1.00 GiB, 512.00 MiB written, amplification 1.31, ...`."""
+    parts = [
+        f"{kv['files']} files, {format_size(kv['used_bytes'])} of {format_size(kv['size_bytes'])}",
+        f"{format_size(kv['bytes_written'])} written, {format_size(kv['bytes_read'])} read",
+    ]
+    if wear := kv.get("wear"):
+        if kv["write_amplification"] is not None:
+            parts.append(f"write amplification {kv['write_amplification']:.2f}")
+        parts.append(f"{wear['erases']} erases, {wear['least']} to {wear['most']} of a block")
+        if kv["reads_behind"]:
+            mean_ms = kv["reads_behind_seconds"] / kv["reads_behind"] * 1e3
+            parts.append(f"{kv['reads_behind']} reads waited for a program, {mean_ms:.3g} ms each")
+    if kv["days_left"] is not None:
+        parts.append(f"worn out in {kv['days_left']:.3g} days at this rate")
+    judged = f": {_judged(kv['staging'])}" if "staging" in kv else ""
+    return f"kv/: {', '.join(parts)}{judged}"
 
 
 def shown_backlog(stats: "Stats") -> str:

@@ -72,7 +72,7 @@ def _layers(path: Path, since_ns: int, tensors: list[Any]) -> dict[str, float]:
 
 
 def _figures(path: Path, spec: "Spec", before: "Stats", now: "Stats") -> Table:
-    from hbf_fuse.cli.status import shown_backlog, shown_readers
+    from hbf_fuse.cli.status import shown_backlog, shown_kv, shown_readers
     from hbf_fuse.tier import TierSpec
 
     seconds = (now["now_ns"] - before["now_ns"]) / 1e9
@@ -89,6 +89,10 @@ def _figures(path: Path, spec: "Spec", before: "Stats", now: "Stats") -> Table:
         table.add_row("backlog", shown_backlog(now))
     table.add_row("read by", printable(shown_readers(now, before)))
     table.add_row("served", format_size(now["bytes_read"]))
+    if "kv" in now:
+        written = (now["bytes_written"] - before["bytes_written"]) / seconds / 1e6
+        table.add_row("writes", f"{written:.1f} MB/s, {(now['writes'] - before['writes']) / seconds:.0f} /s")
+        table.add_row("kv", printable(shown_kv(now["kv"])))
     for name, phase in now.get("phases", {}).items():
         then = before.get("phases", {}).get(name, {"seconds": 0.0, "bytes_read": 0})
         rate = (phase["bytes_read"] - then["bytes_read"]) / seconds / 1e6

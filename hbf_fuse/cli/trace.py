@@ -70,6 +70,13 @@ def summary(
     screen = console()
     count = sum(share.reads for share in shares.phases.values())
     screen.print(f"{count} reads, {format_size(sum(read.nbytes for read in reads))}")
+    if kv := list(recorded.of_kv()):
+        written = [read.nbytes for read in kv if read.writes]
+        asked = sum(read.nbytes for read in kv) - sum(written)
+        screen.print(
+            f"kv/: {len(kv) - len(written)} reads, {format_size(asked)}; "
+            f"{len(written)} writes, {format_size(sum(written))}"
+        )
     screen.print(_table("phase", shares.phases.items()))
     if len(shares.tokens) > 1:
         each = [share.nbytes for share in shares.tokens.values()]
@@ -107,6 +114,8 @@ def replay(
     spec = tier.spec()
     recorded = _read(trace)
     reads = list(recorded)
+    if any(recorded.of_kv()):
+        tell("what was read and written in kv/ is left out")
     if not reads:
         raise HbfError(f"{trace} holds no reads")
     if run is not None:

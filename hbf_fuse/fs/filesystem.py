@@ -64,8 +64,7 @@ class Filesystem:
 
     layout: which bytes are in which tier; all in the one tier if left out. uncached: read the source from its
     disk each time, never from the page cache. links, shared: see Tree. kv: where the files of kv/ are, if
-    there is one. Raises HbfError if the source cannot be served; see Tree, Served and Region. SpecError for a
-    kv/ that is too small for the tier's blocks.
+    there is one. Raises HbfError if the source cannot be served; see Tree, Served and Region.
     """
 
     def __init__(

@@ -42,7 +42,13 @@ def _wear(pacer: Pacer) -> WearStatus | None:
     if planes is None or planes.translation is None:
         return None
     least, mean, most = planes.translation.wear()
-    return {"erases": planes.translation.erases, "least": least, "mean": mean, "most": most}
+    return {
+        "erases": planes.translation.erases,
+        "least": least,
+        "mean": mean,
+        "most": most,
+        "spare_pct": planes.translation.spare_pct,
+    }
 
 
 def _days_left(region: Region, served: Served, programmed: int) -> float | None:
@@ -52,5 +58,7 @@ def _days_left(region: Region, served: Served, programmed: int) -> float | None:
     spec, passed_ns = served.spec, time.monotonic_ns() - served.pacer.kv_since_ns
     if not (spec.endurance and programmed and served.pacer.kv_since_ns and passed_ns > 0):
         return None
-    capacity = region.room.size * (1 + spec.spare_pct / 100) if spec.t_prog_us else region.room.size
+    planes, capacity = served.pacer.tiers.tier.planes, region.room.size
+    if planes and planes.translation:
+        capacity = planes.translation.physical_pages * spec.page_bytes
     return (spec.endurance * capacity - programmed) / programmed * passed_ns / _DAY_NS

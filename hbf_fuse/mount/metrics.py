@@ -18,7 +18,7 @@ from typing import Any
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.observe.histogram import Histogram
-from hbf_fuse.observe.status import Spec, Stats
+from hbf_fuse.observe.status import KvStatus, Spec, Stats
 from hbf_fuse.tier import TierSpec
 
 try:
@@ -192,6 +192,8 @@ class _Collector(Collector):
                 read.add_metric([name], phase["bytes_read"])
                 took.add_metric([name], phase["seconds"])
             yield from (read, took)
+        if "kv" in stats:
+            yield from _kv(stats["kv"])
         if "resident" in stats:
             held = stats["resident"]
             yield GaugeMetricFamily("hbf_resident_bytes", "In the DRAM.", value=held["resident_bytes"])
@@ -216,6 +218,32 @@ def _histogram(name: str, documentation: str, histogram: Histogram) -> Metric:
     buckets = [(repr((1 << power) / 1e9), float(count)) for power, count in below]
     buckets.append(("+Inf", float(histogram.count)))
     return HistogramMetricFamily(name, documentation, buckets=buckets, sum_value=histogram.total / 1e9)
+
+
+def _kv(kv: KvStatus) -> Iterator[Metric]:
+    yield GaugeMetricFamily("hbf_kv_size_bytes", "Size of kv/.", value=kv["size_bytes"])
+    yield GaugeMetricFamily("hbf_kv_used_bytes", "Used by its files.", value=kv["used_bytes"])
+    yield GaugeMetricFamily("hbf_kv_files", "Files in it.", value=kv["files"])
+    yield CounterMetricFamily("hbf_kv_writes", "Writes that arrived.", value=kv["writes"])
+    yield CounterMetricFamily("hbf_kv_written_bytes", "Bytes written by programs.", value=kv["bytes_written"])
+    yield CounterMetricFamily("hbf_kv_read_bytes", "Bytes read from it.", value=kv["bytes_read"])
+    yield CounterMetricFamily(
+        "hbf_kv_programmed_bytes", "Bytes that the medium programmed.", value=kv["bytes_programmed"]
+    )
+    yield CounterMetricFamily(
+        "hbf_kv_reads_behind", "Reads that waited for a program or an erase.", value=kv["reads_behind"]
+    )
+    yield CounterMetricFamily(
+        "hbf_kv_reads_behind_seconds", "How long they waited.", value=kv["reads_behind_seconds"]
+    )
+    if wear := kv.get("wear"):
+        yield CounterMetricFamily("hbf_kv_erases", "Blocks erased.", value=wear["erases"])
+        worn = GaugeMetricFamily("hbf_kv_block_erases", "Erases of a block.", labels=["block"])
+        for name in ("least", "mean", "most"):
+            worn.add_metric([name], wear[name])
+        yield worn
+    if kv["days_left"] is not None:
+        yield GaugeMetricFamily("hbf_kv_days_left", "Until worn out at this rate.", value=kv["days_left"])
 
 
 def _readers(stats: Stats) -> Iterator[Metric]:

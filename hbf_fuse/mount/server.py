@@ -27,7 +27,7 @@ from hbf_fuse.mount import disk_limit, floor, heartbeat, kv_folder, mountpoint, 
 from hbf_fuse.mount.floor import measure_writing
 from hbf_fuse.pacing.floor import Floor
 from hbf_fuse.pacing.pacer import Pacer
-from hbf_fuse.tier import SpecError, TierSpec, expect
+from hbf_fuse.tier import TierSpec, expect
 from hbf_fuse.traces import trace
 from hbf_fuse.traces.trace import TraceFile
 
@@ -40,6 +40,7 @@ BUDGET_READAHEAD_KIB = 1024
 
 
 _MOST_BROKEN, _MOST_SAID = 10, 300
+_SPARE_TOLD_PCT = 1.0
 _KEPT_FOR_MAPPINGS = frozenset({linux.CAP_SYS_PTRACE})
 """With the memory engine: to see what a reader with more capabilities than this process has mapped."""
 
@@ -122,18 +123,17 @@ def _serve(
     until_stdin_closes: bool,
 ) -> None:
     limited = config.io_max_mbps is not None
-    try:
-        fs = Filesystem(
-            config.source,
-            config.spec,
-            config.layout,
-            uncached=limited,
-            links=config.links,
-            shared=config.allow_other,
-            kv=kv,
-        )
-    except SpecError as error:
-        raise HbfError(str(error), "give kv/ more room (--kv)") from error
+    fs = Filesystem(
+        config.source,
+        config.spec,
+        config.layout,
+        uncached=limited,
+        links=config.links,
+        shared=config.allow_other,
+        kv=kv,
+    )
+    if remark := _spare(fs):
+        tell(remark)
     if fs.tree.remark:
         tell(fs.tree.remark)
     for name in fs.served.unplaced:
@@ -166,6 +166,20 @@ def _serve(
         linux.tell_supervisor("STOPPING=1")
         if not mount.join(timeout=0):
             _stop(mount, tell)
+
+
+def _spare(fs: Filesystem) -> str:
+    """What is to be told of the over-provisioning of kv/, or ""."""
+    planes = fs.served.pacer.tiers.tier.planes
+    if planes is None or planes.translation is None:
+        return ""
+    asked, found = fs.served.spec.spare_pct, planes.translation.spare_pct
+    if found <= asked + _SPARE_TOLD_PCT:
+        return ""
+    return (
+        f"kv/ has {found:.3g}% over-provisioning instead of {asked:g}%: it has few blocks in each plane; more "
+        "room (--kv) or smaller blocks (--block) come nearer"
+    )
 
 
 def _report_broken_threads(fs: Filesystem, tell: Callable[[str], None]) -> None:

@@ -12,5 +12,5 @@ MOST_THREADS = 1024
 MOST_NAMED_AT_ONCE = 32
 """Readers whose processes are looked up in one go: about a millisecond."""
 
-DIRECT, WRITES = 1, 2
-"""How a request came, as flags: past the page cache; a write."""
+DIRECT, WRITES, KV = 1, 2, 4
+"""How a request came, as flags: past the page cache; a write; of a file in kv/."""

@@ -142,12 +142,13 @@ class FileStatus(CoverageStatus):
 
 
 class WearStatus(TypedDict):
-    """Erases of blocks: all, and of a block the least, the mean and the most."""
+    """Erases: of all blocks, and of a block the least, the mean and the most. spare_pct: over-provisioning."""
 
     erases: int
     least: int
     mean: float
     most: int
+    spare_pct: float
 
 
 class KvStatus(TypedDict):

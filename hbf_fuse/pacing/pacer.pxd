@@ -13,7 +13,7 @@ from hbf_fuse.pacing.tiers cimport Rank, Regions
 from hbf_fuse.tier.device cimport Tier
 from hbf_fuse.tier.translation cimport Translation
 
-cdef long long _PAGE, _UNSEEN_NS, _LINK_WAIT_NS, _BEAT_NS, _REST_NS, _LATE_BEAT_NS, _LIVELY_NS, OFFSETS, DIRECT, WRITES
+cdef long long _PAGE, _UNSEEN_NS, _LINK_WAIT_NS, _BEAT_NS, _REST_NS, _LATE_BEAT_NS, _LIVELY_NS, OFFSETS, DIRECT, WRITES, KV
 
 @cython.final
 cdef class Pacer:
@@ -45,7 +45,7 @@ cdef class Pacer:
     cpdef void sending(self, long long reader, long long arrival_ns, long long due_ns) noexcept nogil
     @cython.locals(at=cython.longlong, end=cython.longlong, piece_end=cython.longlong, place=cython.longlong,
                    took_ns=cython.longlong, timed=cython.bint, model=cython.longlong, begin=cython.longlong,
-                   covered=cython.longlong, inode=cython.longlong, shown=cython.longlong, tier=cython.longlong)
+                   covered=cython.longlong, inode=cython.longlong, shown=cython.longlong, told=cython.longlong, tier=cython.longlong)
     cpdef void complete(
         self,
         long long file,

@@ -8,7 +8,7 @@ floor (floor.py) and the lateness of its newest reply (credit.py). The tier is c
 from array import array
 from collections.abc import Mapping, Sequence
 
-from hbf_fuse.observe.bounds import DIRECT, MAX_READER_NAMES, MOST_NAMED_AT_ONCE, MOST_THREADS, WRITES
+from hbf_fuse.observe.bounds import DIRECT, KV, MAX_READER_NAMES, MOST_NAMED_AT_ONCE, MOST_THREADS, WRITES
 from hbf_fuse.observe.counters import Counters
 from hbf_fuse.observe.readers import Readers
 from hbf_fuse.observe.ring import Ring
@@ -189,9 +189,9 @@ class Pacer:
         place = file if file >= 0 else self.kv
         at, end, timed = offset, offset + nbytes, False
         model, begin = self._model[place], self._base[place] + offset
-        covered, inode, shown = nbytes, self._inodes[place], offset
+        covered, inode, shown, told = nbytes, self._inodes[place], offset, way
         if file < 0:
-            inode, shown = -file, offset & OFFSETS
+            inode, shown, told = -file, offset & OFFSETS, way | KV
             if not way & WRITES:
                 self.kv_read_bytes += nbytes
         elif nbytes > 0 and end == self._sizes[file]:
@@ -210,7 +210,7 @@ class Pacer:
                 reader,
                 inode,
                 tier,
-                way,
+                told,
             )
             at = piece_end
             if at >= end:

@@ -20,7 +20,7 @@ class Tier:
     """A device with its schedule. Deterministic; not safe for concurrent callers.
 
     Times are integers in ns on one monotonic scale of the caller's choice, up to FOREVER_NS. written_bytes:
-    size of what can be written; see Planes. SpecError if that is too small.
+    size of what can be written; see Planes.
     """
 
     def __init__(self, spec: TierSpec, written_bytes: int = 0) -> None:

@@ -1,11 +1,11 @@
 """Flash planes: each senses one whole page at a time, before the link can carry it, or programs one after."""
 
+import math
 from array import array
 from collections.abc import Sequence
 
 from hbf_fuse.tier.bounds import FOREVER_NS, NOWHERE
 from hbf_fuse.tier.draws import Draws
-from hbf_fuse.tier.errors import SpecError
 from hbf_fuse.tier.spec import HASHED, TierSpec
 from hbf_fuse.tier.translation import Translation
 
@@ -47,8 +47,7 @@ class Planes:
         self, spec: TierSpec, retries: Sequence[tuple[float, float]] = (), written_bytes: int = 0
     ) -> None:
         """retries: when a page takes longer, each as (probability, additional ms). written_bytes: size of
-        what can be written, 0 if nothing keeps account of blocks. SpecError if it is too small for its
-        blocks.
+        what can be written, 0 if nothing keeps account of blocks.
         """
         self.bytes_programmed = self.reads_behind = self.behind_ns = 0
         self._waited_ns = 0
@@ -209,23 +208,11 @@ class Planes:
 
 def translation_of(spec: TierSpec, written_bytes: int) -> Translation | None:
     """The translation layer of so many bytes: their pages and the over-provisioning, in whole blocks of each
-    plane. None for a tier without program times. SpecError if there are too few blocks to have some free.
+    plane, and the block that each keeps free. Few large blocks leave more spare than was asked for. None for
+    a tier without program times.
     """
     if not (written_bytes and spec.t_prog_us):
         return None
-    logical = -(-written_bytes // spec.page_bytes)
-    row = spec.planes * spec.block_pages
-    blocks = int(logical * (1 + spec.spare_pct / 100)) // row
-    needed = -(-logical // row) + 2
-    if blocks < needed:
-        least = next(
-            rows
-            for rows in range(1, 1 << 40)
-            if int(rows * row * (1 + spec.spare_pct / 100)) // row >= rows + 2
-        )
-        raise SpecError(
-            f"{written_bytes} bytes are too few for {spec.spare_pct:g}% over-provisioning (--spare): "
-            f"{spec.planes} planes with blocks of {spec.block_pages} pages need "
-            f"{least * row * spec.page_bytes}, or smaller blocks (--block)"
-        )
-    return Translation(logical, blocks, spec.block_pages, spec.planes)
+    logical, row = -(-written_bytes // spec.page_bytes), spec.planes * spec.block_pages
+    spared = math.ceil(logical * (1 + spec.spare_pct / 100) / row)
+    return Translation(logical, max(spared, -(-logical // row) + 1) + 1, spec.block_pages, spec.planes)

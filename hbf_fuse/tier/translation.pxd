@@ -5,7 +5,7 @@ cdef unsigned long long _MASK, _GOLDEN
 
 @cython.final
 cdef class Translation:
-    cdef readonly long long host_pages, medium_pages, erases, plane, moved, erased
+    cdef readonly long long host_pages, medium_pages, erases, plane, moved, erased, logical_pages, physical_pages
     cdef long long _pages, _blocks, _planes, _turn, _room_bits
     cdef long long[::1] _names, _places, _holds, _valid, _worn, _first, _last, _next, _before, _free
     cdef long long[::1] _first_free, _used, _valid_in, _free_count, _open

@@ -34,6 +34,7 @@ class Translation:
             raise IndexError("a translation needs two blocks more in each plane than its logical pages fill")
         self.host_pages = self.medium_pages = self.erases = 0
         self.plane = self.moved = self.erased = 0
+        self.logical_pages, self.physical_pages = logical, planes * blocks * pages
         self._pages, self._blocks, self._planes = pages, blocks, planes
         self._turn = 0
         # A hash table of names, with linear probing: name + 1, and the page of the medium. 0 is free.
@@ -110,6 +111,12 @@ class Translation:
     def worn(self, block: int) -> int:
         """How often a block was erased. Blocks count plane by plane."""
         return self._worn[block]
+
+    @property
+    def spare_pct(self) -> float:
+        """Over-provisioning in percent, without the block of each plane that is kept free."""
+        free = self._planes * self._pages
+        return ((self.physical_pages - free) / self.logical_pages - 1) * 100
 
     def wear(self) -> tuple[int, float, int]:
         """Erases of a block: the least, the mean, the most."""

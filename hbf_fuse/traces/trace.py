@@ -19,12 +19,12 @@ from typing import Any, NamedTuple, Self
 from hbf_fuse import documents
 from hbf_fuse.errors import naming
 from hbf_fuse.host import linux
-from hbf_fuse.observe.bounds import DIRECT, WRITES
+from hbf_fuse.observe.bounds import DIRECT, KV, WRITES
 from hbf_fuse.observe.ring import Ring
 
 RECORD = struct.Struct("<QQQQIIIHH")
 """Arrival, deadline and done (CLOCK_MONOTONIC, ns), offset, bytes, reader (thread id), inode, tier (its place
-in the header's `tiers`), way (the flags DIRECT and WRITES of observe/bounds.py). A read from several tiers
+in the header's `tiers`), way (the flags of observe/bounds.py). A read from several tiers
 has a record for each part. Of files in kv/, which come and go, the header knows nothing.
 """
 
@@ -235,7 +235,7 @@ class Trace:
         records = content[len(line) + 1 :]
         trace = cls(header, records[: len(records) // RECORD.size * RECORD.size])
         sizes = {int(ino): file["size"] for ino, file in header["files"].items() if "size" in file}
-        for place, read in enumerate(trace):
+        for place, read in enumerate(trace.every()):
             if (
                 read.done_ns <= read.arrival_ns
                 or read.tier >= len(header["tiers"])
@@ -259,7 +259,16 @@ class Trace:
         return len(self.records) // RECORD.size
 
     def __iter__(self) -> Iterator[Read]:
+        """The reads of served files. What was read and written in kv/ is not among them."""
+        return (read for read in self.every() if not read.way & KV)
+
+    def every(self) -> Iterator[Read]:
+        """All records."""
         return (Read(*fields) for fields in RECORD.iter_unpack(self.records))
+
+    def of_kv(self) -> Iterator[Read]:
+        """The reads and writes of files in kv/."""
+        return (read for read in self.every() if read.way & KV)
 
 
 def _is_headless(content: bytes) -> bool:
@@ -269,7 +278,7 @@ def _is_headless(content: bytes) -> bool:
     if content.startswith(b"{") or len(content) < RECORD.size:
         return False
     first = Read(*RECORD.unpack_from(content))
-    return 0 < first.arrival_ns < first.done_ns < 1 << 61 and 0 <= first.way <= DIRECT | WRITES
+    return 0 < first.arrival_ns < first.done_ns < 1 << 61 and 0 <= first.way <= DIRECT | WRITES | KV
 
 
 def _check_header(header: dict[str, Any]) -> None:

@@ -45,6 +45,8 @@ BENCHES = {
     "kv-spill": Bench("a minute", "kv_spill", has_options=False),
     "memory": Bench("a minute"),
     "writes": Bench("5 minutes"),
+    "slots": Bench("5 minutes", needs_server=True),
+    "kv-verify": Bench("10 minutes", "kv_verify"),
     "write-amplification": Bench("a minute", "write_amplification", has_options=False),
     "load": Bench("as long as told"),
     "reliability": Bench("20 minutes"),
