@@ -46,6 +46,7 @@ BENCHES = {
     "memory": Bench("a minute"),
     "writes": Bench("5 minutes"),
     "slots": Bench("5 minutes", needs_server=True),
+    "kv-offload": Bench("2 minutes", "kv_offload"),
     "kv-verify": Bench("10 minutes", "kv_verify"),
     "write-amplification": Bench("a minute", "write_amplification", has_options=False),
     "load": Bench("as long as told"),
