@@ -82,12 +82,12 @@ def test_messages_at_once_lose_nothing(noise, monkeypatch):
     def say(message):
         handle = fs.open(ino, os.O_WRONLY)
         for _ in range(300):
-            fs.write(handle, message)
+            fs.take(fs.opened(handle), message)
 
     def alternate():
         handle = fs.open(ino, os.O_WRONLY)
         for number in range(1, 301):
-            fs.write(handle, json.dumps({"mbps": number}).encode())
+            fs.take(fs.opened(handle), json.dumps({"mbps": number}).encode())
             assert fs.served.spec.bandwidth_mbps == number
 
     with ThreadPoolExecutor() as pool:

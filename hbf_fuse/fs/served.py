@@ -105,7 +105,7 @@ class Served:
         """The verdict on a model's first pass; see verdict/rules.py."""
         evidence = dataclasses.replace(
             pacer.first_pass(model),
-            floor_known=pacer.floor.known,
+            floor_known=pacer.floor.known and (model != pacer.kv_model or pacer.writing.known),
             replies_seen=self.replies_seen,
         )
         if self.mapped and pacer is self.mapped.pacer:

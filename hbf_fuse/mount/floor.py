@@ -29,6 +29,9 @@ from hbf_fuse.traces.trace import RECORD, Read
 WRITTEN_WAITS_MS = (1.0, 10.0)
 """Latencies of the probe's writes. After the longer one, caches are cold, and a copy takes twice as long."""
 
+SLOWER_NS, SLOWER = 25_000, 1.5
+"""By how much a write may be slower than the slowest tenth of the probe's: for its call, and for each MiB."""
+
 WAITS_MS = (0.02, 0.1, 0.4, 2.0, 10.0)
 """Latencies of the probe's reads. They cover the wake-up time after short and after long sleeps."""
 
@@ -45,6 +48,9 @@ SMALL = 4096
 LARGE = 1 << 20
 MOST_NS = 500_000
 """A larger floor comes from load on the machine and is rejected."""
+
+MOST_WRITTEN_NS = 2_000_000
+"""The same of writes: a large one has its data copied, in up to 0.5 ms on a quiet machine."""
 
 MOST_STARVED_NS = 100_000
 """A floor is rejected if the server's threads waited longer for a CPU per read. With an idle core it is a
@@ -79,16 +85,22 @@ def measure_writing(engine_name: str) -> Writing:
         ):
             for wait in WRITTEN_WAITS_MS:
                 fs.served.pacer.exchange(TierSpec(latency_ms=wait))
-                small = _quiet(fs, prober, SMALL, writes=True)
-                large = _quiet(fs, prober, LARGE, writes=True)
-                for place in range(2):
-                    after[place].append((round(wait * 1e6), small[place]))
-                    more = max(0, large[place] - small[place])
-                    per_mib[place].append(more * LARGE // large.largest)
-    except (_TooBusy, HbfError, OSError):
+                # If one of them is disturbed, the other has to do.
+                with contextlib.suppress(_TooBusy):
+                    small = _quiet(fs, prober, SMALL, writes=True)
+                    large = _quiet(fs, prober, LARGE, writes=True)
+                    for place in range(2):
+                        after[place].append((round(wait * 1e6), small[place]))
+                        more = max(0, large[place] - small[place])
+                        per_mib[place].append(more * LARGE // large.largest)
+    except (HbfError, OSError):
+        after[0].clear()
+    if not after[0]:
         return Writing(Floor(known=False), Floor(known=False))
     usual = Floor(after[0], sum(per_mib[0]) // len(per_mib[0]), doubt_per_mib_ns=WRITTEN_UNSURE_NS_PER_MIB)
-    return Writing(usual, Floor(after[1], max(per_mib[1]), doubt_per_mib_ns=WRITTEN_UNSURE_NS_PER_MIB))
+    slow = [(waited_ns, floor_ns + SLOWER_NS) for waited_ns, floor_ns in after[1]]
+    per_mib_at_most = round(max(per_mib[1]) * SLOWER)
+    return Writing(usual, Floor(slow, per_mib_at_most, doubt_per_mib_ns=WRITTEN_UNSURE_NS_PER_MIB))
 
 
 def measure(engine_name: str) -> Floor:
@@ -218,7 +230,7 @@ def _unseen(fs: Filesystem, prober: "subprocess.Popen[str]", size: int, writes: 
         raise _TooBusy
     floor_ns = round(statistics.mean(usual))
     starved_ns = (machine.own_threads_starved_ns() - starved_before_ns) // reads
-    if floor_ns > MOST_NS or starved_ns > MOST_STARVED_NS:
+    if floor_ns > (MOST_WRITTEN_NS if writes else MOST_NS) or starved_ns > MOST_STARVED_NS:
         raise _TooBusy
     largest = max(read.nbytes for read in reads_seen)
     return _Unseen(max(0, floor_ns), max(0, usual[-1]), largest)

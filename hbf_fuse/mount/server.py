@@ -177,8 +177,8 @@ def _spare(fs: Filesystem) -> str:
     if found <= asked + _SPARE_TOLD_PCT:
         return ""
     return (
-        f"kv/ has {found:.3g}% over-provisioning instead of {asked:g}%: it has few blocks in each plane; more "
-        "room (--kv) or smaller blocks (--block) come nearer"
+        f"kv/ has {found:.3g}% over-provisioning instead of {asked:g}%: it has few blocks in each plane; "
+        "more room (--kv) or smaller blocks (--block) come nearer"
     )
 
 
@@ -249,9 +249,9 @@ def _mounted(
                         ending.enter_context(reaper.watching(reads=kept))
                 mount.start(directory, is_mounted)
             _settle(fs, config, tell)
-            if not floor.known:
+            if not (floor.known and (fs.kv is None or fs.served.pacer.writing.known)):
                 tell(
-                    "cannot measure what this machine adds to a read (it is too busy): "
+                    "cannot measure what this machine adds to a read or a write (it is too busy): "
                     "figures are unsure unless the tier is busy all the time"
                 )
             yield mount

@@ -142,7 +142,7 @@ class FileStatus(CoverageStatus):
 
 
 class WearStatus(TypedDict):
-    """Erases: of all blocks, and of a block the least, the mean and the most. spare_pct: over-provisioning."""
+    """Erases of all blocks, and the least, the mean and the most of a block. spare_pct: over-provisioning."""
 
     erases: int
     least: int

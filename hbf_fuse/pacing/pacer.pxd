@@ -21,7 +21,7 @@ cdef class Pacer:
     cdef long long _least_wait_ns
     cdef readonly Counters counters
     cdef readonly Floor floor
-    cdef Floor _writing, _writing_at_most
+    cdef readonly Floor writing, writing_at_most
     cdef readonly Credit credit
     cdef readonly Idle idle
     cdef readonly Ring ring

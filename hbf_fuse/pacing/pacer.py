@@ -71,7 +71,7 @@ class Pacer:
     ) -> None:
         self.throttled = any(spec.throttled for spec in specs.values())
         self._least_wait_ns = 0 if any(map(_waits, specs.values())) else _LINK_WAIT_NS
-        self.floor = self._writing = self._writing_at_most = Floor()
+        self.floor = self.writing = self.writing_at_most = Floor()
         self.counters, self.credit, self.idle, self.ring = Counters(), Credit(), Idle(), Ring()
         self.readers = Readers()
         # The last one stands for all files of kv/.
@@ -112,8 +112,8 @@ class Pacer:
         write in the slowest cases. Call it before the first read.
         """
         self.floor = floor
-        self._writing = writing or floor
-        self._writing_at_most = at_most or self._writing
+        self.writing = writing or floor
+        self.writing_at_most = at_most or self.writing
 
     def admit(self, file: int, offset: int, nbytes: int, reader: int, way: int, arrival_ns: int) -> int:
         """A read or a write has arrived: reserve its place in the tiers' schedules. Returns when its data is
@@ -157,11 +157,11 @@ class Pacer:
             return self.floor.of(nbytes, waited_ns)
         # A writer has one write in flight. On a link alone it would lose some of it with each that is slow.
         if self._least_wait_ns:
-            return self._writing_at_most.of(nbytes, waited_ns)
-        return self._writing.of(nbytes, waited_ns)
+            return self.writing_at_most.of(nbytes, waited_ns)
+        return self.writing.of(nbytes, waited_ns)
 
     def _unsure_ns(self, way: int, nbytes: int) -> int:
-        return self._writing.unsure(nbytes) if way & WRITES else self.floor.unsure(nbytes)
+        return self.writing.unsure(nbytes) if way & WRITES else self.floor.unsure(nbytes)
 
     def sending(self, reader: int, arrival_ns: int, due_ns: int) -> None:
         """A reply is about to be sent: due at due_ns, to a read that arrived at arrival_ns. Its reader may be
