@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,10 @@ from hbf_fuse.kv import replay as kv_replay
 from hbf_fuse.kv import solve as kv_solve
 from hbf_fuse.kv.sim import simulate, tokens_for
 from hbf_fuse.kv.spill import Spill, ceiling_tps, fastest_seconds, token_seconds
+from hbf_fuse.mount import child, client
+from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
+from hbf_fuse.tier.errors import SpecError
 
 QWEN = {"block_count": 36, "embedding_length": 2048, "attention.head_count": 16, "attention.head_count_kv": 2}
 
@@ -103,13 +110,14 @@ def test_closed_forms_equal_the_simulation(mbps, lat_ms, depth, prefetch, contex
 def test_prefetch_hides_the_shorter_of_reading_and_computing():
     spec = TierSpec(1000, 0)
     alone, ahead = simulate(spill(), spec), simulate(spill(prefetch=1), spec)
-    reading = spill().token_bytes / 1000e6
+    # The link carries the token's keys and values, too.
+    reading = (spill().token_bytes + spill().written_bytes) / 1000e6
     assert sum(alone.seconds) / len(alone.seconds) == pytest.approx(reading + 0.01, rel=1e-3)
     assert sum(ahead.seconds) / len(ahead.seconds) == pytest.approx(max(reading, 0.01), rel=1e-3)
 
 
 def test_writing_back_bounds_a_tier_that_writes_slowly():
-    slow = simulate(spill(context=101, write_mbps=0.5), TierSpec(5000))
+    slow = simulate(spill(context=101), TierSpec(5000, write_mbps=0.5))
     assert slow.bound == "write"
     assert slow.tps(50) == pytest.approx(0.5e6 / 36_864, rel=1e-2)
 
@@ -161,7 +169,7 @@ def test_requirements_say_where_nothing_is_needed_and_where_nothing_helps():
     assert rows[0]["most_lat_ms"] > 0
 
 
-@pytest.mark.parametrize("fields", [{"context": 0}, {"depth": 0}, {"chunk_bytes": 1}, {"write_mbps": 0}])
+@pytest.mark.parametrize("fields", [{"context": 0}, {"depth": 0}, {"chunk_bytes": 1}, {"write_unit": -1}])
 def test_an_impossible_spill_is_refused(fields):
     with pytest.raises(HbfError):
         spill(**fields)
@@ -170,7 +178,7 @@ def test_an_impossible_spill_is_refused(fields):
 @pytest.mark.parametrize("way", kv_replay.WAYS)
 def test_real_reads_take_about_what_the_simulation_says(mount, noise, way):
     point = mount(noise(24 << 20), mbps=400, lat=1)
-    case = spill(compute_seconds=0.02, chunk_bytes=1 << 20, context=1200)
+    case = spill(compute_seconds=0.02, chunk_bytes=1 << 20, context=1200, write_unit=0)
     measured = kv_replay.replay(case, point / "model.gguf", tokens=4, way=way).mean_seconds
     simulated = simulate(case, TierSpec(400, 1), tokens=4).seconds
     assert 0.7 < measured / (sum(simulated) / 4) < 2.5
@@ -314,3 +322,217 @@ def test_endurance_is_cycles_over_bytes_written():
     assert endurance.years(512, 100_000, 48 * 86_400) * 365 == pytest.approx(12.3, abs=0.1)
     assert endurance.years(512, 100_000, 0) == float("inf")
     assert spill(context=1000).prefill_written_bytes == 900 * 36_864
+
+
+# Writes
+
+PAGE = 4096
+
+
+def flash(**fields):
+    """One plane: 0.1 ms to sense a page, 1 ms to program one."""
+    usual = {"planes": 1, "page_bytes": PAGE, "t_read_us": 100, "t_prog_us": 1000, "block_pages": 4}
+    return TierSpec(**{**usual, "spare_pct": 100, **fields})
+
+
+def paged(**fields):
+    """A context of 16 pages, read page by page; a token is one page."""
+    usual = {"kv_bytes": PAGE, "layers": 1, "context": 16, "resident": 0, "chunk_bytes": PAGE, "depth": 1}
+    return spill(**{**usual, **fields})
+
+
+def mean_of(case, spec, tokens=64):
+    seconds = simulate(case, spec, tokens).seconds
+    return sum(seconds) / len(seconds)
+
+
+def columns_of(case, spec, **of):
+    return simulate(case, spec).to_dict(**of)
+
+
+def test_the_link_carries_what_is_written_too():
+    case = spill(depth=1, chunk_bytes=1 << 18, kv_bytes=1 << 18, context=110)
+    reading = case.token_bytes / 100e6 + case.layers * case.busy_seconds / case.layers
+    assert mean_of(dataclasses.replace(case, write_unit=0), TierSpec(100)) == pytest.approx(reading, rel=1e-6)
+    assert mean_of(case, TierSpec(100)) == pytest.approx(reading + (1 << 18) / 100e6, rel=1e-6)
+
+
+def test_a_token_ends_when_the_one_before_is_written():
+    case = spill(context=101, kv_bytes=1 << 20, chunk_bytes=1 << 18)
+    written = 4 * 0.5e-3 + (1 << 20) / 10e6
+    assert mean_of(case, TierSpec(None, 0.5, write_mbps=10)) == pytest.approx(written, rel=1e-6)
+
+
+def test_writes_that_are_fast_enough_cost_no_time_of_their_own():
+    case = spill(compute_seconds=0.1)
+    assert mean_of(case, TierSpec(1000, 0.1, write_mbps=1)) == mean_of(case, TierSpec(1000, 0.1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    mbps=st.sampled_from([None, 50, 500, 5000]),
+    write_mbps=st.sampled_from([None, 0.5, 5, 500]),
+    lat_ms=st.floats(0, 3),
+    depth=st.integers(1, 8),
+    prefetch=st.integers(0, 1),
+    context=st.integers(101, 600),
+    compute=st.floats(0.001, 0.05),
+)
+def test_closed_forms_with_writes_equal_the_simulation(
+    mbps, write_mbps, lat_ms, depth, prefetch, context, compute
+):
+    case = spill(depth=depth, prefetch=prefetch, context=context, compute_seconds=compute)
+    spec = TierSpec(mbps, lat_ms, write_mbps=write_mbps)
+    expected = token_seconds(case, spec)
+    assume(expected is not None)
+    assert mean_of(case, spec, 12) == pytest.approx(expected, rel=1e-3)
+
+
+def test_there_is_no_closed_form_where_writes_and_reads_mix():
+    assert token_seconds(paged(), flash()) is None
+    assert token_seconds(spill(prefetch=1, compute_seconds=0), TierSpec(1000)) is None
+    assert token_seconds(spill(kv_bytes=1 << 21), TierSpec(1000, write_mbps=10)) is None
+
+
+def test_a_read_behind_a_program_waits_for_it_or_suspends_it():
+    """The write comes after the first read. The next read waits for its program; or each of them suspends
+    it.
+    """
+    reading = 0.01 + 16 * 100e-6
+    assert mean_of(paged(), flash()) == pytest.approx(reading + 1e-3, rel=1e-6)
+    assert mean_of(paged(), flash(suspend_us=50)) == pytest.approx(reading + 15 * 50e-6, rel=1e-6)
+    row = columns_of(paged(), flash())
+    assert row["reads_behind_pct"] == pytest.approx(100 / 16, rel=0.05)
+    assert row["reads_behind_ms"] == pytest.approx(1, rel=1e-3)
+    assert columns_of(paged(), flash(suspend_us=50))["reads_behind_ms"] == pytest.approx(0.05, rel=1e-3)
+
+
+def test_blocks_are_erased_from_the_first_token_on():
+    """The medium is full before anything is counted: every fourth token erases a block of 4 pages."""
+    assert mean_of(paged(), flash(t_erase_us=2000)) - mean_of(paged(), flash()) == pytest.approx(2e-3 / 4)
+    slowest = max(simulate(paged(), flash(t_erase_us=2000)).seconds)
+    assert slowest == pytest.approx(0.01 + 16 * 100e-6 + 3e-3, rel=1e-6)
+
+
+def test_tokens_that_go_round_whole_pages_are_written_once_and_others_more_often():
+    halves = paged(kv_bytes=PAGE // 2, context=32)
+    assert columns_of(paged(), flash())["write_amplification"] == 1
+    assert columns_of(halves, flash(spare_pct=400))["write_amplification"] == 2
+    # With less room what is valid in a block has to move.
+    assert columns_of(halves, flash())["write_amplification"] > 2.5
+
+
+def test_a_very_large_context_is_written_round_in_a_part_of_it(monkeypatch):
+    from hbf_fuse.kv import sim
+
+    whole = columns_of(paged(context=640), flash())
+    monkeypatch.setattr(sim, "MOST_PAGES", 64)
+    assert columns_of(paged(context=640), flash())["write_amplification"] == whole["write_amplification"] == 1
+
+
+def test_a_medium_that_collects_no_garbage_for_long_is_refused(monkeypatch):
+    from hbf_fuse.kv import sim
+
+    monkeypatch.setattr(sim, "_MOST_WRITES", 20)
+    with pytest.raises(HbfError, match="smaller blocks"):
+        simulate(paged(), flash())
+
+
+def test_program_times_need_over_provisioning():
+    with pytest.raises(SpecError, match="--spare"):
+        simulate(paged(), flash(spare_pct=0))
+
+
+def test_what_writes_cost_is_told_of_tiers_that_have_writes_of_their_own():
+    columns = {"write_amplification", "reads_behind_pct", "reads_behind_ms", "days_left"}
+    assert not columns & set(columns_of(spill(), TierSpec(1000)))
+    row = columns_of(spill(), TierSpec(1000, write_mbps=100))
+    assert [row[name] for name in sorted(columns)] == [None, None, 0, 1]
+    assert columns <= set(columns_of(paged(), flash()))
+
+
+def test_the_days_left_are_the_cycles_of_the_capacity_over_what_is_programmed_a_day():
+    case, spec = paged(kv_bytes=PAGE // 2, context=32), flash(endurance=1000)
+    row = columns_of(case, spec, capacity_gb=5)
+    assert row["days_left"] == pytest.approx(5000 / (row["written_gb_per_day"] * row["write_amplification"]))
+    # Else of what is simulated: the context, and the over-provisioning.
+    assert columns_of(case, spec)["days_left"] == pytest.approx(row["days_left"] * 32 * PAGE / 5e9)
+
+
+def test_the_bandwidth_that_is_solved_for_bears_the_writes():
+    case, spec = spill(kv_bytes=1 << 19, context=110), TierSpec(None, 0.1, write_mbps=50)
+    found = kv_solve.least_mbps(case, spec, tps=40)
+    assert simulate(case, dataclasses.replace(spec, bandwidth_mbps=found)).tps(50) >= 40 * 0.999
+    with pytest.raises(HbfError, match="write alone leaves"):
+        kv_solve.least_mbps(case, dataclasses.replace(spec, write_mbps=10), tps=40)
+
+
+@pytest.fixture
+def writable(tmp_path, noise):
+    """Mounts with kv/ until the test ends: writable(TierSpec(...), size) -> mountpoint."""
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/fuse")
+    with ExitStack() as stack:
+
+        def make(spec, size, source=None):
+            (tmp_path / "writable").mkdir()
+            config = MountConfig(source or noise(4096), tmp_path / "writable", spec, kv_bytes=size)
+            return stack.enter_context(child.mounted(config))
+
+        yield make
+
+
+def test_real_reads_and_writes_take_about_what_the_simulation_says(writable):
+    spec = TierSpec(400, 1, write_mbps=10)
+    case = spill(kv_bytes=1 << 18, context=64, resident=0, compute_seconds=0.02, write_unit=PAGE)
+    point = writable(spec, 32 << 20)
+    told = []
+    measured = kv_replay.replay_writing(case, point / "kv", 4, lambda *of: told.append(of)).mean_seconds
+    assert 0.7 < measured / mean_of(case, spec, 4) < 2.5
+    assert told[-1] == (case.cache_bytes, case.cache_bytes) and not list((point / "kv").iterdir())
+    assert client.read_stats(point)["kv"]["bytes_written"] >= case.cache_bytes + 5 * case.written_bytes
+
+
+def test_replay_writes_or_says_what_is_missing(tiny_model, mount, writable):
+    line = ["--context", 512, "--compute-ms", 5, "--tokens", 3, "--write", "-m", tiny_model]
+    said = hbf("replay", mount(tiny_model), *line)
+    assert said.returncode == 1 and "has no kv/" in said.stderr and "mount with --kv" in said.stderr
+    point = writable(TierSpec(500), 8 << 20, tiny_model)
+    found = json.loads(hbf("replay", point, *line, "--json").stdout)
+    assert found["measured_tps"] > 0 and found["written_bytes_per_token"] == 12_288
+    for words, more in [
+        ("no room for a spilled context of 12582912 bytes", ["--context", 1024]),
+        ("not by mmap; leave out --way", ["--way", "mmap"]),
+    ]:
+        said = hbf("replay", point, *line, *more)
+        assert said.returncode == 1 and words in said.stderr, said.stderr
+    (point / "kv/other").write_bytes(bytes(4 << 20))
+    said = hbf("replay", point, *line)
+    assert said.returncode == 1 and "remove files there" in said.stderr, said.stderr
+    assert [path.name for path in (point / "kv").iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("when", ["filling", "decoding"])
+def test_an_interrupt_leaves_no_file_behind(tiny_model, writable, when):
+    folder = writable(TierSpec(3 if when == "filling" else 300), 8 << 20, tiny_model) / "kv"
+    line = ["replay", folder.parent, "--context", 512, "--compute-ms", 50, "--tokens", 1000, "--write"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hbf_fuse", "kv", *map(str, line), "--chunk", "256K"], stderr=subprocess.PIPE
+    )
+    until = time.monotonic() + 20
+    while not list(folder.iterdir()) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [path.name for path in folder.iterdir()] == [f"replay-{process.pid}.kv"]
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130 and b"Traceback" not in said and not list(folder.iterdir())
+
+
+def test_the_rate_of_writes_is_one_option_of_the_tier(tiny_model):
+    for command in ("sim", "solve"):
+        assert len(re.findall(r"(?m)^│ +--write-mbps ", hbf(command, "--help").stdout)) == 1
+    line = ["sim", "-m", tiny_model, "--context", 512, "--compute-ms", 5, "--json"]
+    row = json.loads(hbf(*line, "--write-mbps", 0.1, "--endurance", 10, "--capacity-gb", 1).stdout)[0]
+    assert row["bound"] == "write" and row["tps_p50"] == pytest.approx(0.1e6 / 12_288)
+    assert row["days_left"] == pytest.approx(10 / 8.64)

@@ -87,7 +87,7 @@ class _Link:
 
 
 @dataclass(frozen=True)
-class _Detail:
+class _Jitter:
     jitter: Annotated[
         str | None,
         _tier(
@@ -97,6 +97,12 @@ class _Detail:
         ),
     ] = None
     seed: Seed = None
+
+
+@dataclass(frozen=True)
+class FlashOptions(_Given):
+    """What a tier has beside a link and jitter."""
+
     planes: Annotated[int | None, _tier("Flash planes that read pages at the same time.", "--planes")] = None
     page: Annotated[int | None, _tier("Bytes in a flash page.", "--page")] = None
     t_read: Annotated[float | None, _tier("Time in us that a plane needs for a page.", "--t-read")] = None
@@ -139,6 +145,12 @@ class _Detail:
     ] = None
 
 
+# The last base's fields come first: this is the order in --help.
+@dataclass(frozen=True)
+class _Detail(FlashOptions, _Jitter):
+    pass
+
+
 @dataclass(frozen=True)
 class _Chunk:
     chunk: Annotated[
@@ -174,7 +186,6 @@ class _Profile(_Given):
         return base.changed(self.given())
 
 
-# The last base's fields come first: this is the order in --help.
 @dataclass(frozen=True)
 class TierChange(_Detail, _Link, _Given):
     """Another tier under a live mount."""

@@ -43,6 +43,7 @@ BENCHES = {
     "llama-speed": Bench("5 minutes", "llama_speed", needs_llama=True),
     "limits": Bench("4 minutes"),
     "kv-spill": Bench("a minute", "kv_spill", has_options=False),
+    "kv-writes": Bench("a minute and a half", "kv_writes"),
     "memory": Bench("a minute"),
     "writes": Bench("5 minutes"),
     "slots": Bench("5 minutes", needs_server=True),

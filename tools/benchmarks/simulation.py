@@ -97,6 +97,7 @@ def _kv(model: Path, folder: Path) -> str:
             depth=4,
             chunk_bytes=1 << 19,
             prefetch=prefetch,
+            write_unit=0,
         )
         for mbps, lat in KV_TIERS:
             spec = TierSpec(mbps, lat)

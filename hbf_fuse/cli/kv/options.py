@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 
 Context = Annotated[str, typer.Option("--context", help="Tokens, with commas.")]
-WriteMbps = Annotated[
-    float | None, typer.Option("--write-mbps", help="The tier's rate for writes. Left out: unlimited.")
-]
 Tokens = Annotated[int, typer.Option("--tokens", help="Tokens to decode.", min=2, max=1_000_000)]
 CacheTypeK = Annotated[str, typer.Option("-ctk", "--cache-type-k", help="llama.cpp's -ctk.")]
 CacheTypeV = Annotated[str, typer.Option("-ctv", "--cache-type-v", help="llama.cpp's -ctv.")]
@@ -54,9 +51,7 @@ class SpillOptions:
         int, typer.Option("--prefetch", help="Layers that reading is ahead of computing.")
     ] = 0
 
-    def spills(
-        self, model: ModelByOption, contexts: list[int], write_mbps: float | None = None
-    ) -> "list[Spill]":
+    def spills(self, model: ModelByOption, contexts: list[int]) -> "list[Spill]":
         """The spill of each context of a model. One beyond the model's is a warning."""
         from hbf_fuse.cli.kv.cached import of_contexts
         from hbf_fuse.kv.spill import Spill
@@ -72,7 +67,6 @@ class SpillOptions:
                 chunk_bytes=parse_size(self.chunk),
                 depth=self.queue_depth,
                 prefetch=self.prefetch,
-                write_mbps=write_mbps,
                 constant_bytes=cache.constant_bytes,
                 touched_bytes=cache.touched_bytes,
             )
@@ -102,7 +96,10 @@ class SpillOptions:
 class StreamOptions:
     """Streams that decode together, and what else a step takes."""
 
-    batch: Annotated[int, typer.Option("--batch", help="Streams that decode together.", min=1)] = 1
+    batch: Annotated[
+        int,
+        typer.Option("--batch", help="Streams that decode together; days_left: day and night.", min=1),
+    ] = 1
     weights: Annotated[
         str | None,
         typer.Option("--weights", help="Of weights that lie in the tier, too, as 2G: read once a step."),
@@ -136,13 +133,18 @@ class EnduranceOptions:
         float, typer.Option("--write-amplification", help="Bytes programmed for each one written.", min=1)
     ] = 1.0
 
-    def lifetime(self, profile: str | None, row: Row) -> dict[str, Any]:
-        """A column for how long the flash lasts, where that can be told."""
-        from hbf_fuse.kv import endurance
+    def capacity(self, profile: str | None) -> float | None:
+        """Of the tier in GB, if it is known."""
         from hbf_fuse.tier import profiles
 
         known = profiles.load(profile).values.get("capacity_gb") if profile else None
-        capacity = self.capacity_gb or (known.value if known else None)
+        return self.capacity_gb or (known.value if known else None)
+
+    def lifetime(self, profile: str | None, row: Row) -> dict[str, Any]:
+        """A column for how long the flash lasts with so many --pe-cycles, where that can be told."""
+        from hbf_fuse.kv import endurance
+
+        capacity = self.capacity(profile)
         if capacity is None or self.pe_cycles is None:
             return {}
         written = row["written_gb_per_day"]

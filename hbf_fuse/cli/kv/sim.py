@@ -17,10 +17,9 @@ from hbf_fuse.cli.kv.options import (
     SpillOptions,
     StreamOptions,
     Tokens,
-    WriteMbps,
 )
 from hbf_fuse.cli.kv.rows import print_rows
-from hbf_fuse.cli.options import Seed
+from hbf_fuse.cli.options import FlashOptions, Seed
 from hbf_fuse.documents import Row
 from hbf_fuse.units import format_size
 
@@ -52,23 +51,25 @@ def sim(
         list[str] | None, typer.Option("--jitter", help="As for hbf-mount; give it again for another.")
     ] = None,
     seed: Seed = None,
+    flash: FlashOptions,
     spilled: SpillOptions,
     streams: StreamOptions,
-    write_mbps: WriteMbps = None,
-    endurance: EnduranceOptions,
+    wear: EnduranceOptions,
     tokens: Tokens = 64,
     kept: Kept,
     as_json: Json = False,
 ) -> None:
     """Decode in virtual time: speed at percentiles, the ceiling, and what bounds it.
 
+    Each token is written to the tier behind its back. With --write-mbps or --t-prog rows say at what cost.
+
     Example: [bold]hbf kv sim model.gguf --context 32768 --mbps 1000,4000 --lat 0.02 --compute-ms 50[/bold]
     """
     from hbf_fuse.kv import sim as kv_sim
     from hbf_fuse.tier import TierSpec, profiles
 
-    spills = [streams.of(spill) for spill in spilled.spills(model, contexts(context), write_mbps)]
-    base = profiles.load(profile).spec() if profile else TierSpec(1000)
+    spills = [streams.of(spill) for spill in spilled.spills(model, contexts(context))]
+    base = (profiles.load(profile).spec() if profile else TierSpec(1000)).changed(flash.given())
     links = [base.bandwidth_mbps] if mbps is None else floats(mbps, "--mbps")
     latencies = [base.latency_ms] if lat is None else floats(lat, "--lat")
     for spill in spills:
@@ -86,9 +87,9 @@ def sim(
     ]
     rows = []
     for spill, spec in itertools.product(spills, specs):
-        row = kv_sim.simulate(spill, spec, tokens).to_dict()
+        row = kv_sim.simulate(spill, spec, tokens).to_dict(wear.capacity(profile))
         _tell_unfilled(spill, spec, row)
-        rows.append({**row, **endurance.lifetime(profile, row)})
+        rows.append({**row, **wear.lifetime(profile, row)})
     kept.keep(rows, "speeds")
     print_rows(rows, as_json)
 

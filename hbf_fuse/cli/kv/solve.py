@@ -15,7 +15,6 @@ from hbf_fuse.cli.kv.options import (
     SolvedTier,
     SpillOptions,
     StreamOptions,
-    WriteMbps,
 )
 from hbf_fuse.cli.kv.rows import print_rows
 from hbf_fuse.errors import HbfError
@@ -31,7 +30,6 @@ def solve(
     percentile: Percentile = 50,
     spilled: SpillOptions,
     streams: StreamOptions,
-    write_mbps: WriteMbps = None,
     kept: Kept,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +39,7 @@ def solve(
     """
     from hbf_fuse.kv import requirements
 
-    spills = [streams.of(spill) for spill in spilled.spills(model, contexts(context), write_mbps)]
+    spills = [streams.of(spill) for spill in spilled.spills(model, contexts(context))]
     spec = tier.spec()
     targets = [within(target, "--tps", 1e-6, 1e9) for target in floats(tps, "--tps")]
     rows = requirements.table(spills, spec, targets, percentile)
