@@ -49,7 +49,7 @@ def test_virtual_time_equals_that_of_the_uncompiled_past():
     for name, known in json.loads((DATA / "virtual-time.json").read_text()).items():
         spec = arrivals.SPECS[name]
         spills = [
-            Spill(36_864, 4, 600, 100, 0.01, chunk_bytes=100_001, depth=5, prefetch=prefetch)
+            Spill(36_864, 4, 600, 100, 0.01, 100_001, depth=5, prefetch=prefetch, write_unit=0)
             for prefetch in (0, 1)
         ]
         found = [expect.closed_loop(spec, 100_003, 7, 3000)]

@@ -3,6 +3,7 @@
 tools/bench kv-spill
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ JITTER = "exponential:0.01+tail:1e-4,2"
 _INTRO = """# Tier requirements of KV spill
 
 Qwen2.5-3B at f16 needs 36,864 bytes of keys and values for each token. Those of {resident} tokens stay in DRAM. The rest
-is in the tier, and every decoded token reads all of it: {gb:.2f} GB at a context of 131,072 tokens. The tables show the
+is in the tier, and every decoded token reads all of it: {gb:.2f} GB at a context of 131,072 tokens. Its own keys and values are
+written to the tier behind its back. They cross the same link. The tables show the
 bandwidth that a decode speed needs. They are simulated (`hbf kv solve`; [simulation.md](simulation.md) compares it with mounts), for
 {percentile}% of the tokens, at {lat:g} ms + jitter {jitter}, chunks of 1 MiB, 8 in flight, one layer of prefetch.
 
@@ -116,12 +118,12 @@ def _departure() -> str:
     """The reference's first-order ceiling, compared with the full simulation."""
     rows = []
     for mbps in (500, 1000, 2000, 4000, 8000):
-        spill = Spill(256_000, 2, 2, 1, 0.0, depth=1, chunk_bytes=128_000)
+        spill = Spill(256_000, 2, 2, 1, 0.0, depth=1, chunk_bytes=128_000, write_unit=0)
         spec = TierSpec(mbps, 0.05)
         first = ceiling_tps(256_000, spec, 2) or 0.0
         seconds = simulate(spill, spec).seconds
         full = len(seconds) / sum(seconds)
-        computing = simulate(Spill(256_000, 2, 2, 1, 0.02, depth=1, chunk_bytes=128_000), spec)
+        computing = simulate(dataclasses.replace(spill, compute_seconds=0.02), spec)
         rows.append(
             {
                 "MB/s": mbps,
@@ -168,7 +170,9 @@ def _endurance() -> str:
         "evenly spread writes and no write amplification, a stack of 512 GB (hbf-gen1) endures "
         f"{borne:,.0f} such streams for 5 years (`hbf_fuse/kv/endurance.py`). At the 1 drive write a day of a "
         f"read-intensive SSD, it endures {512 / per_day:.0f}. "
-        "`hbf kv sim --profile hbf-gen1 --pe-cycles 100000 --write-amplification 2` adds `lifetime_years` to each row.\n"
+        "`hbf kv sim --profile hbf-gen1 --pe-cycles 100000 --write-amplification 2` adds `lifetime_years` to each row. "
+        "With program times (`--t-prog`, or a profile that has them) the write amplification is simulated, too: rows tell it, which "
+        "reads waited behind a program or an erase, and `days_left` by `--endurance`.\n"
     )
 
 

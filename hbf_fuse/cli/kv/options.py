@@ -130,8 +130,13 @@ class EnduranceOptions:
         float | None, typer.Option("--pe-cycles", help="Program and erase cycles of a cell.", min=0)
     ] = None
     amplification: Annotated[
-        float, typer.Option("--write-amplification", help="Bytes programmed for each one written.", min=1)
-    ] = 1.0
+        float | None,
+        typer.Option(
+            "--write-amplification",
+            help="Bytes programmed for each one written. \\[default: as simulated, or 1]",
+            min=1,
+        ),
+    ] = None
 
     def capacity(self, profile: str | None) -> float | None:
         """Of the tier in GB, if it is known."""
@@ -148,7 +153,8 @@ class EnduranceOptions:
         if capacity is None or self.pe_cycles is None:
             return {}
         written = row["written_gb_per_day"]
-        return {"lifetime_years": endurance.years(capacity, self.pe_cycles, written, self.amplification)}
+        amplification = self.amplification or row.get("write_amplification", 1.0)
+        return {"lifetime_years": endurance.years(capacity, self.pe_cycles, written, amplification)}
 
 
 @dataclass(frozen=True)
