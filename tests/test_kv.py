@@ -529,6 +529,17 @@ def test_an_interrupt_leaves_no_file_behind(tiny_model, writable, when):
     assert process.returncode == 130 and b"Traceback" not in said and not list(folder.iterdir())
 
 
+def test_a_lifetime_in_years_takes_the_simulated_amplification_unless_one_is_given(tiny_model):
+    line = ["sim", "-m", tiny_model, "--context", 512, "--compute-ms", 5, "--json", "--pe-cycles", 1000]
+    line += ["--capacity-gb", 1, "--endurance", 1000, "--planes", 1, "--page", 8192, "--t-prog", 10]
+    line += ["--block", 4, "--spare", 400]
+    row = json.loads(hbf(*line).stdout)[0]
+    assert row["write_amplification"] > 1
+    assert row["lifetime_years"] == pytest.approx(row["days_left"] / 365)
+    given = json.loads(hbf(*line, "--write-amplification", 5).stdout)[0]
+    assert given["lifetime_years"] == pytest.approx(row["lifetime_years"] * row["write_amplification"] / 5)
+
+
 def test_the_rate_of_writes_is_one_option_of_the_tier(tiny_model):
     for command in ("sim", "solve"):
         assert len(re.findall(r"(?m)^│ +--write-mbps ", hbf(command, "--help").stdout)) == 1

@@ -183,7 +183,7 @@ class _Device:
 
     def __init__(self, spill: Spill, spec: TierSpec, room_bytes: int | None) -> None:
         self._spill = spill
-        round_bytes = _round_bytes(spill, spec)
+        round_bytes = round_bytes_of(spill, spec)
         self._medium_bytes = room_bytes or round_bytes
         self._tier = Tier(spec, self._medium_bytes if round_bytes else 0)
         begin = self._filled(round_bytes, until_collected=room_bytes is None)
@@ -267,7 +267,7 @@ class _Device:
         return 0
 
 
-def _round_bytes(spill: Spill, spec: TierSpec) -> int:
+def round_bytes_of(spill: Spill, spec: TierSpec) -> int:
     """In how many bytes tokens are written, round and round: the spilled context of every stream in whole
     units; of a very large one, with program times, a part that has the same write amplification.
     """

@@ -89,6 +89,7 @@ def sim(
     for spill, spec in itertools.product(spills, specs):
         row = kv_sim.simulate(spill, spec, tokens).to_dict(wear.capacity(profile))
         _tell_unfilled(spill, spec, row)
+        _tell_scaled(spill, kv_sim.round_bytes_of(spill, spec))
         rows.append({**row, **wear.lifetime(profile, row)})
     kept.keep(rows, "speeds")
     print_rows(rows, as_json)
@@ -101,4 +102,13 @@ def _tell_unfilled(spill: "Spill", spec: "TierSpec", row: Row) -> None:
         tell(
             f"{spill.depth} reads of {format_size(spill.chunk_bytes)} at once have {filled:.0f}% of {spec}; "
             "more of them (--queue-depth) or larger ones (--chunk) would have more of it"
+        )
+
+
+def _tell_scaled(spill: "Spill", round_bytes: int) -> None:
+    """A word where only a part of the context is written, round and round."""
+    if 0 < round_bytes < spill.cache_bytes:
+        tell(
+            f"tokens are written round and round in {format_size(round_bytes)} of the "
+            f"{format_size(spill.cache_bytes)} that are spilled: the whole would take long to fill"
         )
