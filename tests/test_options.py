@@ -67,9 +67,13 @@ def test_two_options_of_one_name_are_refused_where_they_are_declared():
 
 
 def test_every_field_of_a_tier_is_an_option():
-    every = TierOptions(5, 1, None, "uniform:0.5", 3, 8, 8192, 20, 16, "modulo", 4, 8192)
-    assert every.given().keys() == NAMES.keys()
-    assert every.spec() == TierSpec(5, 1, "uniform:0.5", 3, 8, 8192, 20, 16, "modulo", 4, 8192)
+    link = {"mbps": 5, "lat": 1, "jitter": "uniform:0.5", "seed": 3, "depth": 16, "seek": 4, "chunk": 8192}
+    planes = {"planes": 8, "page": 8192, "t_read": 20, "interleave": "modulo"}
+    writes = {"write_mbps": 4, "t_prog": 100, "t_erase": 2000, "block": 64, "spare": 15, "suspend": 5}
+    values = {**link, **planes, **writes, "endurance": 3000}
+    every = TierOptions(**values)
+    assert every.given() == values and values.keys() == NAMES.keys()
+    assert every.spec() == TierSpec(**{NAMES[name]: value for name, value in values.items()})
     assert TierOptions().spec() == TierSpec() and TierChange(seed=0).given() == {"seed": 0}
 
 
