@@ -201,3 +201,18 @@ def test_room_is_counted_in_whole_units():
     assert not room.grow(PAGE, 11 * PAGE)
     assert room.grow(PAGE, 10 * PAGE) and room.used == 10 * PAGE
     assert room.grow(10 * PAGE, 0) and room.used == 0
+
+
+def test_a_limit_of_writes_alone_leaves_reads_unthrottled():
+    spec = TierSpec(write_mbps=100)
+    assert not spec.throttled and spec.throttles_writes and "writes at 100 MB/s" in str(spec)
+    assert closed_loop(spec, MIB, 1) is None
+    assert closed_loop(spec, MIB, 1, writes=True) == pytest.approx(100)
+    pacer = Pacer({"hbf": spec}, [(2, 10 * MIB)], {}, written_bytes=MIB)
+    assert pacer.admit(0, 0, MIB, 1, 0, 10**9) == 10**9
+    pacer.complete(0, 0, MIB, 1, 0, 10**9, 10**9, 10**9, 10**9 + MS)
+    assert not pacer.first_pass(0).timed
+    due = pacer.admit(-5, KV, 1_000_000, 1, 2, 10**9)
+    assert due == 10**9 + 10 * MS
+    pacer.complete(-5, KV, 1_000_000, 1, 2, 10**9, due, due, due + 1)
+    assert pacer.first_pass(pacer.kv_model).timed

@@ -8,7 +8,7 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,9 +150,12 @@ class Filesystem:
         order: first `.` and `..`. handle: see open_folder.
         """
         folder = self.node(ino)
-        children = self._listed[handle] if handle in self._listed else list(folder.children.items())
+        children: Iterable[tuple[bytes, Node]] = folder.children.items()
+        if isinstance(folder, Written):
+            children = self._listed.get(handle) or list(children)
         names = itertools.chain([(b".", folder), (b"..", self.node(folder.parent))], children)
-        begin = min(begin, len(children) + 2)
+        # More than there can be, for islice, which takes no number of any size.
+        begin = min(begin, MAX_FILES + 2)
         # islice: a large directory is listed in many pieces, and each begins with skipping those before.
         for place, (name, child) in enumerate(itertools.islice(names, begin, None), begin + 1):
             if child.listed:
@@ -182,7 +185,7 @@ class Filesystem:
         if self.kv is not None and isinstance(node, Written):
             room, files = self.kv.room, self.kv.files
             return Space(room.size // BLOCK, (room.size - room.used) // BLOCK, MAX_FILES, MAX_FILES - files)
-        used = -(-sum(node.size for node in self.tree.files()) // BLOCK)
+        used = -(-sum(node.size for node in self.served.files) // BLOCK)
         return Space(used + _FREE_BLOCKS, _FREE_BLOCKS, len(self.tree.nodes) + _FREE_NAMES, _FREE_NAMES)
 
     # Reading

@@ -73,7 +73,7 @@ class Hidden:
 
     def spec_document(self) -> Spec:
         """What is served and how: spec.json, and the header of traces."""
-        named = itertools.islice(self._served.tree.files(), MAX_NAMED)
+        named = itertools.islice(self._served.files, MAX_NAMED)
         files: dict[str, ServedFile] = {
             str(node.ino): {"path": self._served.tree.path_of(node), "size": node.size} for node in named
         }

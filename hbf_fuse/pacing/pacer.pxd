@@ -67,7 +67,7 @@ cdef class Pacer:
     cdef void _name_reader(self, long long thread, long long slot) noexcept
     cdef void _trim(self, Translation translation, long long first, long long end) noexcept
     cdef void _sum_readers(self, long long[::1] reads, long long[::1] nbytes) noexcept
-    cdef void _exchange(self, Tier heir, bint throttled, long long least_wait_ns) noexcept
+    cdef void _exchange(self, Tier heir, bint reads, bint writes, long long least_wait_ns) noexcept
     @cython.locals(named=cython.bint)
     cpdef bint next_drop(self) noexcept nogil
     cpdef long long inode(self, long long file) noexcept nogil

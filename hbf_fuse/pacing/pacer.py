@@ -69,7 +69,7 @@ class Pacer:
         sets: Sequence[Sequence[int]] = (),
         written_bytes: int = 0,
     ) -> None:
-        self.throttled = any(spec.throttled for spec in specs.values())
+        self.throttled = any(spec.throttles_writes for spec in specs.values())
         self._least_wait_ns = 0 if any(map(_waits, specs.values())) else _LINK_WAIT_NS
         self.floor = self.writing = self.writing_at_most = Floor()
         self.counters, self.credit, self.idle, self.ring = Counters(), Credit(), Idle(), Ring()
@@ -200,6 +200,7 @@ class Pacer:
             piece_end = self._regions.piece_end(place, at, end)
             tier = self._regions.tier
             timed = timed or self.tiers.is_throttled(tier)
+            timed = timed or (way & WRITES > 0 and self.tiers.throttles_writes)
             self.tiers.served(tier, piece_end - at)
             self.ring.add(
                 arrival_ns,
@@ -302,12 +303,12 @@ class Pacer:
         """Replace the mount's own tier. Reads in flight keep their deadlines."""
         # Keep the old tier until the mutex is free: no Python code may run under it, not even a deallocation.
         before = self.tiers.tier
-        heir, throttled = before.succeeded_by(spec), spec.throttled
-        self._exchange(heir, throttled, 0 if _waits(spec) else self._least_wait_ns)
+        heir, reads, writes = before.succeeded_by(spec), spec.throttled, spec.throttles_writes
+        self._exchange(heir, reads, writes, 0 if _waits(spec) else self._least_wait_ns)
 
-    def _exchange(self, heir: Tier, throttled: bool, least_wait_ns: int) -> None:
+    def _exchange(self, heir: Tier, reads: bool, writes: bool, least_wait_ns: int) -> None:
         self._mutex.acquire()
-        self.tiers.exchange(heir, throttled)
+        self.tiers.exchange(heir, reads, writes)
         self.counters.exchanges += 1
         self.throttled = self.tiers.any_throttled()
         self._least_wait_ns = least_wait_ns

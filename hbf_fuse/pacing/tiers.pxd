@@ -7,13 +7,13 @@ cdef class Rank:
     cdef readonly Tier tier
     cdef readonly Rank following
     cdef readonly long long nbytes
-    cdef readonly bint throttled
+    cdef readonly bint throttled, throttles_writes
     cdef long long reserve(self, long long place, long long arrival_ns, long long offset, long long nbytes) noexcept nogil
     cdef long long write(self, long long arrival_ns, long long offset, long long nbytes) noexcept nogil
     cdef long long carried_ns(self, long long place) noexcept nogil
     cdef void served(self, long long place, long long nbytes) noexcept nogil
     cdef bint is_throttled(self, long long place) noexcept nogil
-    cdef void exchange(self, Tier tier, bint throttled) noexcept
+    cdef void exchange(self, Tier tier, bint throttled, bint throttles_writes) noexcept
     cdef bint any_throttled(self) noexcept nogil
 
 @cython.final

@@ -16,11 +16,14 @@ class Rank:
         self.nbytes = 0
         """Bytes of finished reads."""
         self.throttled = self.tier.spec.throttled
+        self.throttles_writes = self.tier.spec.throttles_writes
         self.following = Rank(tiers[1:]) if len(tiers) > 1 else None
 
-    def exchange(self, tier: Tier, throttled: bool) -> None:
-        """Put another tier into this place. throttled: whether reads wait for it."""
-        self.tier, self.throttled = tier, throttled
+    def exchange(self, tier: Tier, throttled: bool, throttles_writes: bool) -> None:
+        """Put another tier into this place. throttled, throttles_writes: whether reads and writes wait for
+        it.
+        """
+        self.tier, self.throttled, self.throttles_writes = tier, throttled, throttles_writes
 
     def reserve(self, place: int, arrival_ns: int, offset: int, nbytes: int) -> int:
         """Tier.reserve of the tier at a place."""
@@ -52,8 +55,8 @@ class Rank:
         return self.throttled
 
     def any_throttled(self) -> bool:
-        """Whether reads wait for this tier or any after it."""
-        return self.throttled or (self.following is not None and self.following.any_throttled())
+        """Whether reads or writes wait for this tier, or reads for any after it."""
+        return self.throttles_writes or (self.following is not None and self.following.any_throttled())
 
     def bytes_by_place(self) -> list[int]:
         """Bytes served by this tier and by each after it."""

@@ -33,7 +33,7 @@ def closed_loop(
     The most that this queue depth and request size can get from a tier: with one read of 1 MiB in flight, 148
     MB/s at 500 MB/s + 5 ms. None if nothing limits the rate.
     """
-    if not spec.throttled:
+    if not (spec.throttles_writes if writes else spec.throttled):
         return None
     window = Window(Tier(spec), depth)
     last_ns = (window.write if writes else window.read)(0, 0, reads * nbytes, nbytes)

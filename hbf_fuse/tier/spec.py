@@ -147,9 +147,14 @@ class TierSpec:
 
     @property
     def throttled(self) -> bool:
-        """Whether reads or writes wait for this tier."""
+        """Whether reads wait for this tier."""
         times = self.mean_latency_ms, self.t_read_us, self.seek_ms, self.t_prog_us
-        return (self.bandwidth_mbps or self.write_mbps) is not None or max(times) > 0
+        return self.bandwidth_mbps is not None or max(times) > 0
+
+    @property
+    def throttles_writes(self) -> bool:
+        """Whether writes wait for this tier."""
+        return self.throttled or self.write_mbps is not None
 
     @property
     def most_mbps(self) -> float | None:
@@ -204,7 +209,7 @@ class TierSpec:
         return cls(**fields)
 
     def __str__(self) -> str:
-        if not self.throttled:
+        if not self.throttles_writes:
             return "unthrottled"
         link = f"{self.bandwidth_mbps:g} MB/s" if self.bandwidth_mbps is not None else "unlimited MB/s"
         parts = [link, f"{self.latency_ms:g} ms"]
