@@ -490,16 +490,17 @@ def test_real_reads_and_writes_take_about_what_the_simulation_says(writable):
 
 
 def test_replay_writes_or_says_what_is_missing(tiny_model, mount, writable):
-    line = ["--context", 512, "--compute-ms", 5, "--tokens", 3, "--write", "-m", tiny_model]
+    line: list[object] = ["--context", 512, "--compute-ms", 5, "--tokens", 3, "--write", "-m", tiny_model]
     said = hbf("replay", mount(tiny_model), *line)
     assert said.returncode == 1 and "has no kv/" in said.stderr and "mount with --kv" in said.stderr
     point = writable(TierSpec(500), 8 << 20, tiny_model)
     found = json.loads(hbf("replay", point, *line, "--json").stdout)
     assert found["measured_tps"] > 0 and found["written_bytes_per_token"] == 12_288
-    for words, more in [
-        ("no room for a spilled context of 12582912 bytes", ["--context", 1024]),
-        ("not by mmap; leave out --way", ["--way", "mmap"]),
-    ]:
+    refused: dict[str, list[object]] = {
+        "no room for a spilled context of 12582912 bytes": ["--context", 1024],
+        "not by mmap; leave out --way": ["--way", "mmap"],
+    }
+    for words, more in refused.items():
         said = hbf("replay", point, *line, *more)
         assert said.returncode == 1 and words in said.stderr, said.stderr
     (point / "kv/other").write_bytes(bytes(4 << 20))

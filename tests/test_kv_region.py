@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import fsx
@@ -143,7 +144,7 @@ def serve(tmp_path, weights):
     """serve("--kv", "8M", engine="fusepy") -> mountpoint. Everything is unmounted at the end."""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/fuse")
-    servers = {}
+    servers: dict[Path, int] = {}
 
     def make(*options, engine="kernel", source=weights):
         point = tmp_path / f"mnt{len(servers)}"
@@ -233,7 +234,7 @@ def test_other_modes_of_fallocate_are_refused_and_change_nothing(kv, engine):
     with opened(kv / "file") as fd:
         os.write(fd, data)
         for mode in (keep_size, punch_hole | keep_size, collapse, zero, insert):
-            assert error_of(lambda mode=mode: fallocate(fd, mode, 0, BLOCK)) == errno.EOPNOTSUPP
+            assert error_of(partial(fallocate, fd, mode, 0, BLOCK)) == errno.EOPNOTSUPP
         # The kernel may ask no more after a refusal.
         if engine == "kernel":
             fallocate(fd, 0, 0, BLOCK)
@@ -512,7 +513,7 @@ def test_weights_and_everything_outside_stay_read_only(kv, weights):
     model, new = point / "model.gguf", point / "new"
     mine.write_bytes(b"mine")
     for flags in (os.O_WRONLY, os.O_RDWR, os.O_TRUNC, os.O_APPEND):
-        assert error_of(lambda flags=flags: os.open(model, flags)) == errno.EROFS
+        assert error_of(partial(os.open, model, flags)) == errno.EROFS
     for action in (
         *(lambda: new.write_bytes(b"x"), new.mkdir, lambda: new.symlink_to("a"), lambda: os.mkfifo(new)),
         *(lambda: (point / ".hbf/new").write_bytes(b"x"), lambda: os.link(model, new)),

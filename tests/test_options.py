@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -70,7 +70,7 @@ def test_every_field_of_a_tier_is_an_option():
     link = {"mbps": 5, "lat": 1, "jitter": "uniform:0.5", "seed": 3, "depth": 16, "seek": 4, "chunk": 8192}
     planes = {"planes": 8, "page": 8192, "t_read": 20, "interleave": "modulo"}
     writes = {"write_mbps": 4, "t_prog": 100, "t_erase": 2000, "block": 64, "spare": 15, "suspend": 5}
-    values = {**link, **planes, **writes, "endurance": 3000}
+    values: dict[str, Any] = {**link, **planes, **writes, "endurance": 3000}
     every = TierOptions(**values)
     assert every.given() == values and values.keys() == NAMES.keys()
     assert every.spec() == TierSpec(**{NAMES[name]: value for name, value in values.items()})

@@ -26,7 +26,7 @@ except OSError as problem:
     raise HbfError("the fusepy engine needs libfuse 2", "install it with `apt install libfuse2`") from problem
 
 _START_SECONDS = 10
-_NOBODY = 0xFFFFFFFF
+_AS_IT_IS = 0xFFFFFFFF
 """What chown(2) calls "leave it", as fusepy passes it on."""
 _NAMES = "latin-1"
 """Encoding for fusepy: names are bytes, and each byte becomes one character."""
@@ -138,7 +138,7 @@ class _Operations(fuse.Operations):
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         _, node = self.fs.changing(self._node(path).ino)
-        if uid not in (-1, _NOBODY, node.uid) or gid not in (-1, _NOBODY, node.gid):
+        if uid not in (-1, _AS_IT_IS, node.uid) or gid not in (-1, _AS_IT_IS, node.gid):
             raise fuse.FuseOSError(errno.EPERM)
 
     def utimens(self, path: str, times: Any = None) -> None:

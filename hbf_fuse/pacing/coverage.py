@@ -19,6 +19,7 @@ from hbf_fuse.pacing.zeros import zeros
 from hbf_fuse.verdict import Evidence
 
 _PAGE = 4096
+_MIB = 1 << 20
 _TICKS_SECONDS = 0.1
 
 _MOMENTS = 1024
@@ -318,8 +319,13 @@ class Coverage:
             overfills=overfills,
             nameless=nameless,
             uncounted_bytes=uncounted,
-            sending_ns_per_mib=(sending << 20) // nbytes if nbytes else 0,
+            sending_ns_per_mib=self._sending_ns_per_mib(file, sending, nbytes),
         )
+
+    def _sending_ns_per_mib(self, file: int, sending_ns: int, nbytes: int) -> int:
+        """0 for the few bytes of a kv/ that was hardly used: they say nothing about the source."""
+        least = _MIB if self._sizes[file] == ENDLESS else 1
+        return sending_ns * _MIB // nbytes if nbytes >= least else 0
 
     def _bytes_of(self, file: int, arrived: int, has_last: bool) -> int:
         if self._sizes[file] == ENDLESS:
