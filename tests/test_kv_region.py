@@ -625,6 +625,20 @@ def test_space_is_counted_in_blocks_of_a_files_size(kv):
     uses(kv.parent, 0)
 
 
+def test_a_file_outlives_its_name_and_its_folder_while_it_is_open(kv, engine):
+    folder = kv / "folder"
+    folder.mkdir()
+    with opened(folder / "file") as fd:
+        os.write(fd, b"kept")
+        if engine == "kernel":
+            # libfuse keeps the name until it is closed.
+            (folder / "file").unlink()
+            folder.rmdir()
+        os.fsync(fd)
+        os.pwrite(fd, b"more", 4)
+        assert os.pread(fd, 10, 0) == b"keptmore" and os.fstat(fd).st_size == 8
+
+
 def test_what_does_not_fit_is_refused_and_what_fits_is_not(serve, engine):
     point = serve("--kv", "1M", engine=engine)
     kv = point / "kv"

@@ -16,7 +16,8 @@ from hbf_fuse.engine.kernel import mounting
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem, Node
 from hbf_fuse.fs.filesystem import BLOCK, NAME_MAX
-from hbf_fuse.fs.kv import Region, Written
+from hbf_fuse.fs.kv import Region
+from hbf_fuse.fs.kv_files import Written
 from hbf_fuse.fs.node import LINKS
 from hbf_fuse.host.mountinfo import find
 
@@ -130,11 +131,11 @@ class _Operations(fuse.Operations):
         if self.fs.is_control(self._node(path)):
             return
         region, node = self.fs.changing(self._node(path).ino)
-        region.truncate(node, length)
+        region.real.truncate(node, length)
 
     def chmod(self, path: str, mode: int) -> None:
         region, node = self.fs.changing(self._node(path).ino)
-        region.set_mode(node, mode)
+        region.real.set_mode(node, mode)
 
     def chown(self, path: str, uid: int, gid: int) -> None:
         _, node = self.fs.changing(self._node(path).ino)
@@ -143,13 +144,13 @@ class _Operations(fuse.Operations):
 
     def utimens(self, path: str, times: Any = None) -> None:
         region, node = self.fs.changing(self._node(path).ino)
-        region.set_times(node, *(times or (time.time_ns(),) * 2))
+        region.real.set_times(node, *(times or (time.time_ns(),) * 2))
 
     def fsync(self, path: str, datasync: int, info: Any) -> None:
         # Never ENOSYS: the kernel would not ask again, for any file.
         if self.fs.is_written(self._node(path)):
             region, node = self.fs.changing(self._node(path).ino)
-            region.sync(node)
+            region.real.sync(node)
 
     fsyncdir = fsync
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from hbf_fuse.fs import hidden
 from hbf_fuse.fs.backing import Backing, Kept, Mapped, Uncached
 from hbf_fuse.fs.hidden import Hidden
-from hbf_fuse.fs.kv import MAX_FILES, KvFolder, Region, Written
+from hbf_fuse.fs.kv import MAX_FILES, Region
+from hbf_fuse.fs.kv_files import KvFolder, Written
 from hbf_fuse.fs.links import TIER
 from hbf_fuse.fs.node import Node
 from hbf_fuse.fs.placement import Layout
@@ -103,7 +104,7 @@ class Filesystem:
 
     def _refreshed(self, node: Node) -> Node:
         if self.kv is not None and isinstance(node, Written):
-            self.kv.refresh(node)
+            self.kv.real.refresh(node)
         return node
 
     def changing(self, ino: int) -> tuple[Region, Written]:
@@ -183,7 +184,7 @@ class Filesystem:
         and it would close .hbf/control, too.
         """
         if self.kv is not None and isinstance(node, Written):
-            room, files = self.kv.room, self.kv.files
+            room, files = self.kv.real.room, self.kv.files
             return Space(room.size // BLOCK, (room.size - room.used) // BLOCK, MAX_FILES, MAX_FILES - files)
         used = -(-sum(node.size for node in self.served.files) // BLOCK)
         return Space(used + _FREE_BLOCKS, _FREE_BLOCKS, len(self.tree.nodes) + _FREE_NAMES, _FREE_NAMES)
@@ -242,7 +243,7 @@ class Filesystem:
         """
         if self.kv is None or not isinstance(opened.node, Written) or opened.backing is None:
             return None
-        stored = self.kv.store(opened.backing.fd, offset, data)
+        stored = self.kv.real.store(opened.backing.fd, offset, data)
         way = WRITES | self._way(opened, direct)
         place = self.served.place(opened.node)
         return Read(place, offset, stored, writer, way, arrival_ns, opened.node.base)

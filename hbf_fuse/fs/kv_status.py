@@ -17,10 +17,10 @@ def of(region: Region, served: Served) -> KvStatus:
     planes = pacer.tiers.tier.planes
     programmed = planes.bytes_programmed if planes and served.spec.t_prog_us else counters.bytes_written
     status: KvStatus = {
-        "size_bytes": region.room.size,
-        "used_bytes": region.room.used,
+        "size_bytes": region.real.room.size,
+        "used_bytes": region.real.room.used,
         "files": region.files,
-        "is_kept": region.kept.is_kept,
+        "is_kept": region.real.kept.is_kept,
         "writes": counters.writes,
         "bytes_written": counters.bytes_written,
         "bytes_read": pacer.kv_read_bytes,
@@ -58,7 +58,7 @@ def _days_left(region: Region, served: Served, programmed: int) -> float | None:
     spec, passed_ns = served.spec, time.monotonic_ns() - served.pacer.kv_since_ns
     if not (spec.endurance and programmed and served.pacer.kv_since_ns and passed_ns > 0):
         return None
-    planes, capacity = served.pacer.tiers.tier.planes, region.room.size
+    planes, capacity = served.pacer.tiers.tier.planes, region.real.room.size
     if planes and planes.translation:
         capacity = planes.translation.physical_pages * spec.page_bytes
     return (spec.endurance * capacity - programmed) / programmed * passed_ns / _DAY_NS

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hbf_fuse import compiled, engine, reaper, signals
 from hbf_fuse.errors import HbfError, naming
 from hbf_fuse.fs import Filesystem
-from hbf_fuse.fs.kv import KvFolder
+from hbf_fuse.fs.kv_files import KvFolder
 from hbf_fuse.host import linux, machine
 from hbf_fuse.mount import mountpoint, probe
 from hbf_fuse.pacing.floor import WRITTEN_UNSURE_NS_PER_MIB, Floor
@@ -46,6 +46,10 @@ LEAST_READS, MOST_READS = 10, 100
 
 SMALL = 4096
 LARGE = 1 << 20
+
+LARGE_WRITES = {"kernel": LARGE, "memory": LARGE, "fusepy": 128 << 10}
+"""Bytes of one request. In parts, one after the other, a larger write would take seconds to measure."""
+
 MOST_NS = 500_000
 """A larger floor comes from load on the machine and is rejected."""
 
@@ -88,7 +92,7 @@ def measure_writing(engine_name: str) -> Writing:
                 # If one of them is disturbed, the other has to do.
                 with contextlib.suppress(_TooBusy):
                     small = _quiet(fs, prober, SMALL, writes=True)
-                    large = _quiet(fs, prober, LARGE, writes=True)
+                    large = _quiet(fs, prober, LARGE_WRITES[engine_name], writes=True)
                     for place in range(2):
                         after[place].append((round(wait * 1e6), small[place]))
                         more = max(0, large[place] - small[place])

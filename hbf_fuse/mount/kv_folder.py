@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hbf_fuse import reaper, signals
 from hbf_fuse.errors import HbfError
-from hbf_fuse.fs.kv import KvFolder
+from hbf_fuse.fs.kv_files import KvFolder
 from hbf_fuse.host import linux
 from hbf_fuse.host.linux import Descriptor
 from hbf_fuse.units import format_size

@@ -24,7 +24,7 @@ def order(size: int, reads: int, start: int = 0, stride: int = 1, writes: bool =
     """The line that makes it read `reads` times `size` bytes: piece `start` of the file, then every
     `stride`-th piece, again and again. With `writes`, it writes them.
     """
-    return f"{size} {reads} {start} {stride} 0 {int(writes)}\n"
+    return f"{size} {reads} {start} {stride}{' 0 1' if writes else ''}\n"
 
 
 def _main(library: str, fd: int) -> None:

@@ -19,7 +19,7 @@ from hbf_fuse.engine import Engine
 from hbf_fuse.errors import HbfError
 from hbf_fuse.fs import Filesystem
 from hbf_fuse.fs.filesystem import NO_LAYOUT
-from hbf_fuse.fs.kv import KvFolder
+from hbf_fuse.fs.kv_files import KvFolder
 from hbf_fuse.fs.links import TIER
 from hbf_fuse.fs.placement import Layout
 from hbf_fuse.host import linux

@@ -31,6 +31,8 @@ _FIXED_SIZES = {
     Opcode.INIT: abi.INIT_OUT.size,
     Opcode.RELEASE: 0,
     Opcode.RELEASEDIR: 0,
+    Opcode.FSYNC: 0,
+    Opcode.FSYNCDIR: 0,
     Opcode.DESTROY: 0,
 }
 _SHORT = struct.Struct("<BBB")

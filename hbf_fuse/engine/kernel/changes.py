@@ -101,17 +101,17 @@ class Changes:
         if others:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if valid & abi.FATTR_MODE:
-            region.set_mode(node, mode)
+            region.real.set_mode(node, mode)
         if valid & abi.FATTR_SIZE:
-            region.truncate(node, size)
+            region.real.truncate(node, size)
         if valid & (abi.FATTR_ATIME | abi.FATTR_MTIME):
-            region.set_times(node, *_times(valid, times))
+            region.real.set_times(node, *_times(valid, times))
         return self._attributes(self._fs.node(request.nodeid))
 
     def _allocate(self, request: abi.Request) -> bytes:
         _, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(request.body)
         region, node = self._fs.changing(request.nodeid)
-        region.allocate(node, offset, length, mode)
+        region.real.allocate(node, offset, length, mode)
         return b""
 
     def _copy_range(self, request: abi.Request) -> bytes:
@@ -122,7 +122,7 @@ class Changes:
         # Never ENOSYS: the kernel would not ask again, for any file.
         if self._fs.is_written(self._fs.node(request.nodeid)):
             region, node = self._fs.changing(request.nodeid)
-            region.sync(node)
+            region.real.sync(node)
         return b""
 
     def _unsupported(self, request: abi.Request) -> bytes:

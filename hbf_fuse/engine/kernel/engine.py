@@ -22,7 +22,9 @@ def _loop_for(device: Descriptor, fs: Filesystem) -> "Loop | None":
         return None
     from hbf_fuse.engine.kernel.loop import Loop
 
-    return Loop(device.number, fs.served.pacer, mounting.MAX_REQUEST, device, fs.kv.room if fs.kv else None)
+    return Loop(
+        device.number, fs.served.pacer, mounting.MAX_REQUEST, device, fs.kv.real.room if fs.kv else None
+    )
 
 
 class KernelEngine:

@@ -23,7 +23,7 @@ from hbf_fuse.engine.kernel.changes import Changes
 from hbf_fuse.engine.kernel.interrupts import Interrupts
 from hbf_fuse.fs import Filesystem, Node
 from hbf_fuse.fs.filesystem import BLOCK, NAME_MAX, OpenFile
-from hbf_fuse.fs.kv import Written
+from hbf_fuse.fs.kv_files import Written
 from hbf_fuse.fs.node import LINKS
 from hbf_fuse.host import linux
 from hbf_fuse.pacing.serving import Read
