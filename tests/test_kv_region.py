@@ -93,8 +93,8 @@ def names(folder):
 
 def folders_in_memory(server):
     """Those that a server holds open; other tests have theirs."""
-    held = {os.readlink(fd) for fd in Path(f"/proc/{server}/fd").iterdir()}
-    return {Path(path) for path in held if Path(path).parent == SHM}
+    held = {fd.readlink() for fd in Path(f"/proc/{server}/fd").iterdir()}
+    return {path for path in held if path.parent == SHM and path.is_dir()}
 
 
 @contextlib.contextmanager
