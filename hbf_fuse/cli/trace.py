@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from hbf_fuse.cli.common import Json, console, new_app, print_json, tell
+from hbf_fuse.cli.dram import DramOptions, model_of
 from hbf_fuse.cli.flatten import flattened
 from hbf_fuse.cli.options import ProfileFirst
 from hbf_fuse.cli.paths import found
@@ -53,14 +54,10 @@ def summary(
 
     Example: [bold]hbf trace summary run.trace --run results/bench/runs/NAME.json[/bold]
     """
-    from hbf_fuse.models import choice, split
     from hbf_fuse.traces import attribution
 
     recorded = _read(trace)
-    source = choice.file_of(model) if model else Path(str(recorded.header.get("source", "")))
-    if not source.is_file():
-        raise HbfError(f"the model {source} is not there", "name it with -m")
-    described = split.read_model(source)
+    described = model_of(recorded, model)
     reads = attribution.of_model(recorded, described)
     shares = attribution.attribute(reads, list(recorded.header["tiers"]), described.tensors, _phases(run))
     sizes = {tensor.name: tensor.nbytes for tensor in described.tensors}
@@ -95,6 +92,7 @@ def summary(
 def replay(
     trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", parser=found)],
     tier: ProfileFirst,
+    memory: DramOptions,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -106,6 +104,9 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Say what a recorded llama-bench would have cost on another tier: its reads, with the same think times.
+
+    With --resident: what a decoded token would have cost with so much DRAM in front of the tier. Record for
+    it with as little as can be: hbf bench --mode stream --resident 20M --policy fifo --trace run.trace.
 
     Example: [bold]hbf trace replay run.trace --profile hbf-gen1 --run results/bench/runs/NAME.json[/bold]
     """
@@ -120,6 +121,10 @@ def replay(
         raise HbfError(f"{trace} holds no reads")
     if run is not None:
         _require_run_of(run, reads)
+    if memory.given():
+        other = spec if tier.profile or tier.given() else None
+        memory.show(recorded, _finished(run) if run else None, _phases(run), other, as_json)
+        return
     if len({read.tier for read in reads}) > 1:
         tell("these reads came from several tiers; all of them are replayed on the one")
     document: dict[str, Any] = {"tier": str(spec), **chains.elsewhere(reads, _phases(run), spec)}

@@ -4,6 +4,7 @@ one decoded token reads of them.
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hbf_fuse.gguf.reader import GgufFile, Tensor
@@ -63,11 +64,16 @@ def bytes_by_type(model: GgufFile) -> dict[str, int]:
 
 def bytes_by_group(model: GgufFile) -> dict[str, int]:
     """Bytes of each of GROUPS that the model has."""
-    found = dict.fromkeys(GROUPS, 0)
-    predicting = _predicting(model)
+    found, group_of = dict.fromkeys(GROUPS, 0), groups(model)
     for tensor in model.tensors:
-        found[_group(tensor, predicting)] += tensor.nbytes
+        found[group_of(tensor)] += tensor.nbytes
     return {group: nbytes for group, nbytes in found.items() if nbytes}
+
+
+def groups(model: GgufFile) -> Callable[[Tensor], str]:
+    """What tells the group of a tensor of this model."""
+    predicting = _predicting(model)
+    return lambda tensor: _group(tensor, predicting)
 
 
 def parameters(model: GgufFile) -> int:

@@ -48,17 +48,23 @@ class Routing:
         return 1.0 - (1.0 - self.used[expert] / self.steps) ** batch
 
 
+def sizes(tensors: Sequence[Tensor]) -> Counter[Expert]:
+    """Bytes of each expert."""
+    found: Counter[Expert] = Counter()
+    for tensor in tensors:
+        for number, nbytes in experts_in(tensor, tensor.offset, tensor.nbytes):
+            found[layer_of(tensor.name), number] += nbytes
+    return found
+
+
 def routing(
     reads: Sequence[Read], tensors: Sequence[Tensor], steps_ns: Sequence[tuple[int, int]]
 ) -> Routing | None:
     """The routing in these steps, each with its begin and end; None of a model without experts, or where
     none was read. An expert's bytes are those of its largest reads in a step: what is resident costs nothing.
     """
-    sizes: Counter[Expert] = Counter()
-    for tensor in tensors:
-        for number, nbytes in experts_in(tensor, tensor.offset, tensor.nbytes):
-            sizes[layer_of(tensor.name), number] += nbytes
-    if not sizes or not steps_ns:
+    whole = sizes(tensors)
+    if not whole or not steps_ns:
         return None
     known = TensorMap(tensors)
     used: Counter[Expert] = Counter()
@@ -76,7 +82,7 @@ def routing(
                 for number, share in experts_in(part, offset, nbytes):
                     step[layer_of(part.name if part else ""), number] += share
         for expert, nbytes in step.items():
-            if nbytes >= TOUCHED_SHARE * sizes[expert]:
+            if nbytes >= TOUCHED_SHARE * whole[expert]:
                 used[expert] += 1
                 read[expert] = max(read[expert], nbytes)
                 other -= nbytes
