@@ -20,9 +20,9 @@ ROOMS = [
     {"fs", "workload"},
     {"engine", "limits"},
     {"mount"},
-    {"runs", "calibrate"},
-    {"sweep", "report", "kv"},
-    {"doctor"},
+    {"runs", "calibrate", "disks"},
+    {"sweep", "report", "kv", "predict"},
+    {"doctor", "validate"},
     {"cli"},
 ]
 

@@ -10,6 +10,7 @@ import typer
 from hbf_fuse import documents
 from hbf_fuse.cli.common import tell
 from hbf_fuse.cli.paths import found
+from hbf_fuse.cli.profiles import load
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec, profiles
 from hbf_fuse.tier.spec import NAMES
@@ -174,7 +175,7 @@ class _Profile(_Given):
         """The tier: a profile's values, overridden one by one, which is said aloud."""
         if self.profile is None:
             return TierSpec().changed(self.given())
-        base = profiles.load(self.profile).spec()
+        base = load(self.profile).spec()
         for name, value in self.given().items():
             key = NAMES[name]
             if (known := getattr(base, key)) != value:

@@ -4,7 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
+from hbf_fuse.cli import disks
 from hbf_fuse.cli.common import Json, new_app, print_json
+from hbf_fuse.cli.profiles import load
 from hbf_fuse.errors import HbfError
 from hbf_fuse.tier import TierSpec, expect, profiles
 
@@ -17,7 +19,7 @@ machine's.
 """
 
 app = new_app(
-    help="Known devices, with where each value comes from.\n\n"
+    help="Known devices, with where each value comes from; a real disk as a profile.\n\n"
     "Example: [bold]hbf profile show hbf-gen1[/bold]",
     no_args_is_help=True,
 )
@@ -40,20 +42,26 @@ def list_profiles(as_json: Json = False) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A profile's name.")], as_json: Json = False) -> None:
-    """Show one profile: every value, sourced or assumed.
+def show(
+    name: Annotated[str, typer.Argument(help="A profile's name, or a file NAME.toml.")], as_json: Json = False
+) -> None:
+    """Show one profile: every value, sourced, measured or assumed.
 
     Example: [bold]hbf profile show hbf-gen1[/bold]
     """
-    profile = profiles.load(name)
+    profile = load(name)
     if as_json:
         print_json(_document(profile))
         return
     print(f"{profile.name}: {profile.about}")
     for key, known in profile.values.items():
-        print(f"  {key:16}{known.value:<12g}{known.label}: {known.why}")
+        print(f"  {key:16}{known.value:<12}  {known.label}: {known.why}")
     if reason := beyond_real_time(profile.spec()):
         print(reason)
+
+
+app.command()(disks.measure)
+app.command()(disks.check)
 
 
 def engine_of(spec: TierSpec) -> str:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hbf_fuse.gguf.reader import GgufFile, Tensor
 
@@ -109,9 +110,27 @@ def active_bytes(model: GgufFile) -> int:
     further tokens, and of tables of embeddings all but one row. llama.cpp reads all of token_embd where it is
     the output, too.
     """
-    predicting = _predicting(model)
-    tied = is_tied(model)
-    return sum(_active(model, tensor, _group(tensor, predicting), tied) for tensor in model.tensors)
+    return sum(part.active for part in active_parts(model))
+
+
+class ActivePart(NamedTuple):
+    """active: bytes of a tensor that a token reads. piece: what of it is read as one: an expert, or all."""
+
+    tensor: Tensor
+    active: int
+    piece: int
+
+
+def active_parts(model: GgufFile) -> list[ActivePart]:
+    """Every tensor, in the order of the file."""
+    group_of, tied = groups(model), is_tied(model)
+    found = []
+    for tensor in sorted(model.tensors, key=lambda each: each.offset):
+        group = group_of(tensor)
+        pieces = _count(model, tensor) if group == EXPERTS and not _ONE_EXPERT.search(tensor.name) else 1
+        active = _active(model, tensor, group, tied)
+        found.append(ActivePart(tensor, active, tensor.nbytes // max(1, pieces)))
+    return found
 
 
 def _active(model: GgufFile, tensor: Tensor, group: str, tied: bool) -> int:

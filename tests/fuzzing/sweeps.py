@@ -68,7 +68,7 @@ def runs(data: bytes) -> None:
     (folder / "runs" / f"{sound['cell']['name']}.json").write_text(json.dumps(sound))
     run = folder / "runs" / f"{spoilt['cell']['name']}.json"
     run.write_bytes(text_of(spoilt, data, json.dumps))
-    accepted(SpillOptions(bench=run)._compute_seconds)
+    accepted(SpillOptions(bench=run).compute_seconds)
     accepted(cli_trace._phases, run)
     accepted(cli_trace._first_run_seconds, run)
     results = Results(folder)

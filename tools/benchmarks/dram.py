@@ -69,35 +69,46 @@ def _of_model(path: Path, options: argparse.Namespace, folder: Path) -> list[dic
                 _bench(path, options, to, "--resident", size, "--policy", policy)["metrics"]
             )
         print(f"{path.stem}: round {number + 1} of {options.rounds}", file=sys.stderr)
-    compute_ms = 1e3 * statistics.median(1 / each["compute_tg"] for each in [recorded["metrics"]])
+    compute_ms = 1e3 / recorded["metrics"]["compute_tg"]
     return [
-        _row(path, options, cell, measured[cell], point, compute_ms)
+        _row(path, cell, measured[cell], point, _predicted(path, options, cell[0], compute_ms))
         for cell, point in zip(cells, points, strict=True)
     ]
 
 
+def _predicted(path: Path, options: argparse.Namespace, resident: str, compute_ms: float) -> dict[str, float]:
+    """The lines of `hbf predict`, which knows of policy pin."""
+    tier = ["--mbps", str(options.mbps), "--lat", str(options.lat), "--compute-ms", str(compute_ms)]
+    lines = _hbf("predict", str(path), *tier, "--resident", resident, "--json")["lines"]
+    return {line["name"]: line["value"] for line in lines}
+
+
 def _row(
     path: Path,
-    options: argparse.Namespace,
     cell: tuple[str, str],
     runs: list[dict[str, Any]],
     point: dict[str, Any],
-    compute_ms: float,
+    predicted: dict[str, float],
 ) -> dict[str, Any]:
     size, policy = cell
     tg = statistics.median(run["tg"] for run in runs)
     read = statistics.median(run["bytes_per_token"] for run in runs)
+    # A cycle through more than DRAM holds leaves nothing to fifo.
+    which = "part" if policy == "pin" else "none"
+    none_stays = predicted.get("bytes_read", predicted["bytes_per_token"])
     return {
         "model": path.stem,
         "resident": size,
         "policy": policy,
-        "compute_ms": compute_ms,
         "tg": tg,
         "tg_runs": [run["tg"] for run in runs],
         "curve_tg": point["tg"],
         "curve_error_pct": (point["tg"] / tg - 1) * 100,
         "bytes_per_token": read,
         "curve_bytes_per_token": point["bytes_per_token"],
+        "predict_tg": predicted[f"tg_{which}_resident"],
+        "predict_error_pct": (predicted[f"tg_{which}_resident"] / tg - 1) * 100,
+        "predict_bytes_per_token": predicted["bytes_from_tier"] if policy == "pin" else none_stays,
         "verdicts": [run["verdict"] for run in runs],
     }
 

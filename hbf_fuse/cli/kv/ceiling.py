@@ -45,10 +45,11 @@ def ceiling(
     Example: [bold]hbf kv ceiling --kv-kb-per-token 256 --mbps 500,1000 --op-lat-ms 0.05[/bold]
     """
     from hbf_fuse.cli.kv.cached import of_contexts
+    from hbf_fuse.cli.profiles import load
     from hbf_fuse.kv.spill import ceiling_tps
-    from hbf_fuse.tier import TierSpec, profiles
+    from hbf_fuse.tier import TierSpec
 
-    base = profiles.load(profile).spec() if profile else TierSpec()
+    base = load(profile).spec() if profile else TierSpec()
     if mbps is None and base.most_mbps is None:
         raise typer.BadParameter("give --mbps, or a --profile that has a bandwidth")
     links = [base.most_mbps] if mbps is None else floats(mbps, "--mbps")

@@ -28,12 +28,9 @@ Percentile = Annotated[float, typer.Option("--percentile", help="Share of the to
 
 
 @dataclass(frozen=True)
-class SpillOptions:
-    """What DRAM does not hold of a context, and how decode reads it."""
+class ComputeOptions:
+    """How long a token computes."""
 
-    resident: Annotated[
-        int, typer.Option("--resident", help="Tokens whose keys and values DRAM holds.", min=0)
-    ] = 0
     compute_ms: Annotated[
         float | None, typer.Option("--compute-ms", help="Of a token with everything in DRAM.")
     ] = None
@@ -43,6 +40,36 @@ class SpillOptions:
             "--bench", help="runs/NAME.json of a llama-bench: its tg gives --compute-ms.", parser=found
         ),
     ] = None
+
+    def compute_seconds(self) -> float | None:
+        """Of a token; None if nothing says it. HbfError for a run without a tg."""
+        if self.compute_ms is not None or self.bench is None:
+            return None if self.compute_ms is None else self.compute_ms / 1e3
+        from hbf_fuse.runs.run import Finished
+        from hbf_fuse.runs.schema import read_run
+
+        try:
+            run = read_run(self.bench)
+            metrics = run.metrics if isinstance(run, Finished) else None
+            return 1 / ((metrics and (metrics.compute_tg or metrics.tg)) or 0)
+        except (HbfError, ZeroDivisionError) as error:
+            raise HbfError(
+                f"{self.bench} is no run with a tg", "name a runs/NAME.json of hbf bench or sweep"
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Resident:
+    resident: Annotated[
+        int, typer.Option("--resident", help="Tokens whose keys and values DRAM holds.", min=0)
+    ] = 0
+
+
+# The last base's fields come first: this is the order in --help.
+@dataclass(frozen=True)
+class SpillOptions(ComputeOptions, _Resident):
+    """What DRAM does not hold of a context, and how decode reads it."""
+
     cache_type_k: CacheTypeK = "f16"
     cache_type_v: CacheTypeV = "f16"
     chunk: Annotated[str, typer.Option("--chunk", help="Size of a read.")] = "1M"
@@ -56,14 +83,16 @@ class SpillOptions:
         from hbf_fuse.cli.kv.cached import of_contexts
         from hbf_fuse.kv.spill import Spill
 
-        compute_seconds = self._compute_seconds()
+        compute_seconds = self.compute_seconds()
+        if compute_seconds is None:
+            tell("no --compute-ms and no --bench: computing counts as nothing")
         return [
             Spill(
                 kv_bytes=cache.growing_bytes,
                 layers=cache.layers,
                 context=cache.context,
                 resident=self.resident,
-                compute_seconds=compute_seconds,
+                compute_seconds=compute_seconds or 0.0,
                 chunk_bytes=parse_size(self.chunk),
                 depth=self.queue_depth,
                 prefetch=self.prefetch,
@@ -72,24 +101,6 @@ class SpillOptions:
             )
             for cache in of_contexts(model.source(), contexts, self.cache_type_k, self.cache_type_v)
         ]
-
-    def _compute_seconds(self) -> float:
-        if self.compute_ms is not None:
-            return self.compute_ms / 1e3
-        if self.bench is None:
-            tell("no --compute-ms and no --bench: computing counts as nothing")
-            return 0.0
-        from hbf_fuse.runs.run import Finished
-        from hbf_fuse.runs.schema import read_run
-
-        try:
-            run = read_run(self.bench)
-            metrics = run.metrics if isinstance(run, Finished) else None
-            return 1 / ((metrics and (metrics.compute_tg or metrics.tg)) or 0)
-        except (HbfError, ZeroDivisionError) as error:
-            raise HbfError(
-                f"{self.bench} is no run with a tg", "name a runs/NAME.json of hbf bench or sweep"
-            ) from error
 
 
 @dataclass(frozen=True)
@@ -140,9 +151,9 @@ class EnduranceOptions:
 
     def capacity(self, profile: str | None) -> float | None:
         """Of the tier in GB, if it is known."""
-        from hbf_fuse.tier import profiles
+        from hbf_fuse.cli.profiles import load
 
-        known = profiles.load(profile).values.get("capacity_gb") if profile else None
+        known = load(profile).values.get("capacity_gb") if profile else None
         return self.capacity_gb or (known.value if known else None)
 
     def lifetime(self, profile: str | None, row: Row) -> dict[str, Any]:

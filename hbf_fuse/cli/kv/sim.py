@@ -65,11 +65,12 @@ def sim(
 
     Example: [bold]hbf kv sim model.gguf --context 32768 --mbps 1000,4000 --lat 0.02 --compute-ms 50[/bold]
     """
+    from hbf_fuse.cli.profiles import load
     from hbf_fuse.kv import sim as kv_sim
-    from hbf_fuse.tier import TierSpec, profiles
+    from hbf_fuse.tier import TierSpec
 
     spills = [streams.of(spill) for spill in spilled.spills(model, contexts(context))]
-    base = (profiles.load(profile).spec() if profile else TierSpec(1000)).changed(flash.given())
+    base = (load(profile).spec() if profile else TierSpec(1000)).changed(flash.given())
     links = [base.bandwidth_mbps] if mbps is None else floats(mbps, "--mbps")
     latencies = [base.latency_ms] if lat is None else floats(lat, "--lat")
     for spill in spills:

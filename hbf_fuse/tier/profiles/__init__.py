@@ -1,7 +1,8 @@
 """Known devices as data: one TOML file each in this folder, with a source or a reason for every value.
 
-A file holds `about`, and per parameter of TierSpec a table with `value` and either `sourced` (the source) or
-`assumed` (why this value). `capacity_gb` is allowed, too.
+A file holds `about`, and per parameter of TierSpec a table with `value` and one of `sourced` (the source),
+`measured` (when, where and how; `hbf profile measure` writes such files) or `assumed` (why this value).
+`capacity_gb` is allowed, too.
 """
 
 import tomllib
@@ -14,11 +15,12 @@ from hbf_fuse.tier.spec import TierSpec
 
 _PARAMETERS = {field.name for field in fields(TierSpec)}
 _FACTS = {"capacity_gb"}
+LABELS = ("sourced", "measured", "assumed")
 
 
 @dataclass(frozen=True)
 class Value:
-    """A parameter with its provenance. label: "sourced" or "assumed". why: the source or the reason."""
+    """A parameter with its provenance. label: one of LABELS. why: the source, or what else it says."""
 
     value: Any
     label: str
@@ -47,7 +49,7 @@ def names() -> list[str]:
 def load(name: str) -> Profile:
     """A profile by name. SpecError if it is unknown or breaks the rules above."""
     if name not in names():
-        raise SpecError(f"unknown profile {name!r}; there are: {', '.join(names())}")
+        raise SpecError(f"unknown profile {name!r}; there are: {', '.join(names())}, or a file NAME.toml")
     return parse(name, (resources.files(__name__) / f"{name}.toml").read_text())
 
 
@@ -70,9 +72,9 @@ def _value(name: str, key: str, entry: Any) -> Value:
         raise SpecError(
             f"profile {name}: unknown key {key!r}; known: {', '.join(sorted(_PARAMETERS | _FACTS))}"
         )
-    labels = [label for label in ("sourced", "assumed") if isinstance(entry, dict) and label in entry]
+    labels = [label for label in LABELS if isinstance(entry, dict) and label in entry]
     if len(labels) != 1 or set(entry) != {"value", labels[0]} or not isinstance(entry[labels[0]], str):
-        raise SpecError(f"profile {name}: {key} needs `value` and one of `sourced` or `assumed`, each once")
+        raise SpecError(f"profile {name}: {key} needs `value` and one of {', '.join(LABELS)}, each once")
     return Value(entry["value"], labels[0], entry[labels[0]])
 
 

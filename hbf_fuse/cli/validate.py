@@ -1,0 +1,75 @@
+"""`hbf validate`: what others published, computed by this program."""
+
+import fnmatch
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from hbf_fuse.cli.common import Json, console, print_json, progress_of
+from hbf_fuse.errors import HbfError
+
+if TYPE_CHECKING:
+    from hbf_fuse.validate.computing import Result
+
+_STYLES = {"within": "green", "missed": "red", "not reproduced": "yellow"}
+
+
+def validate(
+    name: Annotated[
+        str, typer.Argument(help="A value's name, or a pattern such as 'kyung-*'. \\[default: all]")
+    ] = "*",
+    as_json: Json = False,
+) -> None:
+    """Compute results that others published, and print them side by side: missed ones, too.
+
+    Exit code 0 even where values are missed: they are known, and docs/validation.md explains each.
+
+    Example: [bold]hbf validate 'son-*'[/bold]
+    """
+    from hbf_fuse.validate import computing, values
+
+    wanted = [value for value in values.load() if fnmatch.fnmatchcase(value.name, name)]
+    if not wanted:
+        raise HbfError(f"no published value is called {name!r}", "`hbf validate` shows all")
+    results = []
+    with progress_of("computing", len(wanted)) as advance:
+        for value in wanted:
+            results.append(computing.result(value))
+            advance("computing")
+    if as_json:
+        print_json({"values": [_row(result) for result in results], **computing.counts(results)})
+        return
+    _print(results)
+
+
+def _row(result: "Result") -> dict[str, Any]:
+    figures = {"ours": result.ours, "error_pct": result.error_pct, "verdict": result.verdict}
+    return {**asdict(result.value), **figures}
+
+
+def _print(results: "list[Result]") -> None:
+    from hbf_fuse.validate import computing
+
+    table = Table("value", "published", "ours", "error", "verdict", box=box.SIMPLE)
+    source = ""
+    for result in results:
+        if result.value.source != source:
+            source = result.value.source
+            table.add_section()
+        error = "" if result.error_pct is None else f"{result.error_pct:+.1f}%"
+        table.add_row(
+            result.value.name,
+            f"{result.value.published:g} {result.value.unit}",
+            "" if result.ours is None else f"{result.ours:.4g}",
+            error,
+            Text(result.verdict, style=_STYLES[result.verdict]),
+        )
+    screen = console()
+    screen.print(table)
+    for line in computing.summary(results):
+        screen.print(line)
+    screen.print("docs/validation.md has the sources, and a reason for every miss")

@@ -1,0 +1,1 @@
+"""Results that others published, computed by the code that users call."""
