@@ -40,14 +40,6 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise HbfError(f"{file} is not TOML: {error}") from error
 
 
-def read_text(file: Path) -> str:
-    """A text file as large as a TOML file may be. HbfError if it is no text, OSError if it cannot be read."""
-    try:
-        return _content(file, MAX_TOML_BYTES).decode()
-    except ValueError as error:
-        raise HbfError(f"{file} is not text: {error}") from error
-
-
 def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text. ValueError says where it is not TOML."""
     if _LONG_KEY.search(text):

@@ -13,7 +13,8 @@ from hbf_fuse.disks import cold, document, fitting, jobs, measuring, target
 from hbf_fuse.disks.jobs import SPREAD, Job, Sample
 from hbf_fuse.errors import HbfError
 from hbf_fuse.mount import lean
-from hbf_fuse.tier import TierSpec, profiles
+from hbf_fuse.tier import Tier, TierSpec, profiles
+from hbf_fuse.tier.expect import closed_loop
 
 MS = 1_000_000
 
@@ -55,13 +56,26 @@ def test_noise_of_a_few_percent_does_not_move_the_fit_far():
 
 
 def test_times_that_vary_become_jitter_and_the_mean_latency_stays():
-    spread = samples_of(TierSpec(1000, 0.2))
-    single = Job(4096, 1, True)
-    times = tuple(round((0.1 + extra) * MS) for extra in (0.0, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.55, 1.0))
-    spread[single] = [Sample(spread[single][0].mbps, 0.2 * MS, times, 1 << 20)]
-    fit = fitting.fit(spread)
+    """Rates and times of the same device: 0.1 ms and 0.1 ms more on average."""
+    truth = TierSpec(1000, 0.1, jitter="lognormal:0.1,1")
+    found = {}
+    for job in jobs.jobs(1 << 30):
+        tier, now, times = Tier(truth), 0, []
+        for number in range(2000):
+            done = tier.reserve(now, number * job.size, job.size)
+            times.append(done - now)
+            now = done
+        times.sort()
+        spread = tuple(times[len(times) * share // 100] for share in SPREAD)
+        rate = closed_loop(truth, job.size, job.depth)
+        found[job] = [Sample(rate, sum(times) / len(times), spread, 1 << 20)]
+    fit = fitting.fit(found)
     assert fit.spec.jitter.startswith("lognormal")
-    assert fit.spec.mean_latency_ms == pytest.approx(0.2, rel=0.05)
+    total_ms = fit.spec.mean_latency_ms + fit.spec.t_read_us / 1e3
+    assert total_ms == pytest.approx(0.2, rel=0.07)
+    assert fit.spec.bandwidth_mbps == pytest.approx(1000, rel=0.02)
+    single = Job(4096, 1, True)
+    assert fitting.rate_of(fit.spec, single) == pytest.approx(found[single][0].mbps, rel=0.1)
 
 
 def test_what_no_tier_explains_is_bad():
@@ -129,7 +143,7 @@ def test_a_file_that_a_process_maps_is_refused(tmp_path):
 
 
 def test_a_disk_that_others_use_is_measured_again(monkeypatch):
-    moved = iter([0, 10 << 20, 0, 10 << 20, 0, 1 << 20])
+    moved = iter([0, 10 << 20, 0, 10 << 20, 0, 1 << 20, *[0, 10 << 20] * 3])
 
     class Busy:
         fd = -1
@@ -137,8 +151,38 @@ def test_a_disk_that_others_use_is_measured_again(monkeypatch):
         def transferred(self):
             return next(moved)
 
-    monkeypatch.setattr(jobs, "run", lambda *_: Sample(1.0, 1.0, (), 1 << 20))
-    assert measuring.undisturbed(Busy(), Job(4096, 1, False), 0)[1] == 3
+    seeds = []
+
+    def run(_fd, _job, seed):
+        seeds.append(seed)
+        return Sample(1.0, 1.0, (), 1 << 20)
+
+    monkeypatch.setattr(jobs, "run", run)
+    assert measuring.undisturbed(Busy(), Job(4096, 1, False), 30)[1] == measuring.Disturbed(2, 0)
+    assert seeds == [30, 31, 32]  # not the bytes that were read just now
+    assert measuring.undisturbed(Busy(), Job(4096, 1, False), 0)[1] == measuring.Disturbed(2, 1)
+
+
+def test_holes_are_no_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "JOB_SECONDS", 0.05)
+    file = tmp_path / "holes"
+    with file.open("wb") as made:
+        made.truncate(jobs.LEAST_FILE_BYTES)
+    with target.opened(file) as disk:
+        if disk.disk is None:
+            pytest.skip("this file system names no disk")
+        with pytest.raises(HbfError, match="do not reach it"):
+            measuring.undisturbed(disk, Job(1 << 20, 2, False), 0)
+
+
+def test_jobs_that_measured_the_cpus_are_not_fitted():
+    odd = samples_of(TierSpec(500, 1))
+    small = [job for job in odd if job.size == 4096 and job.depth > 4]
+    for job in small:
+        odd[job] = [Sample(odd[job][0].mbps / 3, 1e6, odd[job][0].spread_ns, 1, busy=0.99)]
+    fit = fitting.fit(odd)
+    assert fit.cpu_bound == len(small)
+    assert fit.spec.bandwidth_mbps == pytest.approx(500, rel=0.01)
 
 
 def test_a_mount_is_measured_as_what_it_is(mount, noise, monkeypatch, tmp_path):
@@ -149,7 +193,7 @@ def test_a_mount_is_measured_as_what_it_is(mount, noise, monkeypatch, tmp_path):
     source = noise(jobs.LEAST_FILE_BYTES)
     with target.opened(mount(source, mbps=300, lat=2) / "model.gguf") as disk:
         assert disk.disk is None
-        measured = measuring.measure(disk, 1, lambda _: None)
+        measured = measuring.measure(disk, 2, lambda: None)
         fit = fitting.fit(measured.samples)
         text = document.profile("mine", disk, fit)
     assert fit.spec.bandwidth_mbps == pytest.approx(300, rel=0.1)
@@ -170,8 +214,26 @@ def test_both_sides_of_a_check_are_the_same_reads(noise, monkeypatch):
     source = noise(jobs.LEAST_FILE_BYTES)
     spec = TierSpec(200, 1)
     with target.opened(source) as disk, cold.mounted(disk, spec) as mounted:
-        compared = measuring.compare(disk, mounted, 2, lambda _: None)
+        compared, _ = measuring.compare(disk, mounted, 2, lambda: None)
     assert len(compared) == 2
     for each in compared:
         assert each.emulated_mbps == pytest.approx(fitting.rate_of(spec, each.job), rel=0.2)
-    assert cold.loads(disk, spec, 1) == []  # it is no model
+    with pytest.raises(HbfError, match="no model"):
+        cold.loads(disk, spec, 1)
+
+
+def test_a_profile_from_a_file_is_checked(tmp_path):
+    own = tmp_path / "mine.toml"
+    good = 'about = "mine"\n[bandwidth_mbps]\nvalue = 500\nmeasured = "today"\n'
+    for text, words in (
+        ("about = 3", "`about` is missing"),
+        (good + '[capacity_gb]\nvalue = "big"\nassumed = "x"\n', "capacity_gb must be a number"),
+        (good + '[speed]\nvalue = 3\nassumed = "x"\n', "unknown key 'speed'"),
+        (good.replace("measured", "guessed"), "needs `value` and one of"),
+        ("about = [", "is not TOML"),
+    ):
+        own.write_text(text)
+        line = [sys.executable, "-P", "-m", "hbf_fuse", "profile", "show", str(own)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert words in done.stderr

@@ -169,3 +169,34 @@ def test_a_real_recording(tmp_path, tiny_model, llama_bench):
 def hbf(*line):
     command = [sys.executable, "-P", "-m", "hbf_fuse", *map(str, line)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_no_token_is_faster_than_its_computing():
+    """Computing went on under reads in the recording; an infinitely fast tier does not undo it."""
+    reads = reads_of(in_cycle(40 * MIB, 4), think_ns=0)
+    for spec in (TierSpec(1e6), TierSpec()):
+        for cut_ns in (0, 3 * MS):
+            decode = Phase("decode", 4, 0, reads[-1].done_ns - cut_ns)
+            curve = Curve(Recording(reads, (), decode, [spec], 0.02), lambda tensor: tensor.name)
+            assert 0 < curve.point("lru", 20 << 20).tg <= 50 + 1e-9
+
+
+def test_reads_of_several_tiers_are_refused():
+    reads = reads_of(in_cycle(30 * MIB, 2))
+    reads[3] = reads[3]._replace(tier=1)
+    with pytest.raises(HbfError, match="several tiers"):
+        curve_of(reads, 2)
+
+
+def test_a_recording_with_dram_is_refused(tmp_path, tiny_model, llama_bench):
+    """Pinned pages were never seen to be used."""
+    trace = tmp_path / "run.trace"
+    tokens = ["-p", "0", "-n", "2", "--mbps", "2000", "--trace", trace, "-o", tmp_path / "out"]
+    hbf("bench", tiny_model, "--mode", "stream", "--resident", "75%", *tokens)
+    (run,) = (tmp_path / "out/runs").glob("*.json")
+    line = [sys.executable, "-P", "-m", "hbf_fuse", "trace", "replay", str(trace), "--run", str(run)]
+    done = subprocess.run([*line, "--resident", "50%"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "was in DRAM" in done.stderr
+    for wrong in (["--resident", "1%"], ["--resident", "50%", "--policy", "best"], ["--policy", "lru"]):
+        assert subprocess.run([*line, *wrong], capture_output=True, check=False).returncode == 2

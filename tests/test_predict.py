@@ -72,6 +72,7 @@ def test_experts_that_a_token_does_not_use_are_not_read(tmp_path):
     synth.write(presets.load("tiny-moe"), path)
     model = read(path)
     lines, _ = lines_of(model)
+    assert "dense" in lines["bytes_per_token"].how
     assert lines["bytes_per_token"].value == weights.active_bytes(model) < model.tensor_bytes / 2
     assert "experts" in lines["bytes_per_token"].how
     # The window of readahead brings their neighbours.
@@ -136,6 +137,11 @@ def test_its_json_has_every_line(tiny_model):
         (["--mbps", "500", "--resident", "300%"], "no share"),
         (["--profile", "none-such"], "unknown profile"),
         (["--mbps", "-3"], "bandwidth"),
+        (["--mbps", "500", "--compute-ms", "nan"], "--compute-ms must be"),
+        (["--mbps", "500", "--compute-ms", "-5"], "--compute-ms must be"),
+        (["--mbps", "500", "--chunk", "0"], "--chunk must be"),
+        (["--mbps", "500", "--compute-ms", "5", "--dram-mbps", "50"], "--dram-mbps is for"),
+        (["--mbps", "500", "--resident", "1M"], "less than a mount takes"),
     ],
 )
 def test_wrong_usage_is_told(tiny_model, options, words):

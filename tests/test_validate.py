@@ -30,7 +30,7 @@ def results():
 
 def test_there_are_enough_from_enough_sources(results):
     counts = computing.counts(results)
-    assert counts["values"] - counts["not_reproduced"] >= 25
+    assert counts["count"] - counts["not_reproduced"] >= 25
     assert counts["sources"] >= 5
 
 
@@ -72,7 +72,8 @@ def test_a_value_by_hand():
         ("read_rate", "unknown computation"),
         ("published = 1.0", "no number"),
         ('by = "read_rate"', "needs one of"),
-        ("[[value]]", "missing"),
+        ("[[value]]", "unknown key 'values'"),
+        ('source = "A paper"', "is missing"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_is_said(changed, words):
@@ -85,6 +86,7 @@ def test_what_is_wrong_with_a_file_is_said(changed, words):
         "published = 1.0": 'published = "fast"',
         'by = "read_rate"': "",
         "[[value]]": "[values]",
+        'source = "A paper"': "",
     }
     text = (
         changed + GOOD.replace('source = "A paper"', "")

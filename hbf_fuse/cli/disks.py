@@ -1,5 +1,6 @@
 """`hbf profile measure` and `hbf profile check`: a real disk as a profile, and both side by side."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,6 +8,7 @@ import typer
 from rich import box
 from rich.table import Table
 
+from hbf_fuse import compiled
 from hbf_fuse.cli.common import Json, console, print_json, progress_of, tell
 from hbf_fuse.cli.paths import found
 from hbf_fuse.cli.profiles import SUFFIX, load
@@ -15,24 +17,24 @@ from hbf_fuse.errors import HbfError
 if TYPE_CHECKING:
     from hbf_fuse.disks.cold import Load
     from hbf_fuse.disks.fitting import Fit
-    from hbf_fuse.disks.measuring import Compared, Measured
+    from hbf_fuse.disks.measuring import Compared, Disturbed, Measured
     from hbf_fuse.tier import TierSpec
 
-WITHIN_PCT = 5.0
-
 Rounds = Annotated[
-    int, typer.Option("--rounds", help="Runs of each job; a round takes half a minute.", min=1, max=100)
-]
-Real = Annotated[
-    Path,
-    typer.Argument(
-        metavar="PATH", help="A file on the disk, such as a GGUF; or the disk itself.", parser=found
+    int,
+    typer.Option(
+        "--rounds", help="Runs of each job; two show whether the disk repeats itself.", min=2, max=100
     ),
 ]
 
 
 def measure(
-    path: Real,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH", help="A file on the disk, as a GGUF; or the disk itself.", parser=found
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Write the profile, NAME.toml, for --profile.", parser=found),
@@ -58,7 +60,7 @@ def measure(
         steps = len(jobs.jobs(disk.size)) * rounds
         with progress_of("measuring", steps) as advance:
             # A line for each job would say little in a log.
-            measured = measuring.measure(disk, rounds, lambda _: advance("measuring"))
+            measured = measuring.measure(disk, rounds, lambda: advance("measuring"))
         fit = fitting.fit(measured.samples)
         text = document.profile(output.stem if output else "measured", disk, fit)
     _tell_about(fit, measured)
@@ -80,7 +82,9 @@ def measure(
 
 def check(
     profile: Annotated[str, typer.Argument(help="A file that `hbf profile measure` wrote, or a name.")],
-    path: Real,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A file on the disk, as a GGUF.", parser=found)
+    ],
     rounds: Rounds = 2,
     as_json: Json = False,
 ) -> None:
@@ -91,11 +95,18 @@ def check(
     from hbf_fuse.disks import cold, jobs, measuring, target
 
     spec = load(profile).spec()
+    if not path.is_file():
+        raise HbfError(f"{path} is no file: a mount serves files", "name a file on that disk")
     with target.opened(path) as disk:
-        loads = cold.loads(disk, spec, rounds)
+        try:
+            loads = cold.loads(disk, spec, rounds)
+        except HbfError as error:
+            loads = []
+            tell(f"without llama-bench: {error}")
         steps = len(jobs.jobs(disk.size)) * rounds
         with cold.mounted(disk, spec) as mounted, progress_of("comparing", steps) as advance:
-            compared = measuring.compare(disk, mounted, rounds, lambda _: advance("comparing"))
+            compared, disturbed = measuring.compare(disk, mounted, rounds, lambda: advance("comparing"))
+    _tell_disturbed(disturbed)
     if as_json:
         print_json(_comparison(spec, compared, loads))
     else:
@@ -103,17 +114,28 @@ def check(
 
 
 def _tell_about(fit: "Fit", measured: "Measured") -> None:
-    if measured.disturbed:
-        tell(f"others used the disk meanwhile: {measured.disturbed} runs were made again")
-    if measured.repeats_within_pct > WITHIN_PCT:
+    from hbf_fuse.disks.fitting import WELL_PCT
+
+    _tell_disturbed(measured.disturbed)
+    if why := compiled.why_not():
+        tell(f"readers run uncompiled, which adds 10 to 20 us to each read: {why}")
+    if fit.cpu_bound:
+        tell(f"{fit.cpu_bound} jobs kept the machine's CPUs busy: they are not fitted")
+    if measured.repeats_within_pct > WELL_PCT:
         tell(
             f"the disk itself is not steady: its runs of the same job differ by "
             f"{measured.repeats_within_pct:.0f}% in the middle"
         )
 
 
+def _tell_disturbed(disturbed: "Disturbed") -> None:
+    if disturbed.again:
+        left = f"; {disturbed.left} are disturbed all the same" if disturbed.left else ""
+        tell(f"others used the disk meanwhile: {disturbed.again} runs were made again{left}")
+
+
 def _print_fit(fit: "Fit", measured: "Measured") -> None:
-    from hbf_fuse.disks.fitting import medians
+    from hbf_fuse.disks.fitting import WELL_PCT, medians
     from hbf_fuse.disks.jobs import DEPTHS
 
     table = Table("reads", "", *(f"x {depth}" for depth in DEPTHS), box=box.SIMPLE)
@@ -121,16 +143,17 @@ def _print_fit(fit: "Fit", measured: "Measured") -> None:
     for job in rates:
         if job.depth == 1:
             row = [other for other in rates if (other.size, other.random) == (job.size, job.random)]
-            table.add_row(
-                job.label, job.order, *(f"{rates[each]:.0f} {fit.errors_pct[each]:+.0f}%" for each in row)
-            )
+            errors = [fit.errors_pct.get(each) for each in row]
+            shown = ["CPU-bound" if error is None else f"{error:+.0f}%" for error in errors]
+            figures = zip(row, shown, strict=True)
+            table.add_row(job.label, job.order, *(f"{rates[each]:.0f} {error}" for each, error in figures))
     screen = console()
     screen.print(table)
     screen.print("MB/s at queue depths 1 to 32, and how far the fitted tier is off")
     screen.print(f"fitted: {fit.spec}, by {fit.form}")
     screen.print(
         f"the middle job is {fit.middle_pct:.1f}% off, and {fit.well_share:.0%} of the jobs are within "
-        f"{WITHIN_PCT:g}%; runs of the same job differ by {measured.repeats_within_pct:.1f}%"
+        f"{WELL_PCT:g}%; runs of the same job differ by {measured.repeats_within_pct:.1f}%"
     )
 
 
@@ -141,16 +164,16 @@ def _document(fit: "Fit", measured: "Measured") -> dict[str, Any]:
         "middle_error_pct": fit.middle_pct,
         "well_share": fit.well_share,
         "repeats_within_pct": measured.repeats_within_pct,
-        "disturbed": measured.disturbed,
+        "disturbed": asdict(measured.disturbed),
         "jobs": [
             {
                 "size": job.size,
                 "depth": job.depth,
                 "random": job.random,
                 "mbps": [run.mbps for run in runs],
-                "median_us": [run.median_ns / 1e3 for run in runs],
+                "mean_us": [run.mean_ns / 1e3 for run in runs],
                 "busy": [run.busy for run in runs],
-                "error_pct": fit.errors_pct[job],
+                "error_pct": fit.errors_pct.get(job),
             }
             for job, runs in measured.samples.items()
         ],
@@ -184,16 +207,22 @@ def _comparison(spec: "TierSpec", compared: "list[Compared]", loads: "list[Load]
 
 def _steady(compared: "list[Compared]") -> "list[Compared]":
     """Those that can be told at all: the disk does the same again, and the machine has CPU time left."""
-    return [each for each in compared if each.repeats_pct <= WITHIN_PCT and not each.cpu_bound]
+    from hbf_fuse.disks.fitting import WELL_PCT
+
+    return [each for each in compared if each.repeats_pct <= WELL_PCT and not each.cpu_bound]
 
 
 def _within_share(compared: "list[Compared]") -> float | None:
+    from hbf_fuse.disks.fitting import WELL_PCT
+
     if not compared:
         return None
-    return sum(abs(each.error_pct) <= WITHIN_PCT for each in compared) / len(compared)
+    return sum(abs(each.error_pct) <= WELL_PCT for each in compared) / len(compared)
 
 
 def _print_comparison(compared: "list[Compared]", loads: "list[Load]") -> None:
+    from hbf_fuse.disks.fitting import WELL_PCT
+
     table = Table("job", "real MB/s", "emulated", "error", "real varies by", "", box=box.SIMPLE)
     for each in compared:
         remark = "CPU-bound" if each.cpu_bound else ""
@@ -208,10 +237,10 @@ def _print_comparison(compared: "list[Compared]", loads: "list[Load]") -> None:
     screen = console()
     screen.print(table)
     steady = _steady(compared)
-    screen.print(f"within {WITHIN_PCT:g}%: {_within_share(compared):.0%} of all {len(compared)} jobs")
+    screen.print(f"within {WELL_PCT:g}%: {_within_share(compared):.0%} of all {len(compared)} jobs")
     if steady and len(steady) < len(compared):
         screen.print(
-            f"of the {len(steady)} in which the disk itself repeats within {WITHIN_PCT:g}% and the CPUs are "
+            f"of the {len(steady)} in which the disk itself repeats within {WELL_PCT:g}% and the CPUs are "
             f"not busy: {_within_share(steady):.0%}"
         )
     for one in loads:

@@ -1,6 +1,6 @@
 """`hbf trace replay --resident`: how much DRAM in front of the tier."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,9 @@ SMALL_SHARE = 0.005
 """Of what a token uses: a smaller group of tensors gets no column."""
 
 _SHORT = {"dense_ffn": "ffn", "attention": "attn", "embedding": "embd", "output_and_norms": "output"}
+MOST_OF = 0.9
+"""Of a token's active weights: a recording that read less of them does not show all uses."""
+
 DEFAULT_POLICIES = "pin,opt"
 
 
@@ -91,8 +94,12 @@ class DramOptions:
         )
         if compute_tg is None:
             tell("the run has no compute_tg, so there are no tokens/s: mode stream measures it")
+        if len(decodes) > 1:
+            tell("only the first decode of the run counts")
+        wanted = self._wanted(model.size)
         curve = Curve(recording, weights.groups(model))
-        points = list(self._points(curve, model))
+        points = [curve.point(policy, size) for size, policy in wanted]
+        _require_all_uses(points[0].used, weights.active_bytes(model))
         if as_json:
             rows = [_row(curve, point) for point in points]
             print_json({"tiers": [str(each) for each in recording.specs], "points": rows})
@@ -100,26 +107,40 @@ class DramOptions:
         tell("worked out from one recording; `tools/bench dram` holds it against real runs")
         _print(curve, points)
 
-    def _points(self, curve: "Curve", model: "GgufFile") -> "Iterator[Point]":
-        from hbf_fuse.pacing.resident import MIN_BYTES
-        from hbf_fuse.sweep.grid import budget
+    def _wanted(self, model_bytes: int) -> list[tuple[int, str]]:
+        """Every budget with every policy, or wrong usage."""
         from hbf_fuse.traces.dram import POLICIES
 
         policies = [name.strip() for name in (self.policy or DEFAULT_POLICIES).split(",")]
         for name in policies:
             if name not in POLICIES:
                 raise typer.BadParameter(f"unknown policy {name!r}; there are: {', '.join(POLICIES)}")
-        for text in (self.resident or "").split(","):
-            try:
-                size = budget(text.strip(), model.size)
-            except ValueError as error:
-                raise typer.BadParameter(str(error)) from None
-            if size < MIN_BYTES:
-                raise typer.BadParameter(
-                    f"{text.strip()} is less than a mount takes, {format_size(MIN_BYTES)}"
-                )
-            for name in policies:
-                yield curve.point(name, size)
+        sizes = [resident_bytes(text.strip(), model_bytes) for text in (self.resident or "").split(",")]
+        return [(size, name) for size in sizes for name in policies]
+
+
+def resident_bytes(text: str, model_bytes: int) -> int:
+    """A budget of DRAM that a mount takes, or wrong usage."""
+    from hbf_fuse.pacing.resident import MIN_BYTES
+    from hbf_fuse.sweep.grid import budget
+
+    try:
+        size = budget(text, model_bytes)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if size < MIN_BYTES:
+        raise typer.BadParameter(f"{text} is less than a mount takes, {format_size(MIN_BYTES)}")
+    return size
+
+
+def _require_all_uses(used: float, active: int) -> None:
+    """HbfError if a recorded token read less than it uses: DRAM held the rest, and nobody saw its uses."""
+    if used < MOST_OF * active:
+        raise HbfError(
+            f"a recorded token read {used / 1e6:.0f} MB of the {active / 1e6:.0f} MB that it uses: the rest "
+            "was in DRAM",
+            "record with `--resident 20M --policy fifo`",
+        )
 
 
 def model_of(trace: "Trace", model: Path | None) -> "GgufFile":

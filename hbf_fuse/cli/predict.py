@@ -9,7 +9,9 @@ import typer
 
 from hbf_fuse.cli.bench import ModelOption
 from hbf_fuse.cli.common import Json, print_json, printable
+from hbf_fuse.cli.dram import resident_bytes
 from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.kv.numbers import within
 from hbf_fuse.cli.kv.options import ComputeOptions
 from hbf_fuse.cli.options import ProfileFirst
 from hbf_fuse.units import format_size, parse_size
@@ -24,6 +26,7 @@ _NAMES = {
     "bytes_read": "  with readahead",
     "tier_rate": "rate of the tier",
     "first_load": "first load",
+    "first_run": "first token",
     "tg_all_resident": "decode, all resident",
     "tg_none_resident": "decode, none resident",
     "tg_none_resident_overlapped": "  with prefetch",
@@ -60,8 +63,11 @@ def predict(
     ] = 8192,
     chunk: Annotated[str, typer.Option("--chunk", help="Size of a read.")] = "1M",
     queue_depth: Annotated[
-        int, typer.Option("--queue-depth", help="Reads in flight.", min=1, max=65_536)
-    ] = 2,
+        int | None,
+        typer.Option(
+            "--queue-depth", help="Reads in flight. \\[default: 2 in decode, 8 in a load]", min=1, max=65_536
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what a model would do with its weights in a tier: one screen, from the GGUF alone.
@@ -72,7 +78,6 @@ def predict(
     """
     from hbf_fuse.models import split
     from hbf_fuse.predict import answer
-    from hbf_fuse.sweep.grid import budget
 
     path = model.source()
     described = split.read_model(path)
@@ -80,19 +85,19 @@ def predict(
     spec = tier.spec()
     if not spec.throttled:
         raise typer.BadParameter("say which tier: --profile NAME, or --mbps and --lat")
-    try:
-        memory = None if resident is None else budget(resident, size)
-        chunk_bytes = parse_size(chunk)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    memory = None if resident is None else resident_bytes(resident, size)
+    chunk_bytes = _chunk(chunk)
     answer.require_decoder(described)
     seconds, how = compute.compute_seconds(), "as --compute-ms or --bench says"
+    if seconds is not None and dram_mbps:
+        raise typer.BadParameter("--dram-mbps is for where neither --compute-ms nor --bench is given")
     if seconds is None:
-        rate = dram_mbps or answer.DRAM_MBPS
+        rate = within(dram_mbps or answer.DRAM_MBPS, "--dram-mbps", 1, 1e9)
         seconds = answer.computed_in_dram(described, rate)
         guess = "" if dram_mbps else ", assumed: --compute-ms is better"
         how = f"active weights at {rate:g} MB/s of memory{guess}"
-    question = answer.Question(spec, memory, seconds, how, context, chunk_bytes, queue_depth)
+    depth, load_depth = (queue_depth,) * 2 if queue_depth else (answer.DEPTH, answer.LOAD_DEPTH)
+    question = answer.Question(spec, memory, seconds, how, context, chunk_bytes, depth, load_depth)
     lines = list(answer.lines(described, size, question))
     binding = answer.binds(described, question)
     if as_json:
@@ -102,6 +107,13 @@ def predict(
     where = "" if memory is None else f", {format_size(memory)} of DRAM in front of it"
     print(printable(f"{path.name} from {spec}{where}")[:_WIDTH])
     _print(lines, binding)
+
+
+def _chunk(text: str) -> int:
+    try:
+        return round(within(parse_size(text), "--chunk", 512, 1 << 40))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _print(lines: "Iterable[Line]", binding: str) -> None:

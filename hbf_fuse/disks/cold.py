@@ -11,6 +11,7 @@ from hbf_fuse.disks.target import Target
 from hbf_fuse.errors import HbfError
 from hbf_fuse.gguf import GgufError, read
 from hbf_fuse.host import residency
+from hbf_fuse.models import split
 from hbf_fuse.mount import child
 from hbf_fuse.mount.server import MountConfig
 from hbf_fuse.tier import TierSpec
@@ -45,9 +46,11 @@ def mounted(target: Target, spec: TierSpec) -> Iterator[int]:
 
 
 def loads(target: Target, spec: TierSpec, rounds: int) -> list[Load]:
-    """llama-bench from both, cold, in turn. Empty where the file is no model, or is no file."""
+    """llama-bench from both, cold, in turn. HbfError where that cannot be."""
     if not _is_model(target.path):
-        return []
+        raise HbfError(f"{target.path.name} is no model", "name a GGUF")
+    if len(split.parts_of(target.path)) > 1:
+        raise HbfError(f"{target.path.name} is a part of a split model", "name a model in one file")
     BENCH.find()
     return [_load(target, spec) for _ in range(rounds)]
 
@@ -59,7 +62,13 @@ def _load(target: Target, spec: TierSpec) -> Load:
 
 
 def _seconds(file: Path) -> float:
-    residency.drop(file)
+    left = residency.drop(file)
+    if left is None:
+        raise HbfError(
+            f"what of {file.name} is in the page cache cannot be seen", "run as its owner or as root"
+        )
+    if left:
+        raise HbfError(f"{file.name} stays in the page cache, for a process maps it", "end that process")
     with residency.watching(file) as filling:
         llama.run(BENCH.find(), file, OPTIONS, TIMEOUT_SECONDS, shown=file.name)
     if filling.seconds is None:
@@ -79,7 +88,7 @@ def _mount(target: Target, spec: TierSpec) -> Iterator[Path]:
             async_dio=True,
         )
         with child.mounted(config) as mountpoint:
-            yield mountpoint / "model.gguf"
+            yield mountpoint / target.path.name
 
 
 def _is_model(path: Path) -> bool:

@@ -12,9 +12,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from hbf_fuse.disks.jobs import SPREAD, Job, Sample
+from hbf_fuse.disks.jobs import CPU_BOUND, SPREAD, Job, Sample
 from hbf_fuse.tier import Tier, TierSpec, expect
 from hbf_fuse.tier.window import Window
 
@@ -39,17 +39,23 @@ _DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _LEAST_MS, _STEPS = 1e-4, 40
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _SWEEPS = 4
+_QUARTILES = 1.349
+"""How many deviations a bell curve's quartiles are apart."""
+
 _JITTER_SHARE, _JITTER_NS = 0.1, 10_000
 """Times whose middle half is narrower than this share of their median, or than so many ns, have no jitter."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """form: which parameters were needed. errors_pct: of each job, model against measured."""
+    """form: which parameters were needed. errors_pct: of each job that was fitted, model against measured.
+    cpu_bound: how many jobs were left out because they kept the CPUs busy.
+    """
 
     spec: TierSpec
     form: str
     errors_pct: Mapping[Job, float]
+    cpu_bound: int = 0
 
     @property
     def middle_pct(self) -> float:
@@ -73,25 +79,31 @@ def medians(samples: Mapping[Job, Sequence[Sample]]) -> dict[Job, float]:
 
 
 def fit(samples: Mapping[Job, Sequence[Sample]]) -> Fit:
-    """The tier that explains these runs best. Each job needs a run at least."""
-    rates = medians(samples)
-    single_ns = {
-        job: statistics.median(sample.median_ns for sample in runs)
-        for job, runs in samples.items()
-        if job.depth == 1 and job.size <= SMALL
-    }
-    plain = _plain(rates, single_ns)
+    """The tier that explains these runs best. Each job needs a run at least. Jobs that kept the machine's
+    CPUs busy measured that, and are left out unless all did.
+    """
+    driven = {job: runs for job, runs in samples.items() if not _is_cpu_bound(runs)} or samples
+    rates = medians(driven)
+    varying = _varying(driven)
+    plain = _plain(rates, driven)
     form, spec = "bandwidth and latency", plain
     others = {
         "bandwidth, latency and queue depth": _with_depth(rates, plain),
-        "bandwidth, latency and planes": _with_planes(rates, plain),
+        "bandwidth, latency and planes": _with_planes(rates, plain, varying.mean_ms),
     }
     for other, candidate in others.items():
         error, least = _error(candidate, rates), _error(spec, rates)
         if error < CLEARLY * least and least - error > LEAST_GAIN:
             form, spec = other, candidate
-    spec = _with_jitter(spec, samples)
-    return Fit(spec, form, {job: (rate_of(spec, job) / rate - 1) * 100 for job, rate in rates.items()})
+    if varying.form and varying.mean_ms < spec.latency_ms:
+        # The mean latency stays what it is.
+        spec = dataclasses.replace(spec, latency_ms=spec.latency_ms - varying.mean_ms, jitter=varying.form)
+    errors_pct = {job: (rate_of(spec, job) / rate - 1) * 100 for job, rate in rates.items()}
+    return Fit(spec, form, errors_pct, len(samples) - len(driven))
+
+
+def _is_cpu_bound(runs: Sequence[Sample]) -> bool:
+    return statistics.median(run.busy for run in runs) > CPU_BOUND
 
 
 @lru_cache(maxsize=1 << 16)
@@ -115,8 +127,15 @@ def _error(spec: TierSpec, rates: Mapping[Job, float]) -> float:
     return statistics.fmean(abs(math.log(rate_of(spec, job) / rate)) for job, rate in rates.items())
 
 
-def _plain(rates: Mapping[Job, float], single_ns: Mapping[Job, float]) -> TierSpec:
-    """Latency is what a small read alone takes beyond its transfer; the bandwidth is what explains most."""
+def _plain(rates: Mapping[Job, float], samples: Mapping[Job, Sequence[Sample]]) -> TierSpec:
+    """Latency is what a small read alone takes beyond its transfer, on average; the bandwidth is what
+    explains most.
+    """
+    single_ns = {
+        job: statistics.median(sample.mean_ns for sample in runs)
+        for job, runs in samples.items()
+        if job.depth == 1 and job.size <= SMALL
+    }
     spec = TierSpec(max(rates.values()))
     for _ in range(3):
         per_byte_ns = 1e3 / (spec.bandwidth_mbps or math.inf)
@@ -134,18 +153,18 @@ def _with_depth(rates: Mapping[Job, float], plain: TierSpec) -> TierSpec:
     return min(candidates, key=lambda spec: _error(spec, rates))
 
 
-def _with_planes(rates: Mapping[Job, float], plain: TierSpec) -> TierSpec:
-    """Planes: as many as carry the small reads that were in flight at most."""
+def _with_planes(rates: Mapping[Job, float], plain: TierSpec, varying_ms: float) -> TierSpec:
+    """Planes: as many as carry the small reads that were in flight at most. What varies is not their time."""
     candidates = []
     smallest = min(job.size for job in rates)
     small = max(rate for job, rate in rates.items() if job.size == smallest) * 1e6 / smallest
     for page in _PAGES:
         for share in _SHARES:
-            t_read_us = plain.latency_ms * 1e3 * share
+            t_read_us = max(0.0, plain.latency_ms - varying_ms) * 1e3 * share
             planes = max(1, round(small * t_read_us / 1e6))
             begin = dataclasses.replace(
                 plain,
-                latency_ms=plain.latency_ms * (1 - share),
+                latency_ms=plain.latency_ms - t_read_us / 1e3,
                 planes=planes,
                 page_bytes=page,
                 t_read_us=t_read_us,
@@ -190,21 +209,22 @@ def _least(spec: TierSpec, name: str, within: float, error: Callable[[TierSpec],
     return min(spec, best, key=error)
 
 
-def _with_jitter(spec: TierSpec, samples: Mapping[Job, Sequence[Sample]]) -> TierSpec:
-    """How the times of the smallest single reads vary: lognormal, from their quartiles. The mean latency
-    stays what it is.
-    """
-    single = min(job for job in samples if job.depth == 1 and job.random)
+class _Varying(NamedTuple):
+    """How the times of the smallest single reads vary: as jitter, and its mean in ms."""
+
+    form: str = ""
+    mean_ms: float = 0.0
+
+
+def _varying(samples: Mapping[Job, Sequence[Sample]]) -> _Varying:
+    """Lognormal, by the quartiles of what is beyond the fastest reads. Nothing where they hardly vary."""
+    single = min((job for job in samples if job.depth == 1), key=lambda job: (job.size, not job.random))
     spreads = [sample.spread_ns for sample in samples[single]]
     low, quarter, middle, three = (
         statistics.median(spread[SPREAD.index(share)] for spread in spreads) for share in (1, 25, 50, 75)
     )
     if three - quarter < max(_JITTER_NS, _JITTER_SHARE * middle) or quarter <= low:
-        return spec
-    deviation = min(4.0, math.log((three - low) / (quarter - low)) / 1.349)
+        return _Varying()
+    deviation = min(4.0, math.log((three - low) / (quarter - low)) / _QUARTILES)
     mean_ms = (middle - low) / 1e6 * math.exp(deviation**2 / 2)
-    if mean_ms >= spec.latency_ms:
-        return spec
-    return dataclasses.replace(
-        spec, latency_ms=spec.latency_ms - mean_ms, jitter=f"lognormal:{mean_ms:.4g},{deviation:.3g}"
-    )
+    return _Varying(f"lognormal:{mean_ms:.4g},{deviation:.3g}", float(f"{mean_ms:.4g}"))

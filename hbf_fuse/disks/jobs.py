@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from statistics import median
+from statistics import fmean
 from time import monotonic_ns
 
 from hbf_fuse.errors import HbfError
@@ -20,7 +20,14 @@ JOB_SECONDS = 0.35
 LEAST_FILE_BYTES = 64 << 20
 """Less fits into the memory of any disk."""
 
+CPU_BOUND = 0.9
+"""Share of the machine's CPU time. With more, a job measured its readers."""
+
 _MOST_READS = 1 << 17
+_GOLDEN = 0x9E3779B97F4A7C15
+_STRIDE = 104_729
+"""Runs begin far from each other: what was read just now may be in a memory of the disk."""
+
 SPREAD = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 
 
@@ -47,12 +54,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Sample:
-    """One run of a job. mbps: decimal MB/s. median_ns, spread_ns: of the times of its reads, by SPREAD. busy:
+    """One run of a job. mbps: decimal MB/s. mean_ns, spread_ns: of the times of its reads, by SPREAD. busy:
     share of the machine's CPU time that was used meanwhile, by anybody.
     """
 
     mbps: float
-    median_ns: float
+    mean_ns: float
     spread_ns: tuple[int, ...]
     nbytes: int
     busy: float = 0.0
@@ -69,7 +76,9 @@ def jobs(file_bytes: int) -> list[Job]:
 
 
 def run(fd: int, job: Job, seed: int) -> Sample:
-    """Run a job on an open file (O_DIRECT). seed: where its reads begin. HbfError if a read fails."""
+    """Run a job on an open file (O_DIRECT). seed: other reads than those of other seeds. HbfError if one
+    fails.
+    """
     begun_ns, busy_seconds = monotonic_ns(), machine.busy_core_seconds()
     until_ns = begun_ns + round(JOB_SECONDS * 1e9)
     with ThreadPoolExecutor(job.depth) as readers:
@@ -80,7 +89,7 @@ def run(fd: int, job: Job, seed: int) -> Sample:
     spread = tuple(times[min(len(times) - 1, len(times) * share // 100)] for share in SPREAD)
     return Sample(
         rate(job.size, [list(accumulate(own, initial=begin)) for begin, own in done]),
-        median(times),
+        fmean(times),
         spread,
         len(times) * job.size,
         (machine.busy_core_seconds() - busy_seconds) / whole_seconds,
@@ -106,8 +115,8 @@ def rate(size: int, ends_ns: Sequence[Sequence[int]]) -> float:
 
 def _read(fd: int, job: Job, number: int, seed: int, until_ns: int) -> tuple[int, Sequence[int]]:
     """When a reader began, and how long each of its reads took."""
-    own_seed = (seed * 64 + number + 1) if job.random else 0
-    start = number + seed * job.depth
+    own_seed = ((seed * 64 + number + 1) * _GOLDEN & (1 << 64) - 1) | 1 if job.random else 0
+    start = number + seed * _STRIDE * job.depth
     try:
         begin_ns, _, times = lean.measure(
             fd, job.size, _MOST_READS, start, job.depth, until_ns=until_ns, seed=own_seed

@@ -52,7 +52,7 @@ class Target:
         if residency.resident_bytes_of(self.fd):
             raise HbfError(
                 f"{self.path} came into the page cache while it was read past it: its file system does not "
-                "read directly",
+                "read directly, or another process read it",
                 _INSTEAD,
             )
 

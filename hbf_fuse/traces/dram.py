@@ -24,30 +24,31 @@ from hbf_fuse.traces.experts import Expert
 from hbf_fuse.traces.trace import Read, joined, wholes
 
 UNIT_BYTES = 64 << 10
-MOST_USES = 1 << 22
-"""Of units: about ten seconds of work for each budget and policy. With more, units are made larger."""
+MOST_USES = 1 << 23
+"""Of units: about twenty seconds of work for each budget and policy."""
 
 NEVER = 1 << 62
 
 
 class Uses:
-    """A recording as units and when each is used. reads: of one model, in the order of arrival.
+    """A recording as units and when each is used. reads: of one model, in the order of arrival. HbfError if
+    they are too many.
 
     units: (first byte, bytes). used: for each read the range of its units.
     """
 
     def __init__(self, reads: Sequence[Read]) -> None:
         self.reads = sorted(map(joined, wholes(reads)), key=lambda read: read.arrival_ns)
-        whole = sum(read.nbytes for read in self.reads)
-        size = max(UNIT_BYTES, -(-whole // MOST_USES // UNIT_BYTES) * UNIT_BYTES)
         edges = {edge for read in self.reads for edge in (read.offset, read.offset + read.nbytes)}
         last = max(edges, default=0)
-        bounds = sorted(edges | set(range(0, last, size)))
+        bounds = sorted(edges | set(range(0, last, UNIT_BYTES)))
         self.units = [(first, end - first) for first, end in pairwise(bounds)]
         self.used = [
             range(bisect_left(bounds, read.offset), bisect_left(bounds, read.offset + read.nbytes))
             for read in self.reads
         ]
+        if sum(map(len, self.used)) > MOST_USES:
+            raise HbfError("this trace is too long to be replayed with other budgets", "record with -n 4")
 
     def next_uses(self) -> Iterator[int]:
         """For each use, in order, the number of the next use of the same unit, or NEVER."""
@@ -181,11 +182,13 @@ class Point:
 
 
 class Curve:
-    """Points of one recording. HbfError if its decode read nothing. expert_bytes: sizes of the experts."""
+    """Points of one recording. HbfError if its decode read nothing, or reads came from several tiers."""
 
     def __init__(self, recording: Recording, group_of: Callable[[Tensor], str]) -> None:
         self._recording = recording
         self._uses = Uses(recording.reads)
+        if len({read.tier for read in recording.reads}) > 1:
+            raise HbfError("these reads came from several tiers", "record without --place")
         self._decodes = [self._in_decode(read) for read in self._uses.reads]
         if not any(self._decodes):
             raise HbfError(
@@ -193,10 +196,10 @@ class Curve:
                 "record with `hbf bench --mode stream --resident 20M --policy fifo --trace FILE`",
             )
         self._tokens = recording.decode.tokens
-        known = TensorMap(recording.tensors)
-        self._parts = [list(known.parts(offset, nbytes)) for offset, nbytes in self._uses.units]
+        self._known = TensorMap(recording.tensors)
         self._group_of = group_of
         self.expert_bytes = experts.sizes(recording.tensors)
+        """Sizes of the experts."""
         self._waiting_seconds = self._waits()
 
     def point(self, policy: str, resident_bytes: int) -> Point:
@@ -226,7 +229,7 @@ class Curve:
         groups: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         by_expert: dict[Expert, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for unit, count in used.items():
-            for tensor, offset, nbytes in self._parts[unit]:
+            for tensor, offset, nbytes in self._known.parts(*self._uses.units[unit]):
                 for times, place in ((read[unit], 0), (count, 1)):
                     share = nbytes * times / self._tokens
                     groups[self._group_of(tensor) if tensor else HEADER][place] += share
@@ -243,9 +246,9 @@ class Curve:
         if compute is None:
             return None
         tier_ns = max(chains.alone(missing).on(*map(Tier, self._recording.specs))) if missing else 0
-        return 1 / (
-            compute + tier_ns / 1e9 / self._tokens + self._waiting_seconds * len(missing) / self._tokens
-        )
+        waiting = self._waiting_seconds * len(missing)
+        # No token is faster than its computing, however much of the recorded one went on under reads.
+        return 1 / max(compute, compute + (tier_ns / 1e9 + waiting) / self._tokens)
 
     def _waits(self) -> float:
         """What a read cost in the recording beyond compute and the read itself, in seconds: threads that
@@ -254,10 +257,10 @@ class Curve:
         if self._recording.compute_seconds is None:
             return 0.0
         reads = [read for read, decodes in zip(self._uses.reads, self._decodes, strict=True) if decodes]
-        busy_ns, until_ns = 0, 0
+        busy_ns, until_ns, decode = 0, 0, self._recording.decode
         for read in reads:
-            busy_ns += max(0, read.done_ns - max(read.arrival_ns, until_ns))
-            until_ns = max(until_ns, read.done_ns)
-        decode = self._recording.decode
+            done_ns = min(read.done_ns, decode.end_ns)
+            busy_ns += max(0, done_ns - max(read.arrival_ns, until_ns))
+            until_ns = max(until_ns, done_ns)
         idle_seconds = (decode.end_ns - decode.start_ns - busy_ns) / 1e9
         return (idle_seconds - self._recording.compute_seconds * self._tokens) / len(reads)

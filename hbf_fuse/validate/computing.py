@@ -236,7 +236,7 @@ def result(value: Value) -> Result:
 
 def counts(results: Sequence[Result]) -> dict[str, int]:
     """How many there are, and of each verdict; forecasts apart."""
-    found = {"values": len(results), "sources": len({result.value.source for result in results})}
+    found = {"count": len(results), "sources": len({result.value.source for result in results})}
     for verdict in VERDICTS:
         found[verdict.replace(" ", "_")] = sum(result.verdict == verdict for result in results)
     forecasts = [result for result in results if result.value.forecast and result.error_pct is not None]
@@ -248,7 +248,7 @@ def counts(results: Sequence[Result]) -> dict[str, int]:
 def summary(results: Sequence[Result]) -> Iterator[str]:
     """The shares within tolerance, in sentences."""
     found = counts(results)
-    computed = found["values"] - found["not_reproduced"]
+    computed = found["count"] - found["not_reproduced"]
     if computed:
         share = found["within"] / computed
         yield (

@@ -9,6 +9,7 @@ import typer
 
 from hbf_fuse.cli.bench import ModelByOption
 from hbf_fuse.cli.common import tell
+from hbf_fuse.cli.kv.numbers import within
 from hbf_fuse.cli.kv.rows import as_csv
 from hbf_fuse.cli.options import ProfileFirst, bandwidth
 from hbf_fuse.cli.paths import found
@@ -43,8 +44,10 @@ class ComputeOptions:
 
     def compute_seconds(self) -> float | None:
         """Of a token; None if nothing says it. HbfError for a run without a tg."""
-        if self.compute_ms is not None or self.bench is None:
-            return None if self.compute_ms is None else self.compute_ms / 1e3
+        if self.compute_ms is not None:
+            return within(self.compute_ms, "--compute-ms", 0, 3_600_000) / 1e3
+        if self.bench is None:
+            return None
         from hbf_fuse.runs.run import Finished
         from hbf_fuse.runs.schema import read_run
 

@@ -49,7 +49,7 @@ def names() -> list[str]:
 def load(name: str) -> Profile:
     """A profile by name. SpecError if it is unknown or breaks the rules above."""
     if name not in names():
-        raise SpecError(f"unknown profile {name!r}; there are: {', '.join(names())}, or a file NAME.toml")
+        raise SpecError(f"unknown profile {name!r}; there are: {', '.join(names())}")
     return parse(name, (resources.files(__name__) / f"{name}.toml").read_text())
 
 
@@ -59,10 +59,16 @@ def parse(name: str, text: str) -> Profile:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise SpecError(f"profile {name} is not TOML: {error}") from error
-    about = document.pop("about", None)
+    return of_document(name, document)
+
+
+def of_document(name: str, document: dict[str, Any]) -> Profile:
+    """A profile from the tables of its TOML."""
+    about = document.get("about")
     if not isinstance(about, str):
         raise SpecError(f"profile {name}: `about` is missing")
-    profile = Profile(name, about, {key: _value(name, key, entry) for key, entry in document.items()})
+    entries = {key: entry for key, entry in document.items() if key != "about"}
+    profile = Profile(name, about, {key: _value(name, key, entry) for key, entry in entries.items()})
     profile.spec()
     return profile
 
@@ -75,7 +81,11 @@ def _value(name: str, key: str, entry: Any) -> Value:
     labels = [label for label in LABELS if isinstance(entry, dict) and label in entry]
     if len(labels) != 1 or set(entry) != {"value", labels[0]} or not isinstance(entry[labels[0]], str):
         raise SpecError(f"profile {name}: {key} needs `value` and one of {', '.join(LABELS)}, each once")
-    return Value(entry["value"], labels[0], entry[labels[0]])
+    value = entry["value"]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if key in _FACTS and not (is_number and 0 < value < 1e9):
+        raise SpecError(f"profile {name}: {key} must be a number above 0")
+    return Value(value, labels[0], entry[labels[0]])
 
 
 def tier_of(fields: dict[str, Any]) -> TierSpec:
