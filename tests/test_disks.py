@@ -19,10 +19,17 @@ from hbf_fuse.tier.expect import closed_loop
 MS = 1_000_000
 
 
+SOME = [
+    job
+    for job in jobs.jobs(1 << 30)
+    if job.size in (4 << 10, 64 << 10, 1 << 20) and job.depth in (1, 2, 4, 16)
+]
+
+
 def samples_of(spec, noise=0.0):
     """What a perfect disk of this kind would measure."""
     found = {}
-    for number, job in enumerate(jobs.jobs(1 << 30)):
+    for number, job in enumerate(SOME):
         rate = fitting.rate_of(spec, job) * (1 + noise * (-1) ** number)
         single_ns = job.size * job.depth * 1e3 / rate
         found[job] = [Sample(rate, single_ns, (round(single_ns),) * len(SPREAD), 1 << 20)]
@@ -59,7 +66,7 @@ def test_times_that_vary_become_jitter_and_the_mean_latency_stays():
     """Rates and times of the same device: 0.1 ms and 0.1 ms more on average."""
     truth = TierSpec(1000, 0.1, jitter="lognormal:0.1,1")
     found = {}
-    for job in jobs.jobs(1 << 30):
+    for job in SOME:
         tier, now, times = Tier(truth), 0, []
         for number in range(2000):
             done = tier.reserve(now, number * job.size, job.size)

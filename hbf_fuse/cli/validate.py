@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from hbf_fuse.cli.common import Json, console, print_json, progress_of
@@ -54,18 +54,26 @@ def _row(result: "Result") -> dict[str, Any]:
 def _print(results: "list[Result]") -> None:
     from hbf_fuse.validate import computing
 
-    table = Table("value", "published", "ours", "error", "verdict", box=box.SIMPLE)
+    table = Table(
+        Column("value", max_width=30, overflow="fold"),
+        Column("published", no_wrap=True),
+        Column("ours", no_wrap=True),
+        Column("error", no_wrap=True, justify="right"),
+        Column("verdict", no_wrap=True),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     source = ""
     for result in results:
-        if result.value.source != source:
-            source = result.value.source
+        value = result.value
+        if value.source != source:
+            source = value.source
             table.add_section()
-        error = "" if result.error_pct is None else f"{result.error_pct:+.1f}%"
         table.add_row(
-            result.value.name,
-            f"{result.value.published:g} {result.value.unit}",
+            value.name,
+            " ".join(filter(None, (value.bound, f"{value.published:g}", value.unit))),
             "" if result.ours is None else f"{result.ours:.4g}",
-            error,
+            "" if result.error_pct is None else f"{result.error_pct:+.1f}%",
             Text(result.verdict, style=_STYLES[result.verdict]),
         )
     screen = console()

@@ -226,6 +226,9 @@ class Result:
         """One of VERDICTS."""
         if self.error_pct is None:
             return NOT_REPRODUCED
+        if self.value.bound:
+            is_kept = (self.error_pct <= 0) == (self.value.bound == "at most")
+            return WITHIN if is_kept else MISSED
         return WITHIN if abs(self.error_pct) <= self.value.tolerance_pct else MISSED
 
 
@@ -262,6 +265,6 @@ def summary(results: Sequence[Result]) -> Iterator[str]:
             if result.value.forecast and result.error_pct is not None
         ]
         yield (
-            f"of the {found['forecasts']} forecasts, whose inputs come from another measurement, "
+            f"of the {found['forecasts']} forecasts, which have an input from another measurement, "
             f"{found['forecasts_within']} are; their median error is {statistics.median(errors):.1f}%"
         )

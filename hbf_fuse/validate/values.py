@@ -4,6 +4,7 @@ A file holds `source`, and `[[value]]` tables with the keys of Value. Each value
 computation of computing.py) with its `inputs`, or `not_reproduced`, the reason why it cannot be.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
@@ -36,13 +37,14 @@ UNITS = {
 """What a unit is in bytes, seconds, or both; pure numbers as they are."""
 
 DEFAULT_TOLERANCE_PCT = 5.0
+BOUNDS = ("", "at most", "at least")
 
 
 @dataclass(frozen=True)
 class Value:
-    """name: unique. section: where in the source. what: one sentence. published: in `unit`. read: in the
-    original, off a figure, or second-hand and whose. forecast: whether the inputs come from another
-    measurement than the value; else it tests formulas and units.
+    """name: unique. section: where in the source. what: one sentence. published: in `unit`. bound: what was
+    published is a bound. read: in the original, off a figure, or second-hand and whose. forecast: whether at
+    least one input comes from another measurement than the value; else it tests formulas and units.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Value:
     published: float
     unit: str
     read: str
+    bound: str = ""
     by: str = ""
     inputs: Mapping[str, Any] = field(default_factory=dict)
     tolerance_pct: float = DEFAULT_TOLERANCE_PCT
@@ -61,6 +64,14 @@ class Value:
 
 
 _KNOWN = {each.name for each in fields(Value)} - {"source"}
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(
+        ("name", "section", "what", "unit", "read", "by", "bound", "remark", "not_reproduced"), str
+    ),
+    **dict.fromkeys(("published", "tolerance_pct"), int | float),
+    "inputs": dict,
+    "forecast": bool,
+}
 _NEEDED = ("name", "section", "what", "published", "unit", "read")
 
 
@@ -104,8 +115,15 @@ def _value(file: str, source: str, table: Any) -> Value:
         raise HbfError(f"{where}: {missing[0]} is missing")
     if table["unit"] not in UNITS:
         raise HbfError(f"{where}: unknown unit {table['unit']!r}; known: {', '.join(UNITS)}")
-    if isinstance(table["published"], bool) or not isinstance(table["published"], int | float):
-        raise HbfError(f"{where}: `published` is no number")
+    for key, kinds in _KINDS.items():
+        if key in table and (
+            isinstance(table[key], bool) != (kinds is bool) or not isinstance(table[key], kinds)
+        ):
+            raise HbfError(f"{where}: `{key}` has another type")
+    if not (math.isfinite(table["published"]) and table["published"]):
+        raise HbfError(f"{where}: `published` is no number that can be compared with")
+    if table.get("bound", "") not in BOUNDS:
+        raise HbfError(f"{where}: unknown bound {table['bound']!r}; known: {', '.join(BOUNDS[1:])}")
     if bool(table.get("by")) == bool(table.get("not_reproduced")):
         raise HbfError(f"{where}: needs one of `by` and `not_reproduced`")
     return Value(source=source, **table)

@@ -17,9 +17,9 @@ The values are files in [hbf_fuse/validate/published](../hbf_fuse/validate/publi
 with all inputs, and with how each value was read: "second-hand" means in somebody's notes or transcription,
 not in the paper.
 
-A forecast has inputs from another measurement than the value: the disk rate of another run, a hit rate, a
-geometry. All others test formulas and units: their inputs and their result belong to one run, or to one
-specification.
+A forecast has at least one input from another measurement than the value: the disk rate of another run, a
+disk benchmark, a geometry. All others test formulas and units: their inputs and their result belong to one
+run, or to one specification. The tolerance is 5%, or 0.1 to 0.5% where the value is an exact size.
 """
 
 _MISSES = """## What the misses say
@@ -44,13 +44,18 @@ def page() -> str:
 
 def _section(source: str, results: list[Result]) -> list[str]:
     lines = [f"## {source}", ""]
-    lines += ["| value | published | ours | error | verdict | |", "|---|---:|---:|---:|---|---|"]
+    lines += [
+        "| value | published | ours | error | within | verdict | |",
+        "|---|---:|---:|---:|---:|---|---|",
+    ]
     for result in results:
         value = result.value
         ours = "" if result.ours is None else f"{result.ours:.4g}"
         error = "" if result.error_pct is None else f"{result.error_pct:+.1f}%"
         about = f"{value.what} ({value.section})" + ("; forecast" if value.forecast else "")
-        figures = f"{value.published:g} {value.unit} | {ours} | {error} | {result.verdict}"
+        published = " ".join(filter(None, (value.bound, f"{value.published:g}", value.unit)))
+        within = "" if value.bound or result.ours is None else f"{value.tolerance_pct:g}%"
+        figures = f"{published} | {ours} | {error} | {within} | {result.verdict}"
         lines.append(f"| {value.name} | {figures} | {about} |")
     lines.append("")
     for read in dict.fromkeys(result.value.read for result in results):
