@@ -80,9 +80,11 @@ def medians(samples: Mapping[Job, Sequence[Sample]]) -> dict[Job, float]:
 
 def fit(samples: Mapping[Job, Sequence[Sample]]) -> Fit:
     """The tier that explains these runs best. Each job needs a run at least. Jobs that kept the machine's
-    CPUs busy measured that, and are left out unless all did.
+    CPUs busy measured that, and are left out, unless single small reads did.
     """
-    driven = {job: runs for job, runs in samples.items() if not _is_cpu_bound(runs)} or samples
+    driven = {job: runs for job, runs in samples.items() if not _is_cpu_bound(runs)}
+    if not any(job.depth == 1 and job.size <= SMALL for job in driven):
+        driven = dict(samples)
     rates = medians(driven)
     varying = _varying(driven)
     plain = _plain(rates, driven)

@@ -4,7 +4,7 @@ import mmap
 import os
 import time
 
-_LEAST = 3
+_LEAST, _LONGER_NS = 3, 3_000_000_000
 _64_BITS = (1 << 64) - 1
 
 
@@ -21,8 +21,9 @@ def measure(
 ) -> tuple[int, int, list[int]]:
     """Read `reads` times `size` bytes, one read at a time: piece `start` of the file, then every `stride`-th
     piece, again and again; busy for pause_ns between reads. With `writes`, write them instead. fd is opened
-    with O_DIRECT. OSError if one fails. until_ns (CLOCK_MONOTONIC): none but the first three begins later; 0
-    for no such end. seed: other than 0, the pieces come in a random order of its own.
+    with O_DIRECT. OSError if one fails. until_ns (CLOCK_MONOTONIC): none but the first three begins later,
+    and none but the first 3 s later; 0 for no such end. seed: other than 0, the pieces come in a random
+    order of its own.
 
     Returns when the first read began and the last one ended (CLOCK_MONOTONIC, ns), and how long each took.
     """
@@ -34,7 +35,8 @@ def measure(
     began = ended = time.monotonic_ns()
     for count in range(reads):
         begin = time.monotonic_ns()
-        if until_ns and count >= _LEAST and begin > until_ns:
+        is_over = until_ns and count and begin > until_ns
+        if is_over and (count >= _LEAST or begin > until_ns + _LONGER_NS):
             break
         seed = _scattered(seed)
         piece = seed % pieces if seed else (start + count * stride) % pieces

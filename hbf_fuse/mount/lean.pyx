@@ -44,7 +44,7 @@ def measure(
         began = now()
         for count in range(reads if not failed else 0):
             begin = now()
-            if until_ns and count >= 3 and begin > until_ns:
+            if until_ns and count and begin > until_ns and (count >= 3 or begin > until_ns + 3000000000LL):
                 break
             if seed:
                 seed = scattered(seed)
