@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hbf_fuse.disks import cold, document, fitting, jobs, measuring, target
 from hbf_fuse.disks.jobs import SPREAD, Job, Sample
 from hbf_fuse.errors import HbfError
+from hbf_fuse.host import residency
 from hbf_fuse.mount import lean
 from hbf_fuse.tier import Tier, TierSpec, profiles
 from hbf_fuse.tier.expect import closed_loop
@@ -146,7 +147,7 @@ def test_a_file_that_a_process_maps_is_refused(tmp_path):
     file.write_bytes(bytes(1 << 20))
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         assert not any(mapped[at] for at in range(0, 1 << 20, 4096))
-        if target.residency.drop(file) == 0:
+        if residency.drop(file) == 0:
             pytest.skip("this file system drops mapped pages")
         with pytest.raises(HbfError, match="a process maps it"), target.opened(file):
             pass
@@ -155,11 +156,11 @@ def test_a_file_that_a_process_maps_is_refused(tmp_path):
 def test_a_disk_that_others_use_is_measured_again(monkeypatch):
     moved = iter([0, 10 << 20, 0, 10 << 20, 0, 1 << 20, *[0, 10 << 20] * 3])
 
-    class Busy:
-        fd = -1
-
+    class Busy(target.Target):
         def transferred(self):
             return next(moved)
+
+    disk = Busy(Path("disk"), -1, 1 << 30, "a disk", None)
 
     seeds = []
 
@@ -168,9 +169,9 @@ def test_a_disk_that_others_use_is_measured_again(monkeypatch):
         return Sample(1.0, 1.0, (), 1 << 20)
 
     monkeypatch.setattr(jobs, "run", run)
-    assert measuring.undisturbed(Busy(), Job(4096, 1, False), 30)[1] == measuring.Disturbed(2, 0)
+    assert measuring.undisturbed(disk, Job(4096, 1, False), 30)[1] == measuring.Disturbed(2, 0)
     assert seeds == [30, 31, 32]  # not the bytes that were read just now
-    assert measuring.undisturbed(Busy(), Job(4096, 1, False), 0)[1] == measuring.Disturbed(2, 1)
+    assert measuring.undisturbed(disk, Job(4096, 1, False), 0)[1] == measuring.Disturbed(2, 1)
 
 
 def test_holes_are_no_disk(tmp_path, monkeypatch):

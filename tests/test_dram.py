@@ -98,7 +98,7 @@ def test_the_policies_of_a_mount_are_the_mount_s_own(policy):
     ranges = in_cycle(size, 1) + [(rng.randrange(0, 63) * MIB, MIB) for _ in range(400)]
     reads = reads_of(ranges)
     resident = Resident(budget, policy, [size])
-    there, real = set(), 0
+    there, real = set[int](), 0
     for offset, nbytes in ranges:
         pages = set(range(offset // PAGE, (offset + nbytes) // PAGE))
         gone = sorted(pages - there)
