@@ -94,7 +94,7 @@ def predict(
     if seconds is None:
         rate = within(dram_mbps or answer.DRAM_MBPS, "--dram-mbps", 1, 1e9)
         seconds = answer.computed_in_dram(described, rate)
-        guess = "" if dram_mbps else ", assumed: --compute-ms is better"
+        guess = "" if dram_mbps else " (assumed)"
         how = f"active weights at {rate:g} MB/s of memory{guess}"
     depth, load_depth = (queue_depth,) * 2 if queue_depth else (answer.DEPTH, answer.LOAD_DEPTH)
     question = answer.Question(spec, memory, seconds, how, context, chunk_bytes, depth, load_depth)
