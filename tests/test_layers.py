@@ -23,6 +23,7 @@ ROOMS = [
     {"runs", "calibrate", "disks"},
     {"sweep", "report", "kv", "predict"},
     {"doctor", "validate"},
+    {"cluster"},
     {"cli"},
 ]
 

@@ -66,9 +66,9 @@ def new_app(completes: bool = False, **options: Any) -> typer.Typer:
 
 
 @contextmanager
-def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
+def progress_of(what: str, total: int, brief: bool = False) -> Iterator[Callable[[str], None]]:
     """A bar on stderr with the time left; yields what counts one step and says what the last one was.
-    Without any steps there is no bar.
+    Without any steps there is no bar. brief: it is gone afterwards, and a log gets none.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -79,7 +79,10 @@ def progress_of(what: str, total: int) -> Iterator[Callable[[str], None]]:
     )
     screen = console(to_stderr=True)
     # Steps may take minutes: the speed is that of the last hour.
-    with Progress(*columns, console=screen, speed_estimate_period=3600, disable=not total) as progress:
+    hidden = not total or (brief and not screen.is_terminal)
+    with Progress(
+        *columns, console=screen, speed_estimate_period=3600, disable=hidden, transient=brief
+    ) as progress:
         task = progress.add_task(what, total=total)
 
         def advance(last: str) -> None:

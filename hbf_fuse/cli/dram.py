@@ -11,6 +11,7 @@ from rich.table import Table
 
 from hbf_fuse.cli.common import Json, console, print_json, tell
 from hbf_fuse.cli.paths import found
+from hbf_fuse.cli.spreading import Spread
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
@@ -69,6 +70,7 @@ class DramOptions:
         run: "Finished | None",
         phases: "Sequence[Phase]",
         spec: "TierSpec | None",
+        spread: Spread,
         as_json: Json,
     ) -> None:
         """Print the curve of a recorded run. spec: another tier than the recorded ones."""
@@ -98,7 +100,7 @@ class DramOptions:
             tell("only the first decode of the run counts")
         wanted = self._wanted(model.size)
         curve = Curve(recording, weights.groups(model))
-        points = [curve.point(policy, size) for size, policy in wanted]
+        points = spread.over(curve.point, wanted, "replaying")
         _require_all_uses(points[0].used, weights.active_bytes(model))
         if as_json:
             rows = [_row(curve, point) for point in points]
@@ -107,7 +109,7 @@ class DramOptions:
         tell("worked out from one recording; `tools/bench dram` holds it against real runs")
         _print(curve, points)
 
-    def _wanted(self, model_bytes: int) -> list[tuple[int, str]]:
+    def _wanted(self, model_bytes: int) -> list[tuple[str, int]]:
         """Every budget with every policy, or wrong usage."""
         from hbf_fuse.traces.dram import POLICIES
 
@@ -116,7 +118,7 @@ class DramOptions:
             if name not in POLICIES:
                 raise typer.BadParameter(f"unknown policy {name!r}; there are: {', '.join(POLICIES)}")
         sizes = [resident_bytes(text.strip(), model_bytes) for text in (self.resident or "").split(",")]
-        return [(size, name) for size in sizes for name in policies]
+        return [(name, size) for size in sizes for name in policies]
 
 
 def resident_bytes(text: str, model_bytes: int) -> int:

@@ -16,6 +16,7 @@ from hbf_fuse.cli.passing import Passing, passed_on
 from hbf_fuse.cli.paths import found
 from hbf_fuse.cli.report import TargetSeconds, write_report
 from hbf_fuse.cli.serving import ServeLoad
+from hbf_fuse.cli.spreading import PANEL, Scheduler
 from hbf_fuse.errors import HbfError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hbf_fuse.sweep.cell import Cell
     from hbf_fuse.sweep.conditions import Concern
     from hbf_fuse.sweep.grid import Grid
+    from hbf_fuse.sweep.loop import Crew
 
 ASK_CELLS = 1000
 ASK_SECONDS = 86_400
@@ -105,6 +107,15 @@ def sweep(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to measure on a machine that is not quiet.")
     ] = False,
+    on: Scheduler = None,
+    model_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-path",
+            help="With --on: the model on the workers, a file or its folder. \\[default: where it is here]",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
     target_seconds: TargetSeconds = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before a very long sweep.")] = False,
     output: Annotated[
@@ -122,11 +133,14 @@ def sweep(
     What stands after -- goes to llama-bench or llama-server; a grid file has `llama = ["-fa on"]` for it.
 
     Stop it with Ctrl-C whenever you like: the same command goes on where it stopped.
+
+    With --on, each cell is measured by a machine of its own: [bold]hbf sweep --on tcp://head:8786 ...[/bold]
     """
     from hbf_fuse.cli import tables
+    from hbf_fuse.cluster import sweeping
     from hbf_fuse.report import summary
-    from hbf_fuse.sweep import conditions, loop
     from hbf_fuse.sweep import grid as grids
+    from hbf_fuse.sweep import loop
     from hbf_fuse.sweep.cell import ModelFile
 
     model, file = _apart(model, file)
@@ -152,22 +166,24 @@ def sweep(
         **load.given(),
         "tier": {key: value for key, value in (("profile", profile), ("jitter", jitter)) if value} or None,
     }
+    if model_path and not on:
+        raise typer.BadParameter("--model-path is of the workers; it needs --on")
     grid = grids.from_fields({key: value for key, value in given.items() if value is not None}, file)
-    _check_programs(grid)
-    source = model.weights(_named_in(file, grid))
-    if "cgroup" in grid.mode:
-        from hbf_fuse.limits import devices
-
-        devices.of(source)  # refuses a model that no disk is read for, before anything is measured
-    concerns = conditions.judge(source.stat().st_size, copied=not set(grid.mode) <= {"mmap", "cgroup"})
-    _tell_concerns(concerns, strict)
+    crew: Crew
+    if on:
+        source = model.weights(_named_in(file, grid))
+        crew = sweeping.Sweep(on, model_path or source.parent, strict, tell).runs
+    else:
+        _check_programs(grid)
+        source = model.weights(_named_in(file, grid))
+        crew = loop.here(_concerns(grid, source, strict))
     with loop.locked(output.absolute()) as folder:
         warn_of_others(folder.opened)
         planned = grid.cells(ModelFile.of(source, lambda: tell("reading the model once for its hash")))
         loop.require_same(folder, planned[0])
         if edited := folder.set_aside_edited_csv():
             tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
-        failed = _measure(planned, folder, concerns, sure=yes)
+        failed = _measure(planned, folder, crew, sure=yes)
         runs = folder.all()
         report = write_report(folder, target_seconds)
     rows = summary.summarize(runs)
@@ -185,18 +201,33 @@ def sweep(
 
 def _check_programs(grid: "Grid") -> None:
     """HbfError if a program is missing, or does not have an option that the grid asks for."""
-    from hbf_fuse.workload import llama, program, serve
+    from hbf_fuse.sweep import workloads
+    from hbf_fuse.workload.llama import BenchOptions
 
     for load_mode, words in itertools.product(grid.load_mode, grid.llama):
-        extra = tuple(shlex.split(words))
-        if "bench" in grid.workload:
-            llama.check(llama.BenchOptions(load_mode=load_mode, extra=extra), program.BENCH.find())
-        if "serve" in grid.workload:
-            serve.check(llama.BenchOptions(grid.input_tokens, grid.output_tokens, 0, None, load_mode, extra))
-            program.SERVER.find()
+        for workload in grid.workload:
+            options = BenchOptions(load_mode=load_mode, extra=tuple(shlex.split(words)))
+            workloads.check(options, serves=workload == "serve")
 
 
-def _measure(planned: "list[Cell]", folder: "Results", concerns: "list[Concern]", sure: bool) -> int:
+def _concerns(grid: "Grid", source: Path, strict: bool) -> "list[Concern]":
+    """What is wrong with this machine, told. HbfError if it cannot measure such a grid, or not strictly."""
+    from hbf_fuse.sweep import conditions
+
+    if "cgroup" in grid.mode:
+        from hbf_fuse.limits import devices
+
+        devices.of(source)  # refuses a model that no disk is read for, before anything is measured
+    concerns = conditions.judge(source.stat().st_size, copied=not set(grid.mode) <= {"mmap", "cgroup"})
+    for concern in concerns:
+        tell(str(concern))
+    if strict and concerns:
+        names = ", ".join(concern.name for concern in concerns)
+        raise HbfError(f"--strict: this machine is not fit to measure on ({names})", "nothing was measured")
+    return concerns
+
+
+def _measure(planned: "list[Cell]", folder: "Results", crew: "Crew", sure: bool) -> int:
     """Measure what is missing, with a bar; returns how many cells failed."""
     from hbf_fuse.sweep import grid as grids
     from hbf_fuse.sweep import loop
@@ -209,13 +240,8 @@ def _measure(planned: "list[Cell]", folder: "Results", concerns: "list[Concern]"
         took = timedelta(seconds=round(staging))
         _ask(f"{len(missing)} cells: staging alone takes {took}, and llama-bench comes on top")
     with progress_of("sweep", len(missing)) as advance:
-
-        def done(run: "Run", known: bool) -> None:
-            if not known:
-                advance(_last(run))
-
         try:
-            measured, failed = loop.run(planned, folder, concerns, done)
+            measured, failed = loop.run(planned, folder, crew, lambda run: advance(_last(run)))
         except (KeyboardInterrupt, SystemExit):
             tell(f"stopped; finished cells are kept in {folder.folder}, the same command goes on")
             raise
@@ -231,14 +257,6 @@ def _ask(what: str) -> None:
         raise HbfError(what, "say --yes if that is what you want")
     if not typer.confirm(f"hbf: {what}. Go on?", err=True):
         raise HbfError("nothing was measured")
-
-
-def _tell_concerns(concerns: "list[Concern]", strict: bool) -> None:
-    for concern in concerns:
-        tell(str(concern))
-    if strict and concerns:
-        names = ", ".join(concern.name for concern in concerns)
-        raise HbfError(f"--strict: this machine is not fit to measure on ({names})", "nothing was measured")
 
 
 def _apart(model: ModelOption, grid: Path | None) -> tuple[ModelOption, Path | None]:
@@ -277,10 +295,11 @@ def numbers(text: str | None, option: str, or_word: str = "") -> list[float | st
 def _last(run: "Run") -> str:
     from hbf_fuse.runs.run import Finished
 
+    where = f" on {run.conditions.machine}" if run.conditions.machine else ""
     if not isinstance(run, Finished):
-        return f"{run.cell.name}: failed"
+        return f"{run.cell.name}{where}: failed"
     achieved = run.metrics.stage_effective_mbps
-    return f"{run.cell.name}: {achieved:.0f} MB/s" if achieved else run.cell.name
+    return f"{run.cell.name}{where}" + (f": {achieved:.0f} MB/s" if achieved else "")
 
 
 main = single(sweep, Passing)

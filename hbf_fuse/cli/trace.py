@@ -12,6 +12,7 @@ from hbf_fuse.cli.dram import DramOptions, model_of
 from hbf_fuse.cli.flatten import flattened
 from hbf_fuse.cli.options import ProfileFirst
 from hbf_fuse.cli.paths import found
+from hbf_fuse.cli.spreading import Spread
 from hbf_fuse.errors import HbfError
 from hbf_fuse.units import format_size
 
@@ -91,6 +92,7 @@ def summary(
 @flattened
 def replay(
     trace: Annotated[Path, typer.Argument(help="A file from --trace, or a live mount.", parser=found)],
+    *,
     tier: ProfileFirst,
     memory: DramOptions,
     run: Annotated[
@@ -101,6 +103,7 @@ def replay(
             parser=found,
         ),
     ] = None,
+    spread: Spread,
     as_json: Json = False,
 ) -> None:
     """Say what a recorded llama-bench would have cost on another tier: its reads, with the same think times.
@@ -123,7 +126,7 @@ def replay(
         _require_run_of(run, reads)
     if memory.given():
         other = spec if tier.profile or tier.given() else None
-        memory.show(recorded, _finished(run) if run else None, _phases(run), other, as_json)
+        memory.show(recorded, _finished(run) if run else None, _phases(run), other, spread, as_json)
         return
     if len({read.tier for read in reads}) > 1:
         tell("these reads came from several tiers; all of them are replayed on the one")

@@ -9,7 +9,9 @@ from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
-from hbf_fuse.cli.common import Json, console, print_json, progress_of
+from hbf_fuse.cli.common import Json, console, print_json
+from hbf_fuse.cli.flatten import flattened
+from hbf_fuse.cli.spreading import Spread
 from hbf_fuse.errors import HbfError
 
 if TYPE_CHECKING:
@@ -18,10 +20,13 @@ if TYPE_CHECKING:
 _STYLES = {"within": "green", "missed": "red", "not reproduced": "yellow"}
 
 
+@flattened
 def validate(
     name: Annotated[
         str, typer.Argument(help="A value's name, or a pattern such as 'kyung-*'. \\[default: all]")
     ] = "*",
+    *,
+    spread: Spread,
     as_json: Json = False,
 ) -> None:
     """Compute results that others published, and print them side by side: missed ones, too.
@@ -35,11 +40,7 @@ def validate(
     wanted = [value for value in values.load() if fnmatch.fnmatchcase(value.name, name)]
     if not wanted:
         raise HbfError(f"no published value is called {name!r}", "`hbf validate` shows all")
-    results = []
-    with progress_of("computing", len(wanted)) as advance:
-        for value in wanted:
-            results.append(computing.result(value))
-            advance("computing")
+    results = spread.over(computing.result, [(value,) for value in wanted], "computing")
     if as_json:
         print_json({"values": [_row(result) for result in results], **computing.counts(results)})
         return

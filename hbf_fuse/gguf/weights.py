@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from hbf_fuse.gguf.reader import GgufFile, Tensor
@@ -74,7 +75,7 @@ def bytes_by_group(model: GgufFile) -> dict[str, int]:
 def groups(model: GgufFile) -> Callable[[Tensor], str]:
     """What tells the group of a tensor of this model."""
     predicting = _predicting(model)
-    return lambda tensor: _group(tensor, predicting)
+    return partial(_group, predicting=predicting)
 
 
 def parameters(model: GgufFile) -> int:

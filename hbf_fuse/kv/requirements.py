@@ -11,30 +11,31 @@ from hbf_fuse.tier import TierSpec
 
 
 def table(spills: Iterable[Spill], spec: TierSpec, targets_tps: list[float], percentile: float) -> list[Row]:
-    """A row per spill and target: the least bandwidth, or with one given the greatest latency, or why none.
+    """A row per spill and target; see `row`."""
+    return [row(spill, target, spec, percentile) for spill in spills for target in targets_tps]
+
+
+def row(spill: Spill, tps: float, spec: TierSpec, percentile: float) -> Row:
+    """The least bandwidth that gives so many tokens/s, or with one given the greatest latency, or why none.
 
     simulated_tps is what the simulation gives at that tier.
     """
-    return [_row(spill, spec, target, percentile) for spill in spills for target in targets_tps]
-
-
-def _row(spill: Spill, spec: TierSpec, tps: float, percentile: float) -> Row:
-    wanted = "least_mbps" if spec.bandwidth_mbps is None else "most_lat_ms"
-    row = {"context": spill.context, "tps": tps, "percentile": percentile, wanted: None, "why": ""}
+    solved = "least_mbps" if spec.bandwidth_mbps is None else "most_lat_ms"
+    known = {"context": spill.context, "tps": tps, "percentile": percentile, solved: None, "why": ""}
     if not spill.kv_bytes:
-        return {**row, "why": f"nothing is spilled: {spill.unspilled}"}
+        return {**known, "why": f"nothing is spilled: {spill.unspilled}"}
     if not spill.spilled_tokens:
-        return {**row, "why": "nothing is spilled: DRAM holds the whole context"}
+        return {**known, "why": "nothing is spilled: DRAM holds the whole context"}
     try:
-        if wanted == "least_mbps":
+        if solved == "least_mbps":
             found = with_mbps(spec, least_mbps(spill, spec, tps, percentile))
         else:
             found = with_lat_ms(spec, most_lat_ms(spill, spec, tps, percentile))
     except HbfError as error:
-        return {**row, "why": str(error)}
-    value = found.bandwidth_mbps if wanted == "least_mbps" else found.latency_ms
+        return {**known, "why": str(error)}
+    value = found.bandwidth_mbps if solved == "least_mbps" else found.latency_ms
     return {
-        **row,
-        wanted: value,
+        **known,
+        solved: value,
         "simulated_tps": simulate(spill, found, tokens_for(percentile)).tps(100 - percentile),
     }

@@ -151,6 +151,11 @@ class Simulated:
         return float(np.percentile(self.seconds, percentile)) * 1e3
 
 
+def row(spill: Spill, spec: TierSpec, tokens: int, capacity_gb: float | None) -> Row:
+    """What `simulate` says, as a row; see Simulated.to_dict."""
+    return simulate(spill, spec, tokens).to_dict(capacity_gb)
+
+
 def simulate(spill: Spill, spec: TierSpec, tokens: int = TOKENS, room_bytes: int | None = None) -> Simulated:
     """Decode `tokens` tokens of every stream, and write their keys and values back. Deterministic for the
     tier's seed. HbfError where no token takes any time, or where they take decades.

@@ -197,8 +197,11 @@ class Git(Document):
 
 
 class Conditions(Document):
+    """machine: what the worker that measured is called; "" for the machine of the sweep itself."""
+
     concerns: list[Text] = []
     git: Git | None = None
+    machine: Text = ""
 
 
 class Run(Document):

@@ -140,6 +140,29 @@ def _slug(bench: llama.BenchOptions) -> str:
     return f"{threads}-{readable}-{hashlib.sha256(further.encode()).hexdigest()[:6]}"
 
 
+def described_as(known: RunCell, model: ModelFile, timeout_seconds: float) -> Cell:
+    """The cell that was described elsewhere, with the model as it lies here. HbfError or ValueError for what
+    no cell can be.
+    """
+    layout = known.layout
+    return Cell(
+        model=model,
+        spec=known.tier,
+        repeat=known.repeat,
+        mode=known.mode,
+        engine=known.engine,
+        bench=llama.BenchOptions(**{**known.bench.model_dump(), "extra": tuple(known.bench.extra)}),
+        layout=Layout(layout.resident_bytes, layout.policy, tuple(layout.place), dict(layout.tiers)),
+        timeout_seconds=timeout_seconds,
+        serve=_serve(known.serve) if known.serve else None,
+        readahead_kib=layout.readahead_kib,
+    )
+
+
+def _serve(known: RunServe) -> ServeOptions:
+    return ServeOptions(**{**known.model_dump(), "concurrency": tuple(known.concurrency)})
+
+
 def describe(cell: Cell) -> RunCell:
     """The cell as a run holds it: what a finished run is recognised by."""
     layout = cell.layout

@@ -2,8 +2,8 @@
 
 import fcntl
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from hbf_fuse import documents
 from hbf_fuse.errors import HbfError
 from hbf_fuse.host import answers
 from hbf_fuse.runs.results import Results, Unstorable
-from hbf_fuse.runs.run import SCHEMA, Conditions, Finished, Run
+from hbf_fuse.runs.run import SCHEMA, Conditions, Finished, Run, RunCell
 from hbf_fuse.sweep import measuring, workspace
 from hbf_fuse.sweep.cell import Cell, describe
 from hbf_fuse.sweep.conditions import Concern, git_state
 from hbf_fuse.sweep.workspace import Workspace
+
+Crew = Callable[[Sequence[Cell]], Generator[Run, None, None]]
+"""Who measures: yields a run for each of the cells, in any order."""
 
 SWEEP_FILE = "sweep.json"
 """What the cells of a folder have in common; a folder of single cells has none."""
@@ -27,55 +30,79 @@ _OVERWRITTEN = ("report.md", "report.html", "plots")
 def run(
     planned: list[Cell],
     results: Results,
-    concerns: list[Concern],
-    done: Callable[[Run, bool], None],
+    crew: Crew,
+    done: Callable[[Run], None],
 ) -> tuple[int, int]:
     """Measure what is missing in a folder that is `locked`. Returns (cells measured now, cells that failed).
 
-    concerns: what was wrong with the machine before; kept with each run.
-    done: called after each cell with its run and whether it was there before. A cell that fails
-    keeps its reason and is tried again by the next run. HbfError if the folder holds something else.
+    done: called after each cell that was measured. A cell that fails keeps its reason and is tried again by
+    the next run. HbfError if the folder holds something else.
     """
-    measured = failed = 0
-    mode = ""
+    measured = failures = 0
     _claim(results, planned[0])
-    conditions = Conditions.model_validate({"concerns": [str(one) for one in concerns], "git": git_state()})
-    with workspace.lent() as lent:
-        for cell in planned:
-            found = results.load(cell.name)
-            known = isinstance(found, Finished)
-            if found is None or not known:
+    missing = []
+    for cell in planned:
+        known = results.load(cell.name)
+        if not isinstance(known, Finished):
+            missing.append(cell)
+        elif known.cell != describe(cell):
+            raise _another_sweep(results, "a run of another kind with the same name")
+    with closing(crew(missing)) as runs:
+        for run in runs:
+            stored = _stored(run, results)
+            measured += 1
+            failures += not isinstance(stored, Finished)
+            done(stored)
+    results.write_csv()
+    return measured, failures
+
+
+def here(concerns: list[Concern]) -> Crew:
+    """This machine. concerns: what was wrong with it before; kept with each run."""
+
+    def measure(cells: Sequence[Cell]) -> Generator[Run, None, None]:
+        conditions = conditions_of(concerns)
+        mode = ""
+        with workspace.lent() as lent:
+            for cell in cells:
                 if cell.mode != mode:
                     # The first cell of a mode needs memory that the last one of another did not have.
                     lent.warm(2 * cell.model.size)
                     mode = cell.mode
-                found = _measured(cell, lent, conditions, results)
-                measured += 1
-            elif found.cell != describe(cell):
-                raise _another_sweep(results, "a run of another kind with the same name")
-            failed += not isinstance(found, Finished)
-            done(found, known)
-    results.write_csv()
-    return measured, failed
+                yield outcome(cell, lent, conditions)
+
+    return measure
 
 
-def _measured(cell: Cell, lent: Workspace, conditions: Conditions, results: Results) -> Run:
-    """The run of a cell, stored; with its reason if it failed."""
+def conditions_of(concerns: Iterable[object], **further: Any) -> Conditions:
+    """As runs keep them."""
+    known = {"concerns": [str(one) for one in concerns], "git": git_state(), **further}
+    return Conditions.model_validate(known)
 
-    def failed(why: HbfError) -> Run:
-        return Run(schema=SCHEMA, cell=describe(cell), error=str(why), conditions=conditions)
 
+def outcome(cell: Cell, lent: Workspace, conditions: Conditions) -> Run:
+    """The run of a cell, measured now; with its reason if it failed."""
     try:
-        found: Run = measuring.run(cell, lent)
-        found.conditions = conditions
+        run: Run = measuring.run(cell, lent)
+        run.conditions = conditions
     except HbfError as error:
-        found = failed(error)
+        return failed(describe(cell), error, conditions)
+    return run
+
+
+def failed(cell: RunCell, why: HbfError, conditions: Conditions) -> Run:
+    """The run of a cell that could not be measured."""
+    return Run(schema=SCHEMA, cell=cell, error=str(why), conditions=conditions)
+
+
+def _stored(run: Run, results: Results) -> Run:
+    """The run as it could be stored: without its figures if they would be refused."""
     try:
-        results.store(found)
+        results.store(run)
     except Unstorable as error:
-        found = failed(error)
-        results.store(found)
-    return found
+        run = failed(run.cell, error, run.conditions)
+        results.store(run)
+    return run
 
 
 @contextmanager

@@ -23,6 +23,15 @@ def program_of(cell: Cell) -> Program:
     return program.BENCH if cell.serve is None else program.SERVER
 
 
+def check(options: llama.BenchOptions, serves: bool) -> None:
+    """HbfError if the program is missing here, or does not have an option that is asked for."""
+    if serves:
+        serve.check(options)
+        program.SERVER.find()
+    else:
+        llama.check(options, program.BENCH.find())
+
+
 def run(
     cell: Cell,
     workspace: Workspace,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,7 @@ from hbf_fuse.cli.kv.options import (
 )
 from hbf_fuse.cli.kv.rows import print_rows
 from hbf_fuse.cli.options import FlashOptions, Seed
+from hbf_fuse.cli.spreading import Spread
 from hbf_fuse.documents import Row
 from hbf_fuse.units import format_size
 
@@ -56,6 +58,7 @@ def sim(
     streams: StreamOptions,
     wear: EnduranceOptions,
     tokens: Tokens = 64,
+    spread: Spread,
     kept: Kept,
     as_json: Json = False,
 ) -> None:
@@ -86,9 +89,12 @@ def sim(
         )
         for link, latency, form in itertools.product(links, latencies, jitter or [base.jitter])
     ]
+    points = list(itertools.product(spills, specs))
+    simulated = spread.over(
+        partial(kv_sim.row, tokens=tokens, capacity_gb=wear.capacity(profile)), points, "simulating"
+    )
     rows = []
-    for spill, spec in itertools.product(spills, specs):
-        row = kv_sim.simulate(spill, spec, tokens).to_dict(wear.capacity(profile))
+    for (spill, spec), row in zip(points, simulated, strict=True):
         _tell_unfilled(spill, spec, row)
         _tell_scaled(spill, kv_sim.round_bytes_of(spill, spec))
         rows.append({**row, **wear.lifetime(profile, row)})

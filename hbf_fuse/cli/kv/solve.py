@@ -1,5 +1,7 @@
 """`hbf kv solve`: what a target needs."""
 
+import itertools
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -17,6 +19,7 @@ from hbf_fuse.cli.kv.options import (
     StreamOptions,
 )
 from hbf_fuse.cli.kv.rows import print_rows
+from hbf_fuse.cli.spreading import Spread
 from hbf_fuse.errors import HbfError
 
 
@@ -30,6 +33,7 @@ def solve(
     percentile: Percentile = 50,
     spilled: SpillOptions,
     streams: StreamOptions,
+    spread: Spread,
     kept: Kept,
     as_json: Json = False,
 ) -> None:
@@ -42,7 +46,8 @@ def solve(
     spills = [streams.of(spill) for spill in spilled.spills(model, contexts(context))]
     spec = tier.spec()
     targets = [within(target, "--tps", 1e-6, 1e9) for target in floats(tps, "--tps")]
-    rows = requirements.table(spills, spec, targets, percentile)
+    solved = partial(requirements.row, spec=spec, percentile=percentile)
+    rows = spread.over(solved, list(itertools.product(spills, targets)), "solving")
     if all(row["why"] for row in rows):
         raise HbfError(rows[0]["why"])
     if kept.svg and spec.bandwidth_mbps is not None:
