@@ -1,5 +1,6 @@
-"""A Dask scheduler and workers, each as if on a machine of its own: another home, cache and temporary folder."""
+"""A Dask scheduler and workers, each as if on a machine of its own: with its own home, cache, scratch."""
 
+import json
 import os
 import signal
 import subprocess
@@ -26,7 +27,6 @@ class Machines:
         (home / "tmp").mkdir(parents=True)
         named = {} if "HBF_LLAMA_BENCH" in os.environ else {"HBF_LLAMA_BENCH": str(BENCH.find())}
         known = {key: value for key, value in os.environ.items() if not key.startswith("XDG_")}
-        # A second of silence is a long time for machines that are processes of one.
         return known | named | {"HOME": str(home), "TMPDIR": str(home / "tmp")}
 
     def start(self, name: str, *arguments: str, **environment: str) -> None:
@@ -51,15 +51,15 @@ class Machines:
         while not file.exists() or not file.read_text().strip():
             assert time.monotonic() < give_up, self.log("scheduler")
             time.sleep(0.05)
-        import json
-
         self.address = json.loads(file.read_text())["address"]
 
     def start_worker(self, name: str, *arguments: str, **environment: str) -> None:
         """A worker with a machine to itself."""
         line = ["worker", self.address, "--name", name, "--nthreads", "1", "--no-dashboard"]
         line += ["--host", "127.0.0.1", "--memory-limit", "0", *(arguments or ("--resources", "hbf=1"))]
-        self.start(name, *line, "--no-nanny", "--local-directory", str(self.folder / name / "tmp"), **environment)
+        self.start(
+            name, *line, "--no-nanny", "--local-directory", str(self.folder / name / "tmp"), **environment
+        )
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()

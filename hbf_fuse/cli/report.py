@@ -1,4 +1,4 @@
-"""`hbf report`: what people read of a sweep, or of two."""
+"""`hbf report`: what people read of a sweep, of two side by side, or of several as one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +10,11 @@ from hbf_fuse.cli.paths import found
 from hbf_fuse.errors import HbfError
 
 if TYPE_CHECKING:
+    from hbf_fuse.folder import Folder
     from hbf_fuse.runs.results import Results
+    from hbf_fuse.runs.run import Run
+
+MERGED = Path("results/merged")
 
 TargetSeconds = Annotated[
     float | None,
@@ -22,59 +26,150 @@ TargetSeconds = Annotated[
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(help="One results folder, or two to compare.", parser=found)
+        list[Path],
+        typer.Argument(help="A results folder; two to compare; or any number to merge.", parser=found),
     ],
     target_seconds: TargetSeconds = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Merge the folders into one report, in this folder. \\[default, of three and more: "
+            f"{MERGED}]",
+            parser=found,
+            show_default=False,
+        ),
+    ] = None,
+    sql: Annotated[
+        Path | None,
+        typer.Option(
+            "--sql",
+            help="Also write llama-bench's own SQLite table, which llama.cpp's compare-llama-bench.py reads.",
+            parser=found,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a sweep's report.md, report.html and plots/ anew, or compare two sweeps.
+    """Make a sweep's report.md, report.html and plots/ anew; compare two sweeps; or merge several.
 
     Example: [bold]hbf report results/sweep --target-seconds 30[/bold]
+
+    Merged: [bold]hbf report results/monday results/tuesday -o results/both[/bold]. Figures are averaged only
+    over runs with the same model, tier, CPU, kernel and llama.cpp.
     """
-    from hbf_fuse.cli import tables
-    from hbf_fuse.report import compare, summary
     from hbf_fuse.runs.results import Results
 
-    if len(folders) > 2:
-        raise typer.BadParameter("give one results folder, or two to compare")
     sweeps = [Results(folder.absolute()) for folder in folders]
     for known in sweeps:
         if not known.all():
             raise HbfError(f"{known.folder} holds no runs", "name the folder that `hbf sweep -o` was given")
-    if len(sweeps) == 2:
-        rows = compare.rows(*(known.all() for known in sweeps))
-        for difference in compare.differences(*(known.all() for known in sweeps)):
-            tell(f"unlike things are compared: {difference}")
-        if as_json:
-            print_json(rows)
-        else:
-            print(compare.markdown(rows, *(str(folder) for folder in folders)))
-        return
-    path = write_report(sweeps[0], target_seconds)
-    if as_json:
-        print_json(summary.summarize(sweeps[0].all()))
+    if sql:
+        _write_sql(sql, [run for known in sweeps for run in known.all()])
+    if len(sweeps) == 1 and output is None:
+        path = write_report(sweeps[0].opened, sweeps[0].all(), target_seconds)
+        _show(sweeps[0].all(), path, target_seconds, as_json)
+    elif len(sweeps) == 2 and output is None:
+        _compare(sweeps, [str(folder) for folder in folders], as_json)
     else:
-        tables.show(sweeps[0].all(), target_seconds)
+        runs = _merged(sweeps, [str(folder) for folder in folders])
+        path = _write_merged((output or MERGED).absolute(), runs, target_seconds)
+        _show(runs, path, target_seconds, as_json)
+
+
+def _show(runs: "list[Run]", path: Path, target_seconds: float | None, as_json: bool) -> None:
+    from hbf_fuse.cli import tables
+    from hbf_fuse.report import summary
+
+    if as_json:
+        print_json(summary.summarize(runs))
+    else:
+        tables.show(runs, target_seconds)
     tell(f"report: {path}")
 
 
-def write_report(results: "Results", target_seconds: float | None) -> Path:
+def _compare(sweeps: "list[Results]", names: list[str], as_json: bool) -> None:
+    from hbf_fuse.report import compare
+
+    first, second = (known.all() for known in sweeps)
+    rows = compare.rows(first, second)
+    for difference in compare.differences(first, second):
+        tell(f"unlike things are compared: {difference}")
+    if as_json:
+        print_json(rows)
+    else:
+        print(compare.markdown(rows, *names))
+
+
+def _merged(sweeps: "list[Results]", names: list[str]) -> "list[Run]":
+    """All runs; those that do not say on which machine they were made are told apart by their folders."""
+    from hbf_fuse.report import alike
+    from hbf_fuse.runs.results import in_order
+
+    seen: dict[str, str] = {}
+    for known, name in zip(sweeps, names, strict=True):
+        for run in known.all():
+            other = seen.setdefault(str(run.to_dict()), name)
+            if other != name:
+                raise HbfError(
+                    f"{other} and {name} both hold one run, {run.cell.name}", "a copy is no repeat"
+                )
+            run.conditions.machine = run.conditions.machine or name
+    runs = in_order(run for known in sweeps for run in known.all())
+    for what, values in alike.differing(runs).items():
+        tell(f"not averaged over different values of {what}: {' | '.join(values)}")
+    return runs
+
+
+def _write_merged(folder: Path, runs: "list[Run]", target_seconds: float | None) -> Path:
+    """The report and cells.csv in a folder that has no runs of its own."""
+    from hbf_fuse.folder import Folder
+    from hbf_fuse.runs.results import RUNS, write_csv
+
+    opened = Folder.at(folder)
+    if opened.has(RUNS):
+        raise HbfError(f"{folder} holds runs of its own", "name another folder (-o)")
+    write_csv(opened, runs)
+    return write_report(opened, runs, target_seconds)
+
+
+def _write_sql(path: Path, runs: "list[Run]") -> None:
+    """The database, complete or not at all. Only one of ours is replaced."""
+    from hbf_fuse.folder import Folder
+    from hbf_fuse.report import sql
+
+    content = sql.database(runs)
+    folder = Folder.at(path.absolute().parent)
+    if folder.has(path.name):
+        try:
+            ours = sql.is_ours(folder.read(path.name, sql.MAX_BYTES))
+        except ValueError:
+            ours = False
+        if not ours:
+            raise HbfError(f"{path} is no table of hbf's", "name another file (--sql)")
+    folder.write(path.name, content)
+    commits = sql.commits(runs)
+    tell(f"llama-bench's table is in {path}; commits of llama.cpp: {', '.join(commits)}")
+    if sql.UNKNOWN_COMMIT in commits:
+        tell("a llama-bench built outside of git does not know its commit: such builds cannot be told apart")
+
+
+def write_report(folder: "Folder", runs: "list[Run]", target_seconds: float | None) -> Path:
     """report.md, and report.html with plots/ where the libraries for them are; returns the better one."""
     from hbf_fuse.documents import write_in
     from hbf_fuse.report import page
 
-    runs = results.all()
-    path = results.folder / "report.md"
-    write_in(results.opened, path.name, page.markdown(runs, target_seconds))
+    path = folder.path / "report.md"
+    write_in(folder, path.name, page.markdown(runs, target_seconds))
     try:
         from hbf_fuse.report import html
     except ImportError as error:
         tell(f"no report.html and plots: {error.name} is missing; `pip install 'hbf-fuse[report]'` brings it")
         return path
     text, drawn = html.render(runs, target_seconds)
-    plots = results.opened.below("plots") if drawn else results.opened
+    plots = folder.below("plots") if drawn else folder
     for plot in drawn:
         write_in(plots, f"{plot.name}.svg", plot.svg + "\n")
-    path = results.folder / "report.html"
-    write_in(results.opened, path.name, text)
+    path = folder.path / "report.html"
+    write_in(folder, path.name, text)
     return path

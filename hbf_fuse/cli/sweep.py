@@ -185,7 +185,7 @@ def sweep(
             tell(f"cells.csv was edited: kept as {edited.name}; a new one is made from runs/")
         failed = _measure(planned, folder, crew, sure=yes)
         runs = folder.all()
-        report = write_report(folder, target_seconds)
+        report = write_report(folder.opened, runs, target_seconds)
     rows = summary.summarize(runs)
     if as_json:
         print_json(rows)

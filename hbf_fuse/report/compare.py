@@ -1,20 +1,17 @@
 """Two sweeps side by side, where they measured the same tier in the same way."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from hbf_fuse.documents import Row
+from hbf_fuse.report import alike
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.summary import Point, Series, series_of
 from hbf_fuse.report.tables import table
-from hbf_fuse.runs.run import Run, RunLayout
-from hbf_fuse.tier import TierSpec
+from hbf_fuse.runs.run import Run
 
 METRICS = ("stage_seconds", "total_first_run_seconds", "pp", "tg")
 LEAST_VALUES = 3
 """Of one value or two nobody knows how far chance carries them."""
-
-_SHARED = ("model", "engine")
 
 
 def rows(first: Sequence[Run], second: Sequence[Run]) -> list[Row]:
@@ -41,24 +38,12 @@ def markdown(compared: list[Row], first: str, second: str) -> str:
 
 
 def differences(first: Sequence[Run], second: Sequence[Run]) -> list[str]:
-    """What else is not the same in the two: the model, the engine, the tier's detail."""
-    found = [
-        f"not the same {what}"
-        for what in _SHARED
-        if {str(getattr(run.cell, what)) for run in first} != {str(getattr(run.cell, what)) for run in second}
+    """What else is not the same in the two, such as the model or the kernel; see alike.py."""
+    known = [
+        {what: {setting.get(what, "") for setting in alike.settings(each)} for what in alike.WHAT}
+        for each in (first, second)
     ]
-    layouts = [{_placement(run.cell.layout) for run in each} for each in (first, second)]
-    found += ["not the same placement of tensors"] if layouts[0] != layouts[1] else []
-    details = [{_detail(run.cell.tier) for run in each} for each in (first, second)]
-    return found + (["not the same jitter, flash detail or depth"] if details[0] != details[1] else [])
-
-
-def _detail(tier: TierSpec) -> str:
-    return str({**tier.to_dict(), "bandwidth_mbps": None, "latency_ms": None})
-
-
-def _placement(layout: RunLayout) -> tuple[Any, ...]:
-    return (*layout.place, *sorted(layout.tiers.items()))
+    return [f"not the same {what}" for what in alike.WHAT if known[0][what] != known[1][what]]
 
 
 def _points(runs: Sequence[Run]) -> dict[tuple[str, str], Point]:

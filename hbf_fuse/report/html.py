@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from hbf_fuse.report import against_cgroup, levels, page, plots
+from hbf_fuse.report import against_cgroup, levels, machines, page, plots
 from hbf_fuse.report.tables import cell_text
 from hbf_fuse.runs.run import Run
 
@@ -31,6 +31,9 @@ def render(runs: Sequence[Run], target_seconds: float | None = None) -> tuple[st
         ],
         against_cgroup=against_cgroup,
         compared=against_cgroup.rows(runs),
+        machines=machines,
+        side_by_side=machines.rows(runs),
+        differences=machines.findings(runs),
         level_columns=levels.columns,
         remarks=page.remarks(runs),
         environment=page.environment(runs),

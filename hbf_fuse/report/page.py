@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hbf_fuse.documents import Row
 from hbf_fuse.host import machine
-from hbf_fuse.report import against_cgroup, credibility, findings, levels, summary, tables
+from hbf_fuse.report import against_cgroup, credibility, findings, levels, machines, summary, tables
 from hbf_fuse.report.finding import Finding
 from hbf_fuse.report.summary import Series
 from hbf_fuse.report.tables import inert
@@ -78,6 +78,9 @@ def markdown(runs: Sequence[Run], target_seconds: float | None = None) -> str:
     if compared := against_cgroup.rows(runs):
         parts += [f"## {against_cgroup.TITLE}", "", against_cgroup.LEGEND, ""]
         parts += [tables.table(against_cgroup.COLUMNS, compared)]
+    if side_by_side := machines.rows(runs):
+        parts += [f"## {machines.TITLE}", "", machines.LEGEND, ""]
+        parts += [tables.table(machines.COLUMNS, side_by_side), *_list(machines.findings(runs)), ""]
     parts += ["## Notable runs", "", *_list(remarks(runs) or ["None."]), ""]
     parts += ["## Measured on", "", *_list(environment(runs)), ""]
     return "\n".join(parts)
@@ -106,8 +109,19 @@ def environment(runs: Sequence[Run]) -> list[str]:
         f"`{' '.join(finished[0].command)}`",
         f"from {times[0]} to {times[-1]}",
     ]
-    concerns = dict.fromkeys(concern for each in finished for concern in each.conditions.concerns)
-    return [*lines, *(f"Not controlled: {concern}" for concern in concerns), *_drift(finished)]
+    return [*lines, *_concerns(finished), *_drift(finished)]
+
+
+def _concerns(runs: Sequence[Run]) -> list[str]:
+    """Each once, with the machines that it is of."""
+    known: dict[str, dict[str, None]] = {}
+    for run in runs:
+        for concern in run.conditions.concerns:
+            known.setdefault(concern, {})[run.conditions.machine] = None
+    return [
+        f"Not controlled{f' on {named}' if (named := _named(list(filter(None, names)))) else ''}: {concern}"
+        for concern, names in known.items()
+    ]
 
 
 def _machine(run: Finished) -> str:

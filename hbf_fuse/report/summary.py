@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from hbf_fuse.documents import Row
-from hbf_fuse.report import levels
+from hbf_fuse.report import alike, levels
 from hbf_fuse.report.statistics import Spread
 from hbf_fuse.report.tables import inert, table
 from hbf_fuse.runs.metrics import Metrics
@@ -50,7 +50,7 @@ STREAM_COLUMNS = (
 )
 """Of mode stream: what decode comes to with the weights in the tier."""
 
-_SERIES = ("workload", "mode", "memory", "n_prompt", "n_gen", "options")
+_SERIES = ("workload", "mode", "memory", "n_prompt", "n_gen", "options", "setting")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +180,8 @@ class Point:
 @dataclass(frozen=True)
 class Series:
     """All tiers measured in one mode with one workload and its axes. memory: the emulated DRAM. options:
-    those of llama-bench or llama-server that are not usual.
+    those of llama-bench or llama-server that are not usual. setting: what its runs have in common and others
+    do not, such as a kernel; see alike.py. No figure is averaged over runs of which that differs.
     """
 
     workload: str
@@ -189,6 +190,7 @@ class Series:
     n_prompt: int
     n_gen: int
     options: str
+    setting: str
     points: tuple[Point, ...]
 
     @property
@@ -196,7 +198,8 @@ class Series:
         """As headings have it."""
         memory = f", {self.memory}" if self.memory else ""
         served = "serve, " if self.serves else ""
-        return f"{served}{self.mode}{memory}, {self.bench}"
+        setting = f"; {self.setting}" if self.setting else ""
+        return f"{served}{self.mode}{memory}, {self.bench}{setting}"
 
     @property
     def serves(self) -> bool:
@@ -229,16 +232,17 @@ class Series:
 def series_of(runs: Sequence[Run]) -> list[Series]:
     """The runs of a sweep, sorted: series by mode and axes, points by tier, repeats by number."""
     sorted_in: dict[tuple[Any, ...], dict[tuple[float, float], list[Run]]] = defaultdict(dict)
-    for run in sorted(runs, key=lambda each: each.cell.repeat):
+    ordered = sorted(runs, key=lambda each: each.cell.repeat)
+    for run, setting in zip(ordered, alike.titles(ordered), strict=True):
         cell = run.cell
         bench = cell.bench
         options = " ".join(filter(None, (cell.serve.label if cell.serve else "", bench.label)))
-        series = cell.workload, cell.mode, _memory(cell.layout), bench.n_prompt, bench.n_gen, options
+        series = cell.workload, cell.mode, _memory(cell.layout), bench.n_prompt, bench.n_gen, options, setting
         tier = cell.tier_mbps or float("inf"), cell.tier_lat_ms
         sorted_in[series].setdefault(tier, []).append(run)
     return [
-        Series(workload, mode, memory, n_prompt, n_gen, options, _points(mode, tiers))
-        for (workload, mode, memory, n_prompt, n_gen, options), tiers in sorted(
+        Series(workload, mode, memory, n_prompt, n_gen, options, setting, _points(mode, tiers))
+        for (workload, mode, memory, n_prompt, n_gen, options, setting), tiers in sorted(
             sorted_in.items(), key=lambda item: item[0]
         )
     ]

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -107,16 +108,11 @@ class Results:
 
     def all(self) -> list[Run]:
         """Every run, in the order of the CSV."""
-        return sorted(self._all().values(), key=_order)
+        return in_order(self._all().values())
 
     def write_csv(self) -> Path:
-        """cells.csv: one row per run, ordered by mode, tier, llama-bench's axes and repeat. Of the workload
-        serve also levels.csv: one row for each number of users in each run.
-        """
-        rows = [row(run) for run in self.all()]
-        documents.write_in(self.opened, CSV, _as_csv(rows))
-        if levels := [each for run in self.all() for each in level_rows(run)]:
-            documents.write_in(self.opened, LEVELS_CSV, _as_csv(levels))
+        """See the function."""
+        write_csv(self.opened, self.all())
         return self.csv_path
 
     def set_aside_edited_csv(self) -> Path | None:
@@ -161,6 +157,20 @@ class Results:
         return self._known
 
 
+def write_csv(folder: Folder, runs: Sequence[Run]) -> None:
+    """cells.csv: one row per run, in order. Of the workload serve also levels.csv: one row for each number of
+    users in each run.
+    """
+    documents.write_in(folder, CSV, _as_csv([row(run) for run in runs]))
+    if levels := [each for run in runs for each in level_rows(run)]:
+        documents.write_in(folder, LEVELS_CSV, _as_csv(levels))
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """By mode, tier, llama-bench's axes and repeat."""
+    return sorted(runs, key=_order)
+
+
 def _read(runs: Folder, name: str) -> Run:
     path = runs.path / name
     try:
@@ -202,6 +212,7 @@ def row(run: Run) -> Row:
         **{key: getattr(cell.bench, key) for key in _FURTHER},
         "workload": cell.workload,
         **({key: figures[key] for key in _SERVED} if serves else {}),
+        **({"machine": run.conditions.machine} if run.conditions.machine else {}),
     }
     return {key: documents.inert_cell(value) for key, value in values.items()}
 
