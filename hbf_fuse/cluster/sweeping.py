@@ -197,7 +197,8 @@ class Sweep:
         self._died[_death(cell, worker)] += 1
         self._died[cell.name] += 1
         if self._died[cell.name] < ATTEMPTS:
-            waiting.appendleft(cell)
+            # Last: if it is the cell that ends workers, the others are measured by then.
+            waiting.append(cell)
             return
         error = HbfError(f"{ATTEMPTS} workers ended with this cell, the last was {worker.name}: it {why}")
         yield loop.failed(describe(cell), error, loop.conditions_of([], machine=worker.name))

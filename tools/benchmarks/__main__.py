@@ -35,6 +35,7 @@ BENCHES = {
     "detail": Bench("4 minutes"),
     "decode": Bench("50 minutes, or a minute", needs_llama=True),
     "real-disks": Bench("14 minutes", "real_disks", needs_llama=True),
+    "cluster": Bench("5 minutes", needs_llama=True),
     "dram": Bench("9 minutes", needs_llama=True),
     "serving": Bench("25 minutes", needs_server=True),
     "shapes": Bench("4 minutes", needs_llama=True),

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from hbf_fuse.workload.program import BENCH
 
 DASK = [sys.executable, "-P", "-m", "dask"]
@@ -63,6 +65,17 @@ class Machines:
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()
+
+    def measuring(self) -> list[str]:
+        """Workers whose llama-bench runs now."""
+        return [
+            name
+            for name, process in self._known.items()
+            if any(
+                child.name() == "llama-bench"
+                for child in psutil.Process(process.pid).children(recursive=True)
+            )
+        ]
 
     def kill(self, name: str) -> None:
         """As a machine that loses its power: nothing of it can say goodbye."""
