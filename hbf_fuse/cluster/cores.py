@@ -6,10 +6,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from hbf_fuse.errors import HbfError
 from hbf_fuse.host import linux
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 ALONE_SECONDS = 0.2
@@ -38,19 +41,29 @@ def over(function: Callable[..., Result], items: Sequence[tuple[Any, ...]], jobs
         yield function(*item)
 
 
+def in_pieces(items: Sequence[Item], most: int, hands: int) -> list[Sequence[Item]]:
+    """Up to `most` items together, so few that each of the hands gets several pieces."""
+    together = max(1, min(most, len(items) // (8 * hands)))
+    return [items[first : first + together] for first in range(0, len(items), together)]
+
+
 def _by_processes(
     function: Callable[..., Result], items: Sequence[tuple[Any, ...]], jobs: int
 ) -> Iterator[Result]:
-    jobs = min(jobs, len(items))
-    together = max(1, min(_MOST_TOGETHER, len(items) // (8 * jobs)))
     # Not by fork: the progress bar is a thread, which may hold a lock at that moment.
     context = multiprocessing.get_context("spawn")
+    jobs = min(jobs, len(items))
     with ProcessPoolExecutor(jobs, context, _begin, (function,)) as pool:
+        futures = [pool.submit(_called, piece) for piece in in_pieces(items, _MOST_TOGETHER, jobs)]
         try:
-            yield from pool.map(_call, items, chunksize=together)
+            for future in futures:
+                yield from future.result()
+        except BrokenProcessPool as error:
+            raise HbfError(
+                "a process that computed was killed, perhaps for lack of memory", "use fewer (--jobs 1)"
+            ) from error
         except BaseException:
-            # What they compute takes long, and nobody wants it any more.
-            pool.shutdown(wait=False, cancel_futures=True)
+            # What they compute may take long, and nobody wants it any more.
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
@@ -68,6 +81,6 @@ def _begin(function: Callable[..., Any]) -> None:
     _function = function
 
 
-def _call(item: tuple[Any, ...]) -> Any:
+def _called(piece: Sequence[tuple[Any, ...]]) -> list[Any]:
     assert _function  # noqa: S101 - by _begin
-    return _function(*item)
+    return [_function(*item) for item in piece]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hbf_fuse.cluster import cores
 from hbf_fuse.errors import HbfError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ Result = TypeVar("Result")
 
 PACKAGE = "hbf-fuse"
 CONNECT_SECONDS = 10
-_TOGETHER = 64
+_MOST_TOGETHER = 64
 """Items in a task at most."""
 
 
@@ -92,8 +93,7 @@ def over(function: Callable[..., Result], items: Sequence[tuple[Any, ...]], addr
         if unfit := refused(client, list(known)):
             told = "; ".join(f"{name_of(known[each], each)}: {why}" for each, why in unfit.items())
             raise HbfError(f"workers that cannot be used: {told}", f"install the same {PACKAGE} everywhere")
-        together = max(1, min(_TOGETHER, len(items) // (4 * len(known))))
-        pieces = [items[first : first + together] for first in range(0, len(items), together)]
+        pieces = cores.in_pieces(items, _MOST_TOGETHER, len(known))
         shared = client.scatter(function, broadcast=True, hash=False)
         futures = client.map(_each, pieces, function=shared, pure=False)
         try:

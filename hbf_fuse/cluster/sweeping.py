@@ -92,7 +92,10 @@ class Sweep:
                 last_seen = time.monotonic()
             elif self._problems:
                 told = "; ".join(f"{name}: {why}" for name, why in self._problems.items())
-                raise HbfError(f"no worker can measure this: {told}", "finished cells are kept")
+                raise HbfError(
+                    f"no worker can measure this: {told}",
+                    "finished cells are kept; `hbf doctor` on such a machine says more",
+                )
             elif time.monotonic() - last_seen > self.patience_seconds:
                 raise HbfError(
                     f"the scheduler at {self.address} has no worker for sweeps",
