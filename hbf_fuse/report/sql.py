@@ -5,6 +5,7 @@ and it knows no tier. So the tier stands in `model_type`, which is such a proper
 meet.
 """
 
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ MARK = "hbf_cell"
 
 UNKNOWN_COMMIT = "unknown"
 MAX_BYTES = 256 << 20
+_NAME = re.compile("[a-z][a-z0-9_]{0,60}")
+"""Of a column; llama-bench has no others."""
+
 _TYPES = {bool: "INTEGER", int: "INTEGER", float: "REAL"}
 _CELL = ("mode", "engine", "repeat", "tier_mbps", "tier_lat_ms")
 _METRICS = (
@@ -58,7 +62,7 @@ def database(runs: Sequence[Run]) -> bytes:
         raise HbfError("no run of llama-bench is there", "name a folder of hbf bench or sweep")
     columns = {key: _TYPES.get(type(value), "TEXT") for row, _ in rows for key, value in row.items()}
     with sqlite3.connect(":memory:") as connection:
-        declared = ", ".join(f"{_quoted(name)} {kind}" for name, kind in {**columns, **_OTHERS}.items())
+        declared = ", ".join(f"{name} {kind}" for name, kind in {**columns, **_OTHERS}.items())
         connection.execute(f"CREATE TABLE {TABLE} ({declared})")
         places = ", ".join("?" * (len(columns) + len(_OTHERS)))
         for row, others in rows:
@@ -93,7 +97,11 @@ def _rows(runs: Sequence[Run]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]
         if not isinstance(run, Finished) or run.cell.workload != "bench":
             continue
         for record in run.llama_bench.records:
-            fields = {key: value for key, value in record.items() if not isinstance(value, list | dict)}
+            fields = {
+                key: value
+                for key, value in record.items()
+                if _NAME.fullmatch(key) and key not in _OTHERS and not isinstance(value, list | dict)
+            }
             kind = str(fields.get("model_type", ""))
             yield (
                 {**fields, "model_type": f"{kind}, {_tier(run)}", "model_filename": run.cell.model.name},
@@ -121,8 +129,3 @@ def _ours(run: Finished) -> dict[str, Any]:
         **{name: getattr(metrics, name) for name in _METRICS},
         "verdict": metrics.state,
     }
-
-
-def _quoted(name: str) -> str:
-    """A column's name, whatever a record calls it."""
-    return '"' + name.replace('"', '""') + '"'
