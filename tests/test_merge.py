@@ -32,8 +32,10 @@ RECORD = {
     "avg_ts": 100.0,
     "samples_ns": [1, 2],
 }
-KEYS = """n_gpu_layers n_cpu_moe tensor_buft_overrides n_batch n_ubatch embeddings cpu_mask poll n_threads type_k type_v
-load_mode no_kv_offload split_mode main_gpu tensor_split fit_target fit_min_ctx""".split()
+_KEYS = """
+n_gpu_layers n_cpu_moe tensor_buft_overrides n_batch n_ubatch embeddings cpu_mask poll n_threads type_k type_v
+load_mode no_kv_offload split_mode main_gpu tensor_split fit_target fit_min_ctx
+"""
 """What compare-llama-bench.py needs besides."""
 
 
@@ -139,7 +141,7 @@ def report(*arguments, code=0):
 
 def test_folders_are_merged_into_one_report(tmp_path):
     one = stored(tmp_path / "one", grid())
-    two = stored(tmp_path / "two", [each for each in on("", slower(grid(), 0.5), kernel="6.18")])
+    two = stored(tmp_path / "two", list(on("", slower(grid(), 0.5), kernel="6.18")))
     merged = tmp_path / "merged"
     said = report(one, two, "-o", merged)
     assert "not averaged over different values of kernel: 6.1 | 6.18" in said.stderr
@@ -170,7 +172,7 @@ def benched(commit, factor, **fields):
     for each in runs:
         tokens = {
             **RECORD,
-            **dict.fromkeys(KEYS, 0),
+            **dict.fromkeys(_KEYS.split(), 0),
             "build_commit": commit,
             "avg_ts": 100 * factor,
             **fields,
