@@ -109,11 +109,12 @@ def sweep(
     ] = False,
     on: Scheduler = None,
     model_path: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--model-path",
             help="With --on: the model on the workers, a file or its folder. \\[default: where it is here]",
             rich_help_panel=PANEL,
+            metavar="PATH",
         ),
     ] = None,
     target_seconds: TargetSeconds = None,
@@ -168,11 +169,13 @@ def sweep(
     }
     if model_path and not on:
         raise typer.BadParameter("--model-path is of the workers; it needs --on")
+    if model_path and not Path(model_path).is_absolute():
+        raise typer.BadParameter("--model-path is a path on the workers; write the whole path, from / on")
     grid = grids.from_fields({key: value for key, value in given.items() if value is not None}, file)
     crew: Crew
     if on:
         source = model.weights(_named_in(file, grid))
-        crew = sweeping.Sweep(on, model_path or source.parent, strict, tell).runs
+        crew = sweeping.Sweep(on, model_path or str(source.parent), strict, tell).runs
     else:
         _check_programs(grid)
         source = model.weights(_named_in(file, grid))

@@ -63,25 +63,20 @@ def name_of(about: dict[str, Any], address: str) -> str:
     return address if name == address else name
 
 
-def other_versions(client: "Client", addresses: Sequence[str]) -> dict[str, str]:
-    """Workers that have another version of this package than this side, or none, and which."""
+def refused(client: "Client", addresses: Sequence[str]) -> dict[str, str]:
+    """Why workers cannot be used, by address: they have another version of this package than this side."""
+    own = importlib.metadata.version(PACKAGE)
     # A function of the standard library: it is there whatever is installed.
     found = client.run(importlib.metadata.version, PACKAGE, workers=list(addresses), on_error="return")
-    own = importlib.metadata.version(PACKAGE)
-    return {
-        address: version if isinstance(version, str) else "none"
-        for address, version in found.items()
-        if version != own
-    }
+    return {address: _refusal(version, own) for address, version in found.items() if version != own}
 
 
-def refused(client: "Client", addresses: Sequence[str]) -> dict[str, str]:
-    """Why workers cannot be used, as a sentence, by address."""
-    own = importlib.metadata.version(PACKAGE)
-    return {
-        address: f"it has {PACKAGE} {version}, not {own}" if version != "none" else f"it has no {PACKAGE}"
-        for address, version in other_versions(client, addresses).items()
-    }
+def _refusal(version: Any, own: str) -> str:
+    if isinstance(version, str):
+        return f"it has {PACKAGE} {version}, not {own}"
+    if isinstance(version, importlib.metadata.PackageNotFoundError):
+        return f"it has no {PACKAGE}"
+    return f"it does not answer: {version}"
 
 
 def over(function: Callable[..., Result], items: Sequence[tuple[Any, ...]], address: str) -> Iterator[Result]:

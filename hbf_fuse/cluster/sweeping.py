@@ -7,12 +7,10 @@ is looked at before its first cell, and a cell whose machine died goes to anothe
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from hbf_fuse.cluster import carrier, scheduler
 from hbf_fuse.cluster.carrier import RESOURCE
@@ -64,12 +62,13 @@ class Sweep:
     """
 
     address: str
-    model_path: Path
+    model_path: str
     strict: bool
     tell: Callable[[str], None]
     patience_seconds: float = PATIENCE_SECONDS
     _workers: dict[str, _Worker] = field(default_factory=dict)
     _died: Counter[str] = field(default_factory=Counter)
+    _was_usable: bool = False
     _problems: dict[str, str] = field(default_factory=dict)
 
     def runs(self, cells: Sequence[Cell]) -> Generator[Run, None, None]:
@@ -90,24 +89,31 @@ class Sweep:
             usable = [worker for worker in self._workers.values() if not worker.unfit]
             if usable:
                 last_seen = time.monotonic()
-            elif self._problems:
-                told = "; ".join(f"{name}: {why}" for name, why in self._problems.items())
-                raise HbfError(
-                    f"no worker can measure this: {told}",
-                    "finished cells are kept; `hbf doctor` on such a machine says more",
-                )
-            elif time.monotonic() - last_seen > self.patience_seconds:
-                raise HbfError(
-                    f"the scheduler at {self.address} has no worker for sweeps",
-                    f"start some with `dask worker {self.address} --resources {RESOURCE}=1 --nthreads 1`",
-                )
+            else:
+                self._require_hope(time.monotonic() - last_seen)
             for worker in usable:
                 if worker.found and not worker.cell and (cell := self._next_for(worker, waiting)):
                     self._send(client, worker, cell)
             _wait(client, [worker.future for worker in usable if worker.future])
             for worker in usable:
                 if worker.future and worker.future.done():
-                    yield from self._taken(worker, waiting)
+                    yield from self._taken(client, worker, waiting, question)
+
+    def _require_hope(self, alone_seconds: float) -> None:
+        """HbfError if no worker will come any more: none that was there could be used, or none has come for
+        long. Dask starts a worker again that has died.
+        """
+        if self._problems and not (self._was_usable and alone_seconds < self.patience_seconds):
+            told = "; ".join(f"{name}: {why}" for name, why in self._problems.items())
+            raise HbfError(
+                f"no worker can measure this: {told}",
+                "finished cells are kept; `hbf doctor` on such a machine says more",
+            )
+        if alone_seconds > self.patience_seconds:
+            raise HbfError(
+                f"the scheduler at {self.address} has no worker for sweeps",
+                f"start some with `dask worker {self.address} --resources {RESOURCE}=1 --nthreads 1`",
+            )
 
     def _look(self, client: "Client", waiting: deque[Cell], question: Question) -> Iterator[Run]:
         """Meet workers that have come, and take the cells of those that are gone."""
@@ -150,8 +156,10 @@ class Sweep:
         worker.cell = cell
         worker.future = _submit(client, worker, task.model_dump(exclude_unset=True))
 
-    def _taken(self, worker: _Worker, waiting: deque[Cell]) -> Iterator[Run]:
-        """What a worker has answered."""
+    def _taken(
+        self, client: "Client", worker: _Worker, waiting: deque[Cell], question: Question
+    ) -> Iterator[Run]:
+        """What a worker has answered. One that failed with a cell is looked at again."""
         future, worker.future = worker.future, None
         assert future  # noqa: S101 - the caller looked
         try:
@@ -160,11 +168,18 @@ class Sweep:
                 self._met(worker, Machine.model_validate(answer))
                 return
             run = run_of(answer)
-        except (ValidationError, ValueError) as error:
-            yield from self._lost(worker, f"gave an answer that is none: {error}", waiting)
+            if run.cell != describe(worker.cell):
+                raise ValueError("a run of another cell")
         except Exception as error:
             # Whatever went wrong there, Dask raises it here.
-            yield from self._lost(worker, f"cannot measure: {error}", waiting)
+            if worker.cell is None:
+                self._leave_out(worker, f"cannot be looked at: {error}")
+                return
+            yield from self._lost(worker, f"failed: {error}", waiting)
+            worker.found, worker.future = (
+                None,
+                _submit(client, worker, question.model_dump(exclude_unset=True)),
+            )
         else:
             worker.cell = None
             yield run
@@ -180,6 +195,8 @@ class Sweep:
             self.tell(f"{worker.name}: {concern}")
         if self.strict and found.concerns:
             self._leave_out(worker, "--strict: " + "; ".join(found.concerns))
+            return
+        self._was_usable = True
 
     def _leave_out(self, worker: _Worker, why: str) -> None:
         worker.unfit = True
@@ -191,9 +208,7 @@ class Sweep:
         if worker.future:
             worker.future.cancel()
         cell, worker.cell, worker.future = worker.cell, None, None
-        if worker.address in self._workers:
-            self._leave_out(worker, why)
-        elif cell or not worker.unfit:
+        if cell or not worker.unfit:
             self.tell(f"{worker.name} {why}" + (f" with {cell.name}" if cell else ""))
         if cell is None:
             return
@@ -203,7 +218,7 @@ class Sweep:
             # Last: if it is the cell that ends workers, the others are measured by then.
             waiting.append(cell)
             return
-        error = HbfError(f"{ATTEMPTS} workers ended with this cell, the last was {worker.name}: it {why}")
+        error = HbfError(f"{ATTEMPTS} workers failed with this cell, the last was {worker.name}: it {why}")
         yield loop.failed(describe(cell), error, loop.conditions_of([], machine=worker.name))
 
 
@@ -211,7 +226,7 @@ def _death(cell: Cell, worker: _Worker) -> str:
     return f"{cell.name} on {worker.name}"
 
 
-def _question(cells: Sequence[Cell], model_path: Path) -> Question:
+def _question(cells: Sequence[Cell], model_path: str) -> Question:
     """About one cell of each kind: tokens and repeats need nothing of a machine."""
     kinds: dict[Any, Cell] = {}
     for cell in cells:
@@ -221,9 +236,7 @@ def _question(cells: Sequence[Cell], model_path: Path) -> Question:
         )
     model = cells[0].model
     wanted = Wanted(names=[part.name for part in model.parts], size=model.size, sha256=model.sha256)
-    return Question(
-        model=wanted, model_path=str(model_path), cells=[describe(cell) for cell in kinds.values()]
-    )
+    return Question(model=wanted, model_path=model_path, cells=[describe(cell) for cell in kinds.values()])
 
 
 def _submit(client: "Client", worker: _Worker, document: dict[str, Any]) -> "Future[Any]":
@@ -245,5 +258,6 @@ def _wait(client: "Client", futures: "Sequence[Future[Any]]") -> None:
     if not futures:
         time.sleep(LOOK_SECONDS)
         return
-    with suppress(TimeoutError), client.as_current():
+    # A future is cancelled if its scheduler is gone, which the next look will tell.
+    with suppress(TimeoutError, CancelledError), client.as_current():
         wait(futures, timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED")

@@ -32,7 +32,7 @@ _BOUNDS = {
 """From and to, of what can be simulated in a sensible time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Spill:
     """kv_bytes: of one token over all layers that cache every token; 0 where none does. context: tokens of
     each stream; resident: tokens whose keys and values DRAM holds, of all streams together. chunk_bytes: of
