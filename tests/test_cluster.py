@@ -109,6 +109,15 @@ def test_a_worker_that_dies_has_its_cell_measured_elsewhere(tiny_model, llama_be
         assert runs[lost].conditions.machine == ({"one", "two"} - {killed}).pop()
         wait_for(lambda: not own_mounts())
 
+        line[line.index("-o") + 1] = tmp_path / "other"
+        with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL) as running:
+            wait_for(known.measuring, 60)
+            known.kill("scheduler")
+            said = running.communicate(timeout=30)[1]
+        assert running.returncode == 1
+        assert "is gone; start it again; the same command goes on" in said.splitlines()[-1]
+        wait_for(lambda: not known.measuring() and not own_mounts())
+
 
 def test_ctrl_c_ends_running_cells_and_keeps_finished_ones(two, tiny_model, tmp_path, own_mounts):
     results = tmp_path / "results"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 PACKAGE = "hbf-fuse"
+RUNNING = "running"
 CONNECT_SECONDS = 10
 _MOST_TOGETHER = 64
 """Items in a task at most."""
@@ -31,8 +32,9 @@ def connected(address: str) -> "Iterator[Client]":
         raise HbfError(
             f"--on needs {error.name}", "`pip install 'hbf-fuse[dask]'` brings it, here and on the workers"
         ) from error
-    # It would tell of every lost connection, with a traceback. What matters is told by us.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    # They would tell of every lost connection, with a traceback. What matters is told by us.
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, name="hbf")
     except (OSError, ValueError, TypeError) as error:
@@ -44,7 +46,7 @@ def connected(address: str) -> "Iterator[Client]":
         try:
             yield client
         except (OSError, TimeoutError) as error:
-            if client.status == "running":
+            if client.status == RUNNING:
                 raise
             raise HbfError(
                 f"the scheduler at {address} is gone", "start it again; the same command goes on"
@@ -53,8 +55,16 @@ def connected(address: str) -> "Iterator[Client]":
 
 def workers(client: "Client") -> dict[str, dict[str, Any]]:
     """What the scheduler knows of its workers, by address. OSError if it is gone."""
-    known: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
+    require(client)
+    known: dict[str, dict[str, Any]] = client.scheduler_info(n_workers=-1).get("workers", {})
+    require(client)
     return {str(address): dict(about) for address, about in known.items()}
+
+
+def require(client: "Client") -> None:
+    """ConnectionError if the scheduler is gone: what was sent to it is lost, also if it comes back."""
+    if client.status != RUNNING:
+        raise ConnectionError
 
 
 def name_of(about: dict[str, Any], address: str) -> str:

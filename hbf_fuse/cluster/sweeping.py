@@ -172,6 +172,7 @@ class Sweep:
                 raise ValueError("a run of another cell")
         except Exception as error:
             # Whatever went wrong there, Dask raises it here.
+            scheduler.require(client)
             if worker.cell is None:
                 self._leave_out(worker, f"cannot be looked at: {error}")
                 return

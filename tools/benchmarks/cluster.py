@@ -1,10 +1,10 @@
-"""A sweep on four workers of which two are killed, against the same sweep alone; and 2,000 simulated points on one
-core and on all. Prints JSON.
+"""A sweep on four workers of which two are killed, against the same sweep alone; one worker against none; and 2,000
+simulated points on one core and on all. Prints JSON.
 
 Each worker has a home and a cache of its own. All share this machine and its scratch folder, so that they wait for
 each other as on one host: figures of cells that ran beside each other would say nothing.
 
-tools/bench cluster [--model FILE] [--rounds 3] [--only sweep,grid]
+tools/bench cluster [--model FILE] [--rounds 3] [--only sweep,one,grid]
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, help="default: SmolLM2 if it was fetched, else the preset tiny")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="sweep,grid")
+    parser.add_argument("--only", default="sweep,one,grid")
     options = parser.parse_args()
     parts = options.only.split(",")
     document: dict[str, Any] = {"machine": machine.facts()}
@@ -50,6 +50,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hbf-cluster-") as folder:
         if "sweep" in parts:
             document["sweep"] = _sweeps(model, Path(folder))
+        if "one" in parts:
+            document["one_worker"] = _one_worker(model, Path(folder), options.rounds)
         if "grid" in parts:
             document["grid"] = _grid(model, options.rounds)
     print(json.dumps(document, indent=2))
@@ -94,6 +96,31 @@ def _sweeps(model: Path, folder: Path) -> dict[str, Any]:
         "tier_error_pct_median": {
             name: statistics.median(_errors(runs)) for name, runs in (("alone", alone), ("on", together))
         },
+    }
+
+
+def _one_worker(model: Path, folder: Path, rounds: int) -> dict[str, Any]:
+    """The grid of the demo without and with Dask in between, interleaved."""
+    names = ("without", "with")
+    with machines(folder / "machine", ["one"]) as known:
+        for number in range(rounds):
+            for name, how in zip(names, ([], ["--on", known.address]), strict=True):
+                _timed([*HBF, "sweep", str(model), *DEMO, "-o", str(folder / f"{name}-{number}"), *how])
+    runs = {
+        name: [run for number in range(rounds) for run in _runs(folder / f"{name}-{number}")]
+        for name in names
+    }
+    return {
+        name: {
+            "verdicts": dict(_verdicts(known)),
+            **{
+                metric: statistics.median(
+                    getattr(run.metrics, metric) for run in known if isinstance(run, Finished)
+                )
+                for metric in ("tier_error_pct", "tier_bound_pct", "pp", "tg", "other_cpu_seconds")
+            },
+        }
+        for name, known in runs.items()
     }
 
 
