@@ -79,12 +79,13 @@ def _sentence(metric: str, name: str, ratios: dict[str, Spread], tolerance: floa
     slow = min(ratios, key=lambda machine: ratios[machine].median)
     fast = max(ratios, key=lambda machine: ratios[machine].median)
     spread_pct = (ratios[fast].median / ratios[slow].median - 1) * 100
-    text = f"{name[0].upper()}{name[1:]}: machines differ by {spread_pct:.2g}% on the same cells"
+    text = f"Between machines, {name} differs by {spread_pct:.2g}% on the same cells"
     if metric == "stage_seconds" and spread_pct <= tolerance:
         return f"{text}, which is within the tolerance of the tier model."
     apart = [pair for pair in combinations(ratios, 2) if _apart(ratios[pair[0]], ratios[pair[1]])]
     if not apart:
-        return f"{text}, no more than chance can do."
+        few = min(len(spread.values) for spread in ratios.values()) < LEAST_CELLS
+        return f"{text}; {'of so few cells nobody knows why' if few else 'chance can do as much'}."
     return (
         f"{text} ({slow} {ratios[slow].median:.3g}, {fast} {ratios[fast].median:.3g} of the median), more "
         "than chance does: that is the machines'. So is a difference up to this between two tiers that were "
