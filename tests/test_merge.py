@@ -84,6 +84,22 @@ def test_few_shared_cells_prove_no_difference():
     assert set(told(runs)) == {"nothing-shared"}
 
 
+def test_a_machine_with_few_cells_is_blamed_for_nothing():
+    few = slower(grid()[:1], 0.2)
+    runs = [*on("one", grid()), *on("two", slower(grid(), 0.8)), *on("three", few)]
+    said = told(runs)["machines-pp"]
+    assert "three" not in said and "that is the machines'" in said
+
+
+def test_cells_that_are_not_the_same_are_not_compared():
+    placed = slower(grid(layout={"place": ["ffn=dram", ".*=hbf"], "tiers": {}}), 0.5)
+    assert "machines-pp" not in told([*on("one", grid()), *on("two", placed)])
+    older = slower(grid(), 0.5)
+    for each in older:
+        each.llama_bench = each.llama_bench.model_copy(update={"version": "0"})
+    assert "machines-pp" not in told([*on("one", grid()), *on("two", older)])
+
+
 def test_figures_of_unlike_machines_are_not_averaged():
     alike_ = [*on("one", grid()), *on("two", grid())]
     (series,) = summary.series_of(alike_)
@@ -102,7 +118,7 @@ def test_figures_of_unlike_machines_are_not_averaged():
     [
         ({"environment": {"cpu": "Another"}}, "CPU"),
         ({"environment": {"hbf_fuse": "2"}}, "hbf-fuse"),
-        ({"llama_bench": {"version": "version: 2"}}, "llama.cpp"),
+        ({"llama_bench": {"version": "version: 2"}}, "llama-bench"),
     ],
 )
 def test_what_must_not_differ(change, what):
@@ -153,6 +169,9 @@ def test_folders_are_merged_into_one_report(tmp_path):
     assert "against" in report(one, two).stdout
     assert "unlike things are compared: not the same kernel" in report(one, two).stderr
     three = stored(tmp_path / "three", slower(grid(), 0.7))
+    # Of one machine, as far as anybody can tell: a section about machines would say what days differ in.
+    report(one, three, "-o", tmp_path / "days")
+    assert "## Machines" not in (tmp_path / "days/report.md").read_text()
     rows = json.loads(report(one, two, three, "-o", merged, "--json").stdout)
     assert {(row["setting"], row["repeats"]) for row in rows} == {("kernel 6.1", 6), ("kernel 6.18", 3)}
 
@@ -161,7 +180,18 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     one = stored(tmp_path / "one", grid())
     copy = stored(tmp_path / "copy", grid())
     assert "a copy is no repeat" in report(one, copy, "-o", tmp_path / "merged", code=1).stderr
+    for twice in (("-o", tmp_path / "merged"), ("--sql", tmp_path / "t.sqlite")):
+        assert "a copy is no repeat" in report(one, one, *twice, code=1).stderr
     other = stored(tmp_path / "other", slower(grid(), 0.9))
+    for folder in (one, other):
+        stored(folder, [Run(cell=run(500, repeat=4).cell, error="it fell over")])
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "report.md").write_text("precious")
+    assert "of something else" in report(one, other, "-o", precious, code=1).stderr
+    assert (precious / "report.md").read_text() == "precious"
+    for _ in range(2):
+        report(one, other, "-o", tmp_path / "failed-alike")
     assert "holds runs of its own" in report(one, other, "-o", one, code=1).stderr
     assert "holds no runs" in report(one, tmp_path / "nothing", "-o", tmp_path / "merged", code=1).stderr
     assert not (tmp_path / "merged").exists()
@@ -238,7 +268,11 @@ def _foreign(path):
 
 
 def test_a_hostile_record_breaks_nothing():
-    runs = benched("x'); DROP TABLE llama_bench; --", 1.0, **{'a"b': "c", "machine": "theirs", "MODE": 1})
+    runs = benched(
+        "x'); DROP TABLE llama_bench; --",
+        1.0,
+        **{'a"b': "c", "machine": "theirs", "MODE": 1, "order": 1 << 70, "group": None},
+    )
     content = sql.database(runs)
     with sqlite3.connect(":memory:") as known:
         known.deserialize(content)

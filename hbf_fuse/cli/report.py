@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hbf_fuse.runs.run import Run
 
 MERGED = Path("results/merged")
+MERGED_FILE = "merged.txt"
+"""Marks a folder whose report was made of several others."""
 
 TargetSeconds = Annotated[
     float | None,
@@ -64,6 +66,8 @@ def report(
     for known in sweeps:
         if not known.all():
             raise HbfError(f"{known.folder} holds no runs", "name the folder that `hbf sweep -o` was given")
+    if sql or output or len(sweeps) > 2:
+        _require_no_copies(sweeps, [str(folder) for folder in folders])
     if sql:
         _write_sql(sql, [run for known in sweeps for run in known.all()])
     if len(sweeps) == 1 and output is None:
@@ -101,20 +105,35 @@ def _compare(sweeps: "list[Results]", names: list[str], as_json: bool) -> None:
         print(compare.markdown(rows, *names))
 
 
-def _merged(sweeps: "list[Results]", names: list[str]) -> "list[Run]":
-    """All runs; those that do not say on which machine they were made are told apart by their folders."""
-    from hbf_fuse.report import alike
-    from hbf_fuse.runs.results import in_order
+def _require_no_copies(sweeps: "list[Results]", names: list[str]) -> None:
+    """HbfError if a run is there twice: chance would look smaller than it is."""
+    from hbf_fuse.runs.run import Finished
 
     seen: dict[str, str] = {}
     for known, name in zip(sweeps, names, strict=True):
         for run in known.all():
-            other = seen.setdefault(str(run.to_dict()), name)
-            if other != name:
+            if not isinstance(run, Finished):
+                continue
+            content = str(run.to_dict())
+            if content in seen:
                 raise HbfError(
-                    f"{other} and {name} both hold one run, {run.cell.name}", "a copy is no repeat"
+                    f"{seen[content]} and {name} both hold one run, {run.cell.name}", "a copy is no repeat"
                 )
-            run.conditions.machine = run.conditions.machine or name
+            seen[content] = name
+
+
+def _merged(sweeps: "list[Results]", names: list[str]) -> "list[Run]":
+    """All runs. Those that do not say on which machine they were made are named after their folder, or after
+    all folders of such a machine.
+    """
+    from hbf_fuse.report import alike
+    from hbf_fuse.runs.results import in_order
+
+    machines = [alike.machine_of(known.all()) for known in sweeps]
+    for known, machine in zip(sweeps, machines, strict=True):
+        folders = [name for name, other in zip(names, machines, strict=True) if other == machine]
+        for run in known.all():
+            run.conditions.machine = run.conditions.machine or " and ".join(folders)
     runs = in_order(run for known in sweeps for run in known.all())
     for what, values in alike.differing(runs).items():
         tell(f"not averaged over different values of {what}: {' | '.join(values)}")
@@ -123,12 +142,18 @@ def _merged(sweeps: "list[Results]", names: list[str]) -> "list[Run]":
 
 def _write_merged(folder: Path, runs: "list[Run]", target_seconds: float | None) -> Path:
     """The report and cells.csv in a folder that has no runs of its own."""
+    from hbf_fuse.documents import write_in
     from hbf_fuse.folder import Folder
-    from hbf_fuse.runs.results import RUNS, write_csv
+    from hbf_fuse.runs.results import CSV, RUNS, write_csv
+    from hbf_fuse.sweep.loop import OVERWRITTEN
 
     opened = Folder.at(folder)
     if opened.has(RUNS):
         raise HbfError(f"{folder} holds runs of its own", "name another folder (-o)")
+    if not opened.has(MERGED_FILE):
+        if foreign := next(filter(opened.has, (CSV, *OVERWRITTEN)), None):
+            raise HbfError(f"{folder} has a {foreign} of something else", "use another folder (-o)")
+        write_in(opened, MERGED_FILE, "Made by `hbf report`; what is beside this file is written anew.\n")
     write_csv(opened, runs)
     return write_report(opened, runs, target_seconds)
 

@@ -41,6 +41,10 @@ class Spread:
     ] = None
     on: Scheduler = None
 
+    def given(self) -> bool:
+        """Whether the command line says anything."""
+        return bool(self.jobs or self.on)
+
     def over(
         self, function: Callable[..., Result], items: Sequence[tuple[Any, ...]], what: str
     ) -> list[Result]:

@@ -128,6 +128,8 @@ def replay(
         other = spec if tier.profile or tier.given() else None
         memory.show(recorded, _finished(run) if run else None, _phases(run), other, spread, as_json)
         return
+    if spread.given():
+        raise typer.BadParameter("--jobs and --on are of --resident; one replay is one piece of work")
     if len({read.tier for read in reads}) > 1:
         tell("these reads came from several tiers; all of them are replayed on the one")
     document: dict[str, Any] = {"tier": str(spec), **chains.elsewhere(reads, _phases(run), spec)}

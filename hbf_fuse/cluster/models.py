@@ -1,6 +1,7 @@
 """A model by its hash on the machine that is to measure it."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePath
 
 from hbf_fuse.cluster.messages import Wanted
@@ -19,9 +20,11 @@ def find(wanted: Wanted, path: Path, tell: Callable[[str], None]) -> ModelFile:
     HbfError if it is not there.
     """
     for file in _candidates(wanted, path):
-        known = ModelFile.of(file)
-        if known.sha256 == wanted.sha256:
-            return known
+        # What cannot be read, or is half a model, is another one.
+        with suppress(HbfError, OSError):
+            known = ModelFile.of(file)
+            if known.sha256 == wanted.sha256:
+                return known
     if made := _made(wanted, tell):
         known = ModelFile.of(made)
         if known.sha256 == wanted.sha256:
@@ -35,15 +38,19 @@ def find(wanted: Wanted, path: Path, tell: Callable[[str], None]) -> ModelFile:
 def _candidates(wanted: Wanted, path: Path) -> Iterator[Path]:
     """Files that may be the first of the model: by name, then others of its size."""
     for place in (path, places.cache_dir()):
-        if place.is_file():
-            yield place
-            continue
-        named = place / PurePath(wanted.names[0]).name
-        if named.is_file():
-            yield named
-        if len(wanted.names) == 1:
-            files = sorted(place.glob("*.gguf"))[:_MOST_FILES]
-            yield from (file for file in files if file != named and file.stat().st_size == wanted.size)
+        with suppress(OSError):
+            named = place / PurePath(wanted.names[0]).name
+            files = [place] if place.is_file() else [named, *sorted(place.glob("*.gguf"))[:_MOST_FILES]]
+            yield from (file for file in dict.fromkeys(files) if _may_be(wanted, file, named))
+
+
+def _may_be(wanted: Wanted, file: Path, named: Path) -> bool:
+    """Whether a file may be the model's first. A split model's parts have to have their names."""
+    try:
+        nbytes = file.stat().st_size
+    except OSError:
+        return False
+    return nbytes == wanted.size if len(wanted.names) == 1 else file.name == named.name
 
 
 def _made(wanted: Wanted, tell: Callable[[str], None]) -> Path | None:

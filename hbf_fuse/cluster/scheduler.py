@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -92,6 +93,8 @@ def _refusal(version: Any, own: str) -> str:
 def over(function: Callable[..., Result], items: Sequence[tuple[Any, ...]], address: str) -> Iterator[Result]:
     """function(*item) of each, in the order of the items, by all workers. HbfError if one cannot be used."""
     with connected(address) as client:
+        from distributed import KilledWorker
+
         known = workers(client)
         if not known:
             raise HbfError(f"the scheduler at {address} has no workers", "start some with `dask worker`")
@@ -104,6 +107,11 @@ def over(function: Callable[..., Result], items: Sequence[tuple[Any, ...]], addr
         try:
             for future in futures:
                 yield from future.result()
+        except (CancelledError, KilledWorker) as error:
+            require(client)
+            raise HbfError(
+                "workers that computed were lost, and what they had", "give the same command again"
+            ) from error
         finally:
             client.cancel(futures)
 

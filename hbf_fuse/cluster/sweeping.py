@@ -29,6 +29,9 @@ LOOK_SECONDS = 1.0
 PATIENCE_SECONDS = 60.0
 """A sweep without any worker waits so long for one."""
 
+ANSWER_SECONDS = 30.0
+"""Within which the answer of a task that has ended is here."""
+
 ATTEMPTS = 2
 """Machines that may die with a cell before it counts as failed."""
 
@@ -51,6 +54,11 @@ class _Worker:
         """As results have it: the name that the worker was given, or its machine's."""
         name = scheduler.name_of(self.about, self.address)
         return self.found.host if self.found and name == self.address else name
+
+    @property
+    def host(self) -> str:
+        """The machine, as far as it is known."""
+        return f"{self.about.get('host')} {self.found.host if self.found else ''}"
 
 
 @dataclass
@@ -137,7 +145,7 @@ class Sweep:
 
     def _next_for(self, worker: _Worker, waiting: deque[Cell]) -> Cell | None:
         """The next cell that this worker's machine did not die with, or any if there is no other machine."""
-        alone = len({each.name for each in self._workers.values() if not each.unfit}) < 2
+        alone = len({each.host for each in self._workers.values() if not each.unfit}) < 2
         for cell in waiting:
             if alone or not self._died[_death(cell, worker)]:
                 waiting.remove(cell)
@@ -163,27 +171,39 @@ class Sweep:
         future, worker.future = worker.future, None
         assert future  # noqa: S101 - the caller looked
         try:
-            answer = future.result()
+            answer = future.result(timeout=ANSWER_SECONDS)
+        except TimeoutError:
+            # It ended before its answer was fetched, which Dask notices sooner or later.
+            worker.future = future
+            return
+        except Exception as error:
+            # Whatever went wrong there, Dask raises it here.
+            scheduler.require(client)
+            yield from self._failed(client, worker, str(error), waiting, question)
+            return
+        try:
             if worker.cell is None:
                 self._met(worker, Machine.model_validate(answer))
                 return
             run = run_of(answer)
             if run.cell != describe(worker.cell):
                 raise ValueError("a run of another cell")
-        except Exception as error:
-            # Whatever went wrong there, Dask raises it here.
-            scheduler.require(client)
-            if worker.cell is None:
-                self._leave_out(worker, f"cannot be looked at: {error}")
-                return
-            yield from self._lost(worker, f"failed: {error}", waiting)
-            worker.found, worker.future = (
-                None,
-                _submit(client, worker, question.model_dump(exclude_unset=True)),
-            )
+        except ValueError as error:
+            yield from self._failed(client, worker, f"its answer is none: {error}", waiting, question)
         else:
             worker.cell = None
             yield run
+
+    def _failed(
+        self, client: "Client", worker: _Worker, why: str, waiting: deque[Cell], question: Question
+    ) -> Iterator[Run]:
+        """Take its cell, and look at it again. One that cannot even be looked at gets no cells."""
+        if worker.cell is None:
+            self._leave_out(worker, f"cannot be looked at: {why}")
+            return
+        yield from self._lost(worker, f"failed: {why}", waiting)
+        worker.found = None
+        worker.future = _submit(client, worker, question.model_dump(exclude_unset=True))
 
     def _met(self, worker: _Worker, found: Machine) -> None:
         """Say what a machine is, and whether it gets cells."""
@@ -209,6 +229,7 @@ class Sweep:
         if worker.future:
             worker.future.cancel()
         cell, worker.cell, worker.future = worker.cell, None, None
+        self._problems.pop(worker.name, None)
         if cell or not worker.unfit:
             self.tell(f"{worker.name} {why}" + (f" with {cell.name}" if cell else ""))
         if cell is None:
@@ -224,7 +245,7 @@ class Sweep:
 
 
 def _death(cell: Cell, worker: _Worker) -> str:
-    return f"{cell.name} on {worker.name}"
+    return f"{cell.name} on {worker.host}"
 
 
 def _question(cells: Sequence[Cell], model_path: str) -> Question:

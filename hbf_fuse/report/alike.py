@@ -9,7 +9,18 @@ from hbf_fuse.tier import TierSpec
 Setting = dict[str, str]
 """Of a run: what matters, and its value in words."""
 
-WHAT = ("model", "engine", "tier detail", "placement of tensors", "CPU", "kernel", "llama.cpp", "hbf-fuse")
+_OF_MACHINES = ("CPU", "kernel")
+WHAT = (
+    "model",
+    "engine",
+    "tier detail",
+    "placement of tensors",
+    "CPU",
+    "kernel",
+    "llama-bench",
+    "llama-server",
+    "hbf-fuse",
+)
 
 UNKNOWN = "unknown"
 _USUAL = TierSpec().to_dict()
@@ -48,6 +59,18 @@ def titles(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+def machine_of(runs: Sequence[Run]) -> str:
+    """What runs of one folder tell of their machines."""
+    known = [_environment(run) for run in runs if isinstance(run, Finished)]
+    return " | ".join(sorted({", ".join(setting[what] for what in _OF_MACHINES) for setting in known}))
+
+
+def measured(run: Finished) -> Setting:
+    """What a run has in common with the same cell on another machine."""
+    known = _measured(run) | _environment(run)
+    return {what: value for what, value in known.items() if what not in _OF_MACHINES}
+
+
 def _measured(run: Run) -> Setting:
     cell = run.cell
     placed = [*cell.layout.place, *(f"{name}: {tier}" for name, tier in sorted(cell.layout.tiers.items()))]
@@ -67,11 +90,15 @@ def _detail(tier: TierSpec) -> str:
     return ", ".join(f"{key} {value}" for key, value in unusual.items())
 
 
+def _program(run: Run) -> str:
+    return "llama-server" if run.cell.serve else "llama-bench"
+
+
 def _environment(run: Finished) -> Setting:
     known = run.environment
     return {
         "CPU": f"{known.cpu}, {known.cores or UNKNOWN} cores{', virtual' if known.virtual else ''}",
         "kernel": known.kernel,
-        "llama.cpp": run.llama_bench.version.removeprefix("version: "),
+        _program(run): run.llama_bench.version.removeprefix("version: "),
         "hbf-fuse": known.hbf_fuse,
     }

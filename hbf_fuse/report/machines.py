@@ -3,7 +3,7 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import permutations
 
 from hbf_fuse.documents import Row
 from hbf_fuse.host import machine as facts
@@ -76,27 +76,32 @@ def findings(runs: Sequence[Run]) -> list[Finding]:
 
 
 def _sentence(metric: str, name: str, ratios: dict[str, Spread], tolerance: float) -> str:
-    slow = min(ratios, key=lambda machine: ratios[machine].median)
-    fast = max(ratios, key=lambda machine: ratios[machine].median)
-    spread_pct = (ratios[fast].median / ratios[slow].median - 1) * 100
+    enough = {machine: spread for machine, spread in ratios.items() if len(spread.values) >= LEAST_CELLS}
+    counted = enough if len(enough) > 1 else ratios
+    spread_pct = _between(max(counted.values(), key=_median_of), min(counted.values(), key=_median_of))
     text = f"Between machines, {name} differs by {spread_pct:.2g}% on the same cells"
     if metric == "stage_seconds" and spread_pct <= tolerance:
         return f"{text}, which is within the tolerance of the tier model."
-    apart = [pair for pair in combinations(ratios, 2) if _apart(ratios[pair[0]], ratios[pair[1]])]
+    if len(enough) < 2:
+        return f"{text}; of so few cells nobody knows why."
+    apart = [pair for pair in permutations(enough, 2) if enough[pair[0]].low > enough[pair[1]].high]
     if not apart:
-        few = min(len(spread.values) for spread in ratios.values()) < LEAST_CELLS
-        return f"{text}; {'of so few cells nobody knows why' if few else 'chance can do as much'}."
+        return f"{text}; chance can do as much."
+    fast, slow = max(apart, key=lambda pair: _between(enough[pair[0]], enough[pair[1]]))
     return (
-        f"{text} ({slow} {ratios[slow].median:.3g}, {fast} {ratios[fast].median:.3g} of the median), more "
+        f"{text} ({slow} {enough[slow].median:.3g}, {fast} {enough[fast].median:.3g} of the median), more "
         "than chance does: that is the machines'. So is a difference up to this between two tiers that were "
         "measured on different machines."
     )
 
 
-def _apart(one: Spread, other: Spread) -> bool:
-    if min(len(one.values), len(other.values)) < LEAST_CELLS:
-        return False
-    return one.high < other.low or other.high < one.low
+def _median_of(spread: Spread) -> float:
+    return spread.median
+
+
+def _between(more: Spread, less: Spread) -> float:
+    """In percent."""
+    return (more.median / less.median - 1) * 100
 
 
 def _by_machine(runs: Sequence[Run]) -> dict[str, list[Finished]]:
@@ -126,15 +131,11 @@ def _ratios(known: dict[str, list[Finished]], metric: str) -> dict[str, Spread |
     return {name: Spread.of(ratios[name]) for name in known}
 
 
-def _cell(run: Run) -> tuple[str, ...]:
+def _cell(run: Finished) -> tuple[str, ...]:
     """What was measured, whichever repeat it is."""
     cell = run.cell
-    return (
-        cell.name.removesuffix(f"-r{cell.repeat}"),
-        cell.model.sha256,
-        str(cell.tier.to_dict()),
-        cell.engine,
-    )
+    serve = cell.serve.label if cell.serve else ""
+    return cell.name.removesuffix(f"-r{cell.repeat}"), serve, *alike.measured(run).values()
 
 
 def _of(ratios: dict[str, dict[str, Spread | None]], name: str) -> dict[str, Spread | None]:

@@ -7,6 +7,7 @@ meet.
 
 import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -62,17 +63,22 @@ def database(runs: Sequence[Run]) -> bytes:
         raise HbfError("no run of llama-bench is there", "name a folder of hbf bench or sweep")
     columns = {key: _TYPES.get(type(value), "TEXT") for row, _ in rows for key, value in row.items()}
     with sqlite3.connect(":memory:") as connection:
-        declared = ", ".join(f"{name} {kind}" for name, kind in {**columns, **_OTHERS}.items())
+        declared = ", ".join(f'"{name}" {kind}' for name, kind in {**columns, **_OTHERS}.items())
         connection.execute(f"CREATE TABLE {TABLE} ({declared})")
         places = ", ".join("?" * (len(columns) + len(_OTHERS)))
         for row, others in rows:
-            values = [row.get(name, "" if kind == "TEXT" else 0) for name, kind in columns.items()]
+            values = [_storable(row.get(name, "" if kind == "TEXT" else 0)) for name, kind in columns.items()]
             connection.execute(
                 f"INSERT INTO {TABLE} VALUES ({places})",  # noqa: S608 - our names, no values
                 [*values, *(others[name] for name in _OTHERS)],
             )
         connection.commit()
         return connection.serialize()
+
+
+def _storable(value: Any) -> Any:
+    """SQLite has whole numbers of 64 bits."""
+    return str(value) if isinstance(value, int) and abs(value) >= 1 << 63 else value
 
 
 def is_ours(content: bytes) -> bool:
@@ -93,6 +99,7 @@ def commits(runs: Sequence[Run]) -> list[str]:
 
 def _rows(runs: Sequence[Run]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """For each record of llama-bench its fields, and ours."""
+    kernels = _has_several_kernels(runs)
     for run in runs:
         if not isinstance(run, Finished) or run.cell.workload != "bench":
             continue
@@ -100,20 +107,40 @@ def _rows(runs: Sequence[Run]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]
             fields = {
                 key: value
                 for key, value in record.items()
-                if _NAME.fullmatch(key) and key not in _OTHERS and not isinstance(value, list | dict)
+                if _NAME.fullmatch(key) and key not in _OTHERS and isinstance(value, str | int | float)
             }
             kind = str(fields.get("model_type", ""))
             yield (
-                {**fields, "model_type": f"{kind}, {_tier(run)}", "model_filename": run.cell.model.name},
+                {
+                    **fields,
+                    "model_type": f"{kind}, {_tier(run, kernels)}",
+                    "model_filename": run.cell.model.name,
+                },
                 {**_ours(run), "llama_model_type": kind},
             )
 
 
-def _tier(run: Finished) -> str:
-    """Where the weights came from, in words."""
-    cell, budget = run.cell, run.cell.layout.resident_bytes
-    memory = [f"{budget >> 20} MiB {cell.layout.policy}"] if budget is not None else []
-    return ", ".join([cell.mode, str(cell.tier), *memory, *cell.layout.place])
+def _tier(run: Finished, kernels: bool) -> str:
+    """Where the weights came from, in words. kernels: also of which Linux."""
+    cell, layout = run.cell, run.cell.layout
+    parts = [cell.mode, str(cell.tier)]
+    parts += (
+        [f"{layout.resident_bytes >> 20} MiB {layout.policy}"] if layout.resident_bytes is not None else []
+    )
+    parts += [*layout.place, *(f"{name}: {tier}" for name, tier in layout.tiers.items())]
+    parts += [f"readahead {layout.readahead_kib} KiB"] if layout.readahead_kib is not None else []
+    parts += [f"engine {cell.engine}"] if cell.engine != "kernel" else []
+    parts += [f"Linux {run.environment.kernel}"] if kernels else []
+    return ", ".join(parts)
+
+
+def _has_several_kernels(runs: Sequence[Run]) -> bool:
+    """Whether one build of llama.cpp ran on several, over which nothing may be averaged."""
+    known: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        if isinstance(run, Finished):
+            known[run.llama_bench.version].add(run.environment.kernel)
+    return any(len(kernels) > 1 for kernels in known.values())
 
 
 def _ours(run: Finished) -> dict[str, Any]:

@@ -23,7 +23,7 @@ Crew = Callable[[Sequence[Cell]], Generator[Run, None, None]]
 SWEEP_FILE = "sweep.json"
 """What the cells of a folder have in common; a folder of single cells has none."""
 
-_OVERWRITTEN = ("report.md", "report.html", "plots")
+OVERWRITTEN = ("report.md", "report.html", "plots")
 """What the end of a sweep makes anew."""
 
 
@@ -131,7 +131,7 @@ def require_same(results: Results, first: Cell) -> None:
     if not results.opened.has(SWEEP_FILE):
         if results.all():
             raise _another_sweep(results, "runs of hbf bench")
-        if foreign := next(filter(results.opened.has, _OVERWRITTEN), None):
+        if foreign := next(filter(results.opened.has, OVERWRITTEN), None):
             raise HbfError(f"{results.folder} has a {foreign} of something else", "use another folder (-o)")
         return
     try:
