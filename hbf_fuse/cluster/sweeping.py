@@ -172,13 +172,13 @@ class Sweep:
         assert future  # noqa: S101 - the caller looked
         try:
             answer = future.result(timeout=ANSWER_SECONDS)
-        except TimeoutError:
-            # It ended before its answer was fetched, which Dask notices sooner or later.
-            worker.future = future
-            return
         except Exception as error:
             # Whatever went wrong there, Dask raises it here.
             scheduler.require(client)
+            if isinstance(error, TimeoutError) and future.status != "error":
+                # The worker ended before its answer was fetched, which the next looks will tell.
+                worker.future = future
+                return
             yield from self._failed(client, worker, str(error), waiting, question)
             return
         try:
