@@ -163,6 +163,8 @@ def _write_sql(path: Path, runs: "list[Run]") -> None:
     from hbf_fuse.folder import Folder
     from hbf_fuse.report import sql
 
+    if not path.absolute().parent.is_dir():
+        raise HbfError(f"{path.absolute().parent} is no directory", "make it with `mkdir -p`")
     content = sql.database(runs)
     folder = Folder.at(path.absolute().parent)
     if folder.has(path.name):

@@ -23,7 +23,10 @@ _STYLES = {"within": "green", "missed": "red", "not reproduced": "yellow"}
 @flattened
 def validate(
     name: Annotated[
-        str, typer.Argument(help="A value's name, or a pattern such as 'kyung-*'. \\[default: all]")
+        str,
+        typer.Argument(
+            help="A value's name, or a pattern such as 'kyung-*'. \\[default: all]", show_default=False
+        ),
     ] = "*",
     *,
     spread: Spread,

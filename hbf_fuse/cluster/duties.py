@@ -4,13 +4,13 @@
 or a run, all as JSON.
 """
 
-import fcntl
+import errno
 import json
-import os
 import platform
 import signal
+import socket
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +29,9 @@ from hbf_fuse.sweep.cell import Cell, ModelFile, described_as
 
 _OF_MOUNTS = ("/dev/fuse", "mount", "fusermount3", "user", "privileges", "WSL")
 """Lines of the doctor that matter only where FUSE mounts are made."""
+
+_NAME = b"\0hbf-machine"
+_LOOK_SECONDS = 0.1
 
 _LLAMA = "llama-bench"
 """A line that says less than workloads.check."""
@@ -103,17 +106,25 @@ def measured(task: Task) -> Run:
 
 @contextmanager
 def _to_itself() -> Iterator[None]:
-    """Wait until no other task of this user runs on this machine, and keep others out."""
-    path = Path(tempfile.gettempdir()) / f"hbf-machine-{os.geteuid()}.lock"
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            raise HbfError(f"{path} belongs to another user", "remove it")
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    """Wait until no other task of anybody runs on this machine, and keep others out.
+
+    By a name of the kernel's in the network namespace (unix(7), abstract sockets): it is in no folder that
+    machines or users may share or not, and it is free when this process ends.
+    """
+    with socket.socket(socket.AF_UNIX) as taken:
+        while not _binds(taken):
+            time.sleep(_LOOK_SECONDS)
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _binds(taken: socket.socket) -> bool:
+    try:
+        taken.bind(_NAME)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ Result = TypeVar("Result")
 PACKAGE = "hbf-fuse"
 RUNNING = "running"
 CONNECT_SECONDS = 10
+_ADDRESS = re.compile(r"(?:(?:tcp|tls|ws|wss)://)?[^/\s]+:[0-9]{1,5}")
 _MOST_TOGETHER = 64
 """Items in a task at most."""
 
@@ -27,6 +29,9 @@ def connected(address: str) -> "Iterator[Client]":
     """A client of the scheduler at an address such as tcp://host:8786. HbfError if it cannot be reached, also
     later.
     """
+    if not _ADDRESS.fullmatch(address):
+        # Dask would take half a minute to say so.
+        raise HbfError(f"{address} is no address of a Dask scheduler", "write it like tcp://HOST:8786")
     try:
         from distributed import Client
     except ImportError as error:

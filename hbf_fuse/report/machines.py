@@ -79,7 +79,7 @@ def _sentence(metric: str, name: str, ratios: dict[str, Spread], tolerance: floa
     enough = {machine: spread for machine, spread in ratios.items() if len(spread.values) >= LEAST_CELLS}
     counted = enough if len(enough) > 1 else ratios
     spread_pct = _between(max(counted.values(), key=_median_of), min(counted.values(), key=_median_of))
-    text = f"Between machines, {name} differs by {spread_pct:.2g}% on the same cells"
+    text = f"Between machines, {name} differs by {_pct(spread_pct)} on the same cells"
     if metric == "stage_seconds" and spread_pct <= tolerance:
         return f"{text}, which is within the tolerance of the tier model."
     if len(enough) < 2:
@@ -93,6 +93,10 @@ def _sentence(metric: str, name: str, ratios: dict[str, Spread], tolerance: floa
         "than chance does: that is the machines'. So is a difference up to this between two tiers that were "
         "measured on different machines."
     )
+
+
+def _pct(value: float) -> str:
+    return f"{value:.0f}%" if value >= 10 else f"{value:.2g}%"
 
 
 def _median_of(spread: Spread) -> float:

@@ -91,7 +91,8 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     cells: dict[str, list[str]] = {}
     for run in runs:
         for remark in _remarks(run):
-            cells.setdefault(remark, []).append(run.cell.name)
+            where = f" on {run.conditions.machine}" if run.conditions.machine else ""
+            cells.setdefault(remark, []).append(f"{run.cell.name}{where}")
     return [f"{remark} ({_named(names)})" for remark, names in cells.items()]
 
 
@@ -119,7 +120,7 @@ def _concerns(runs: Sequence[Run]) -> list[str]:
         for concern in run.conditions.concerns:
             known.setdefault(concern, {})[run.conditions.machine] = None
     return [
-        f"Not controlled{f' on {named}' if (named := _named(list(filter(None, names)))) else ''}: {concern}"
+        f"Not controlled{f' on {named}' if (named := _named(sorted(filter(None, names)))) else ''}: {concern}"
         for concern, names in known.items()
     ]
 

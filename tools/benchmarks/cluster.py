@@ -1,8 +1,7 @@
 """A sweep on four workers of which two are killed, against the same sweep alone; one worker against none; and 2,000
 simulated points on one core and on all. Prints JSON.
 
-Each worker has a home and a cache of its own. All share this machine and its scratch folder, so that they wait for
-each other as on one host: figures of cells that ran beside each other would say nothing.
+Each worker has a home, a cache and a scratch folder of its own. They wait for each other, as all do on one host.
 
 tools/bench cluster [--model FILE] [--rounds 3] [--only sweep,one,grid]
 """
@@ -67,7 +66,7 @@ def _sweeps(model: Path, folder: Path) -> dict[str, Any]:
     alone_seconds = _timed([*HBF, "sweep", str(model), *DEMO, "-o", str(folder / "alone")])
     with machines(folder / "machines", []) as known:
         for name in WORKERS:
-            known.start_worker(name, TMPDIR=str(folder))
+            known.start_worker(name)
         killed: list[str] = []
         killer = threading.Thread(target=_kill_two, args=(known, folder / "together", killed))
         killer.start()
