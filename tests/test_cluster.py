@@ -92,7 +92,7 @@ def test_each_cell_is_measured_once_on_some_machine_and_says_on_which(two, tiny_
 def test_a_worker_that_dies_has_its_cell_measured_elsewhere(tiny_model, llama_bench, tmp_path, own_mounts):
     results = tmp_path / "results"
     with machines(tmp_path / "machines", ["one", "two"]) as known:
-        line = [*HBF, "sweep", tiny_model, *GRID, "-n", "64", "-o", results, "--on", known.address]
+        line = [*HBF, "sweep", tiny_model, *GRID, "-n", "32", "-o", results, "--on", known.address]
         with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL) as running:
             killed = None
             while running.poll() is None and killed is None:
@@ -121,7 +121,7 @@ def test_a_worker_that_dies_has_its_cell_measured_elsewhere(tiny_model, llama_be
 
 def test_ctrl_c_ends_running_cells_and_keeps_finished_ones(two, tiny_model, tmp_path, own_mounts):
     results = tmp_path / "results"
-    line = [*HBF, "sweep", tiny_model, *GRID, "-n", "96", "-o", results, "--on", two.address]
+    line = [*HBF, "sweep", tiny_model, *GRID, "-n", "64", "-o", results, "--on", two.address]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL) as running:
         wait_for(lambda: list(results.glob("runs/*.json")) and two.measuring(), 60)
         running.send_signal(signal.SIGINT)

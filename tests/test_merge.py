@@ -190,8 +190,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path):
     (precious / "report.md").write_text("precious")
     assert "of something else" in report(one, other, "-o", precious, code=1).stderr
     assert (precious / "report.md").read_text() == "precious"
-    for _ in range(2):
-        report(one, other, "-o", tmp_path / "failed-alike")
+    report(one, other, "-o", tmp_path / "failed-alike")
     assert "holds runs of its own" in report(one, other, "-o", one, code=1).stderr
     assert "holds no runs" in report(one, tmp_path / "nothing", "-o", tmp_path / "merged", code=1).stderr
     assert not (tmp_path / "merged").exists()
@@ -257,7 +256,7 @@ def test_only_a_table_of_ours_is_replaced(tmp_path):
         assert "is no table of hbf's" in report(folder, "--sql", tmp_path / name, code=1).stderr
         assert (tmp_path / name).read_bytes() == before
     for _ in range(2):
-        report(folder, "--sql", tmp_path / "ours.sqlite")
+        report(folder, "--sql", tmp_path / "ours.sqlite", "--json")
     with pytest.raises(HbfError, match="no run of llama-bench"):
         sql.database(grid())
 
