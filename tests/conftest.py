@@ -58,6 +58,7 @@ Mount = Callable[..., Path]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vm", action="store_true", help="also boot virtual machines (tests/test_vm.py)")
+    parser.addoption("--cluster", action="store_true", help="also what takes long in tests/test_cluster.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -41,6 +41,13 @@ def own_mounts(tmp_path):
     return lambda: [mount for mount in mountinfo.mounts() if mount.mountpoint.is_relative_to(tmp_path)]
 
 
+@pytest.fixture
+def long(request):
+    """Of tests that take 15 to 30 seconds: all checks together are to take less than 15 minutes."""
+    if not request.config.getoption("--cluster"):
+        pytest.skip("takes long: ask for it with --cluster")
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, llama_bench):
     with machines(tmp_path_factory.mktemp("cluster") / "machines", ["one", "two"]) as known:
@@ -89,7 +96,9 @@ def test_each_cell_is_measured_once_on_some_machine_and_says_on_which(two, tiny_
     assert here.cell == runs[0].cell
 
 
-def test_a_worker_that_dies_has_its_cell_measured_elsewhere(tiny_model, llama_bench, tmp_path, own_mounts):
+def test_a_worker_that_dies_has_its_cell_measured_elsewhere(
+    long, tiny_model, llama_bench, tmp_path, own_mounts
+):
     results = tmp_path / "results"
     with machines(tmp_path / "machines", ["one", "two"]) as known:
         line = [*HBF, "sweep", tiny_model, *GRID, "-n", "32", "-o", results, "--on", known.address]
@@ -119,7 +128,7 @@ def test_a_worker_that_dies_has_its_cell_measured_elsewhere(tiny_model, llama_be
         wait_for(lambda: not known.measuring() and not own_mounts())
 
 
-def test_ctrl_c_ends_running_cells_and_keeps_finished_ones(two, tiny_model, tmp_path, own_mounts):
+def test_ctrl_c_ends_running_cells_and_keeps_finished_ones(long, two, tiny_model, tmp_path, own_mounts):
     results = tmp_path / "results"
     line = [*HBF, "sweep", tiny_model, *GRID, "-n", "64", "-o", results, "--on", two.address]
     with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL) as running:
@@ -132,7 +141,9 @@ def test_ctrl_c_ends_running_cells_and_keeps_finished_ones(two, tiny_model, tmp_
     assert 0 < len(Results(results).all()) < 4
 
 
-def test_two_sweeps_share_a_cluster_and_no_machine_measures_two_cells_at_once(two, tiny_model, tmp_path):
+def test_two_sweeps_share_a_cluster_and_no_machine_measures_two_cells_at_once(
+    long, two, tiny_model, tmp_path
+):
     lines = [
         [
             *HBF,
@@ -160,7 +171,7 @@ def test_two_sweeps_share_a_cluster_and_no_machine_measures_two_cells_at_once(tw
     assert all(len(Results(tmp_path / name).all()) == 1 for name in ("first", "second"))
 
 
-def test_workers_that_cannot_measure_are_named(tiny_model, llama_bench, tmp_path):
+def test_workers_that_cannot_measure_are_named(long, tiny_model, llama_bench, tmp_path):
     if os.geteuid():
         pytest.skip("hides /dev/fuse in a mount namespace, which takes root")
     other = tmp_path / "other" / "hbf_fuse-99.dist-info"
